@@ -1,0 +1,81 @@
+// Package clientapi is the Matrix client-server API on localhost: decode, authorise, call, encode.
+package clientapi
+
+import (
+	"context"
+	"encoding/json"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/node/ephemeral"
+	"github.com/plexus-p2p/plexus/node/rooms"
+	"github.com/plexus-p2p/plexus/store"
+)
+
+// Remote is what the client API asks of other servers; *federation.Federation in a node.
+type Remote interface {
+	Join(ctx context.Context, room eventgraph.RoomID, user eventgraph.UserID, via []eventgraph.ServerName, content json.RawMessage) error
+	Leave(ctx context.Context, room eventgraph.RoomID, user eventgraph.UserID, reason string) error
+	Invite(ctx context.Context, d rooms.Draft) (eventgraph.EventID, error)
+	ResolveAlias(ctx context.Context, alias eventgraph.RoomAlias) (eventgraph.RoomID, []eventgraph.ServerName, error)
+	Profile(ctx context.Context, user eventgraph.UserID, field string) (json.RawMessage, error)
+	QueryKeys(ctx context.Context, server eventgraph.ServerName, body json.RawMessage) (json.RawMessage, error)
+	ClaimKeys(ctx context.Context, server eventgraph.ServerName, body json.RawMessage) (json.RawMessage, error)
+	UserDevices(ctx context.Context, user eventgraph.UserID) (json.RawMessage, error)
+	Backfill(ctx context.Context, room eventgraph.RoomID, limit int) (int, error)
+	EventNear(ctx context.Context, room eventgraph.RoomID, ts int64, forwards bool) (eventgraph.EventID, int64, error)
+}
+
+// Registration says who may make an account.
+type Registration string
+
+const (
+	RegistrationToken  Registration = "token"
+	RegistrationOpen   Registration = "open"
+	RegistrationClosed Registration = "closed"
+)
+
+type Config struct {
+	Store             *store.Store
+	Rooms             *rooms.Rooms
+	Ephemeral         *ephemeral.State
+	Server            eventgraph.ServerName
+	Registration      Registration
+	RegistrationToken string
+	RateLimits        bool
+	PeersConnected    func() int // for the page at GET /
+	Now               func() time.Time
+	Log               *slog.Logger
+}
+
+// API serves the client API. It is also federation.Local.
+type API struct{}
+
+// New makes the API; SetRemote must be called before Handler serves (federation and the API know each other).
+func New(c Config) *API              { panic("clientapi: skeleton") }
+func (a *API) SetRemote(r Remote)    { panic("clientapi: skeleton") }
+func (a *API) Handler() http.Handler { panic("clientapi: skeleton") }
+
+// CreateUser makes an account without a client (plexus user add).
+func (a *API) CreateUser(ctx context.Context, localpart, password string) (eventgraph.UserID, error) {
+	panic("clientapi: skeleton")
+}
+
+// federation.Local.
+func (a *API) Profile(ctx context.Context, user eventgraph.UserID, field string) (json.RawMessage, error) {
+	panic("clientapi: skeleton")
+}
+func (a *API) Devices(ctx context.Context, user eventgraph.UserID) (json.RawMessage, error) {
+	panic("clientapi: skeleton")
+}
+func (a *API) QueryKeys(ctx context.Context, from eventgraph.ServerName, body json.RawMessage) (json.RawMessage, error) {
+	panic("clientapi: skeleton")
+}
+func (a *API) ClaimKeys(ctx context.Context, from eventgraph.ServerName, body json.RawMessage) (json.RawMessage, error) {
+	panic("clientapi: skeleton")
+}
+func (a *API) ReceiveEDU(ctx context.Context, origin eventgraph.ServerName, eduType string, content json.RawMessage) error {
+	panic("clientapi: skeleton")
+}

@@ -1,0 +1,85 @@
+// Package p2ptransport carries opaque bytes between proven peers over libp2p: a host with the device
+// key, discovery, dialling, and request streams. It knows neither rooms nor a database; whom to serve and
+// where peers were last seen it asks through small interfaces.
+//
+// Gossip topics for large rooms find their place here, in gossip.go, beside request streams.
+package p2ptransport
+
+import (
+	"context"
+	"crypto/ed25519"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+)
+
+// PeerID is libp2p's name of a device key, in base58 ("12D3KooW…").
+type PeerID string
+
+// ProtocolFederation carries the Matrix server-server API as plain HTTP/1.1 (design.md §6).
+const ProtocolFederation = "/matrix/federation/1"
+
+var (
+	// ErrUnreachable: no connection and no address that answers.
+	ErrUnreachable = errors.New("peer cannot be reached")
+	// ErrNotHere: the peer does not speak that protocol.
+	ErrNotHere = errors.New("peer does not speak that protocol")
+	ErrClosed  = errors.New("transport is closed")
+)
+
+// Config of New. The zero value of optional fields is usable.
+type Config struct {
+	Key         ed25519.PrivateKey // device key
+	Listen      []string           // multiaddrs; default QUIC and TCP on all interfaces, IPv4 and IPv6
+	StaticPeers []string           // multiaddrs with /p2p/ID, dialled and kept
+	MDNS        bool
+	Handler     http.Handler // serves ProtocolFederation; the request's context carries the peer (PeerFrom)
+	Log         *slog.Logger
+}
+
+// Transport is what both implementations offer: Host over libp2p, and memnet's.
+type Transport interface {
+	ID() PeerID
+	Addrs() []string // multiaddrs with /p2p/ID that others can dial
+	// Do sends an HTTP request to the peer over ProtocolFederation on a kept-alive stream. The URL's scheme and host are ignored; its
+	// path goes out exactly as given (Opaque or RawPath). ErrUnreachable, ErrNotHere, or ctx's error.
+	Do(ctx context.Context, peer PeerID, req *http.Request) (*http.Response, error)
+	// OpenStream opens a stream of another protocol; both ends close it.
+	OpenStream(ctx context.Context, peer PeerID, protocol string) (net.Conn, error)
+	// Handle serves streams of a protocol; each call of h runs in a goroutine of the transport, and Close waits for it. h closes the stream.
+	Handle(protocol string, h func(ctx context.Context, peer PeerID, stream net.Conn))
+	Peers() []Peer
+	// Watch calls f for each connect and disconnect, from one goroutine, until ctx ends; f first gets the peers connected now.
+	Watch(ctx context.Context, f func(PeerEvent))
+	AddPeer(ctx context.Context, multiaddr string) error // dial now, and keep as a static peer
+	AddAddrs(peer PeerID, addrs []string)                // addresses to try when it is needed
+	Close() error
+}
+
+// Peer is a connected peer.
+type Peer struct {
+	ID    PeerID
+	Addr  string // remote multiaddr of the best connection
+	Relay bool
+}
+
+// PeerEvent is a connect or disconnect.
+type PeerEvent struct {
+	Peer      PeerID
+	Connected bool
+	Addr      string
+}
+
+type peerKey struct{}
+
+// PeerFrom is the proven peer of a request that Handler serves.
+func PeerFrom(ctx context.Context) (PeerID, bool) {
+	p, ok := ctx.Value(peerKey{}).(PeerID)
+	return p, ok
+}
+
+// WithPeer puts the proven peer into a request's context; for implementations of Transport.
+func WithPeer(ctx context.Context, p PeerID) context.Context {
+	return context.WithValue(ctx, peerKey{}, p)
+}
