@@ -18,6 +18,7 @@ type StoredEvent struct {
 	Verdict     Verdict
 	StateBefore eventgraph.Hash // zero for outliers
 	StateAfter  eventgraph.Hash
+	RoomState   eventgraph.Hash    // the room's resolved state once this event was taken in; zero unless it has a Position
 	Order       int64              // place in the room's local topological order; backfill grows downwards; 0 for outliers
 	Position    Position           // of its ChangeEvent; 0 if none (backfilled, rejected, outlier)
 	Gap         bool               // its prev_events were not to be had when it was taken in
