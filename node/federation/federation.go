@@ -1,20 +1,29 @@
 // Package federation is the server-server API, both ways, over a transport of proven peers: who may speak for which
 // server, transactions out and in, joins and invites across servers, fetching what Accept misses, meetings.
+//
+// peers.go knows who speaks for whom. request.go asks other servers, verify.go checks who asks us, and the serve*.go files
+// answer. receive.go and fetch.go take events in, send.go sends ours, meet.go brings two servers level.
 package federation
 
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"log/slog"
 	"net/http"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
 	"github.com/plexus-p2p/plexus/node/ephemeral"
 	"github.com/plexus-p2p/plexus/node/rooms"
 	"github.com/plexus-p2p/plexus/store"
 )
+
+// ErrUnreachable: no peer that speaks for the server can be reached now.
+var ErrUnreachable = errors.New("server cannot be reached")
 
 // Transport is what federation needs of the network; node adapts p2ptransport to it.
 type Transport interface {
@@ -25,6 +34,7 @@ type Transport interface {
 	Watch(ctx context.Context, f func(peer eventgraph.PeerID, connected bool))
 }
 
+// Config of New. All fields but Log are required.
 type Config struct {
 	Store     *store.Store
 	Rooms     *rooms.Rooms
@@ -53,60 +63,72 @@ type Local interface {
 }
 
 // Federation serves and speaks. Handler serves ProtocolFederation; Run owns all its goroutines and returns when ctx ends and they have ended.
-type Federation struct{}
+type Federation struct {
+	Config
+	server  eventgraph.ServerName // our own name
+	peers   *peers                // who speaks for whom, and who is connected (peers.go)
+	handler http.Handler          // all routes (serve.go)
 
-func New(c Config) *Federation                      { panic("federation: skeleton") }
-func (f *Federation) Handler() http.Handler         { panic("federation: skeleton") }
-func (f *Federation) Run(ctx context.Context) error { panic("federation: skeleton") }
-
-// What clientapi asks of other servers. Each tries the servers' connected peers first, then dials; errors are *rooms.Refusal with the remote's
-// Matrix error where there is one, ErrUnreachable otherwise.
-
-// Join joins a local user to a room over make_join and send_join at one of via (or locally if we are in the room).
-func (f *Federation) Join(ctx context.Context, room eventgraph.RoomID, user eventgraph.UserID, via []eventgraph.ServerName, content json.RawMessage) error {
-	panic("federation: skeleton")
+	acting chan struct{} // a slot for each join, leave, knock or invite served now
+	heavy  chan struct{} // a slot for each answer of many events made now (state, backfill, …)
+	asking chan struct{} // a slot for each key document being fetched from others
 }
 
-// Leave leaves a room that we are not in (rejects an invite): takes effect here at once, is delivered when a server is met.
-func (f *Federation) Leave(ctx context.Context, room eventgraph.RoomID, user eventgraph.UserID, reason string) error {
-	panic("federation: skeleton")
+// Bounds on work that peers can cause. A request that finds no free slot waits until its context ends.
+const (
+	maxActing = 8  // each verifies, builds on and commits to a room
+	maxHeavy  = 4  // each may read a whole state and auth chain into memory
+	maxAsking = 16 // each waits for the network, holding at most a key document
+)
+
+// New makes the federation; peers of servers whose key documents the store keeps are known from the start.
+func New(c Config) *Federation {
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	f := &Federation{
+		Config: c,
+		server: c.Key.Server,
+		acting: make(chan struct{}, maxActing),
+		heavy:  make(chan struct{}, maxHeavy),
+		asking: make(chan struct{}, maxAsking),
+	}
+	f.peers = newPeers(c.Now)
+	f.handler = f.routes()
+	return f
 }
 
-// Invite sends an invite for a remote user through PUT /invite; a server that does not answer in 5 s gets it at the next meeting.
-func (f *Federation) Invite(ctx context.Context, d rooms.Draft) (eventgraph.EventID, error) {
-	panic("federation: skeleton")
+// Handler serves the server-server API to the peer that Config.PeerOf names.
+func (f *Federation) Handler() http.Handler { return f.handler }
+
+// Run learns who is there, sends, meets and takes in what waits, until ctx ends; it returns when all its goroutines have ended.
+func (f *Federation) Run(ctx context.Context) error {
+	if err := f.loadPeers(); err != nil {
+		return err
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	for _, run := range []func(context.Context) error{
+		f.runPeers,
+		f.runSender,
+		f.runMeetings,
+		f.runInbox,
+	} {
+		group.Go(func() error {
+			if err := run(ctx); err != nil && ctx.Err() == nil {
+				return err
+			}
+			return nil
+		})
+	}
+	return group.Wait()
 }
 
-// ResolveAlias asks the alias's server.
-func (f *Federation) ResolveAlias(ctx context.Context, alias eventgraph.RoomAlias) (eventgraph.RoomID, []eventgraph.ServerName, error) {
-	panic("federation: skeleton")
-}
-
-// Profile, QueryKeys, ClaimKeys, UserDevices ask a user's server; bodies as in the SS API.
-func (f *Federation) Profile(ctx context.Context, user eventgraph.UserID, field string) (json.RawMessage, error) {
-	panic("federation: skeleton")
-}
-func (f *Federation) QueryKeys(ctx context.Context, server eventgraph.ServerName, body json.RawMessage) (json.RawMessage, error) {
-	panic("federation: skeleton")
-}
-func (f *Federation) ClaimKeys(ctx context.Context, server eventgraph.ServerName, body json.RawMessage) (json.RawMessage, error) {
-	panic("federation: skeleton")
-}
-func (f *Federation) UserDevices(ctx context.Context, user eventgraph.UserID) (json.RawMessage, error) {
-	panic("federation: skeleton")
-}
-
-// Backfill asks room servers for events before the room's backward extremities, at least limit if they exist, and accepts them. It returns how many were taken in.
-func (f *Federation) Backfill(ctx context.Context, room eventgraph.RoomID, limit int) (int, error) {
-	panic("federation: skeleton")
-}
-
-// EventNear asks room servers for the event closest to ts when ours is not known to be.
-func (f *Federation) EventNear(ctx context.Context, room eventgraph.RoomID, ts int64, forwards bool) (eventgraph.EventID, int64, error) {
-	panic("federation: skeleton")
-}
-
-// ServerOf names the server that a connected peer speaks for, if known; for status and peers.
-func (f *Federation) ServerOf(p eventgraph.PeerID) (eventgraph.ServerName, bool) {
-	panic("federation: skeleton")
+// take waits for a slot; the caller must call release if err is nil.
+func take(ctx context.Context, slots chan struct{}) (release func(), err error) {
+	select {
+	case slots <- struct{}{}:
+		return func() { <-slots }, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
 }
