@@ -37,26 +37,52 @@ const (
 	RegistrationClosed Registration = "closed"
 )
 
+// Config of New. All fields but Log, Peer and Hosts are required.
 type Config struct {
 	Store             *store.Store
 	Rooms             *rooms.Rooms
 	Ephemeral         *ephemeral.State
 	Server            eventgraph.ServerName
+	Peer              eventgraph.PeerID // this device: the origin of records that other devices of the identity could write later
 	Registration      Registration
 	RegistrationToken string
 	RateLimits        bool
 	PeersConnected    func() int // for the page at GET /
-	Now               func() time.Time
-	Log               *slog.Logger
+	// Hosts are the hosts (without port) of the configured client addresses: requests may name them beside localhost and
+	// loopback addresses. An unspecified address ("0.0.0.0", "::") allows every IP literal.
+	Hosts []string
+	Now   func() time.Time
+	Log   *slog.Logger
 }
 
-// API serves the client API. It is also federation.Local.
-type API struct{}
+// API serves the client API. It is also federation.Local. It has no goroutine of its own.
+type API struct {
+	Config
+	remote Remote
+	routes routeTree
+	limits *limits
+	tokens *tokenCache
+}
 
 // New makes the API; SetRemote must be called before Handler serves (federation and the API know each other).
-func New(c Config) *API              { panic("clientapi: skeleton") }
-func (a *API) SetRemote(r Remote)    { panic("clientapi: skeleton") }
-func (a *API) Handler() http.Handler { panic("clientapi: skeleton") }
+func New(c Config) *API {
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	a := &API{Config: c, limits: newLimits(c.Now), tokens: newTokenCache()}
+	a.discoveryRoutes()
+	a.accountRoutes()
+	a.roomRoutes()
+	a.syncRoutes()
+	a.keyRoutes()
+	return a
+}
+
+// SetRemote gives the API its way to other servers.
+func (a *API) SetRemote(r Remote) { a.remote = r }
+
+// Handler serves the API.
+func (a *API) Handler() http.Handler { return http.HandlerFunc(a.serve) }
 
 // CreateUser makes an account without a client (plexus user add).
 func (a *API) CreateUser(ctx context.Context, localpart, password string) (eventgraph.UserID, error) {

@@ -1,0 +1,4 @@
+package clientapi
+
+// accountRoutes registers what concerns accounts, devices and the data that users keep.
+func (a *API) accountRoutes() {}

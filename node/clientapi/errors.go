@@ -1,0 +1,96 @@
+package clientapi
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"net/http"
+
+	"github.com/plexus-p2p/plexus/node/federation"
+	"github.com/plexus-p2p/plexus/node/rooms"
+	"github.com/plexus-p2p/plexus/store"
+)
+
+// matrixError is an error in the spec's form (CS API, Standard error response). extra fields are added to the body.
+type matrixError struct {
+	Status  int
+	Code    string // "": the body has no errcode (User-Interactive Authentication, first answer)
+	Message string
+	Extra   map[string]any
+}
+
+func (e *matrixError) Error() string { return e.Code + ": " + e.Message }
+
+func fail(status int, code, message string) error {
+	return &matrixError{Status: status, Code: code, Message: message}
+}
+
+func forbidden(message string) error { return fail(http.StatusForbidden, "M_FORBIDDEN", message) }
+func notFound(message string) error  { return fail(http.StatusNotFound, "M_NOT_FOUND", message) }
+func badJSON(message string) error   { return fail(http.StatusBadRequest, "M_BAD_JSON", message) }
+func invalidParam(message string) error {
+	return fail(http.StatusBadRequest, "M_INVALID_PARAM", message)
+}
+func missingParam(message string) error {
+	return fail(http.StatusBadRequest, "M_MISSING_PARAM", message)
+}
+
+var errUnrecognized = fail(http.StatusNotFound, "M_UNRECOGNIZED", "There is no such endpoint here.")
+
+// refusalStatus is the HTTP status of each rooms.Refusal.Code; 400 for those not named.
+var refusalStatus = map[string]int{
+	"M_FORBIDDEN": http.StatusForbidden,
+	"M_NOT_FOUND": http.StatusNotFound,
+	"M_TOO_LARGE": http.StatusRequestEntityTooLarge,
+}
+
+// asMatrixError turns any error that a handler may return into the spec's form; nil for one that is nobody's fault but ours.
+func asMatrixError(err error) *matrixError {
+	var (
+		matrix  *matrixError
+		refusal *rooms.Refusal
+		missing *rooms.MissingError
+	)
+	switch {
+	case errors.As(err, &matrix):
+		return matrix
+	case errors.As(err, &refusal):
+		status, ok := refusalStatus[refusal.Code]
+		if !ok {
+			status = http.StatusBadRequest
+		}
+		return &matrixError{Status: status, Code: refusal.Code, Message: refusal.Reason}
+	case errors.As(err, &missing):
+		return &matrixError{Status: http.StatusServiceUnavailable, Code: "M_UNKNOWN", Message: "Not all that this needs could be had from other servers yet."}
+	case errors.Is(err, store.ErrNotFound):
+		return &matrixError{Status: http.StatusNotFound, Code: "M_NOT_FOUND", Message: "Not found."}
+	case errors.Is(err, store.ErrDiskFull):
+		return &matrixError{Status: http.StatusInsufficientStorage, Code: "M_UNKNOWN", Message: "The disk of this device is nearly full: nothing can be written until there is room."}
+	case errors.Is(err, store.ErrClosed):
+		return &matrixError{Status: http.StatusServiceUnavailable, Code: "M_UNKNOWN", Message: "The server is shutting down."}
+	case errors.Is(err, federation.ErrUnreachable):
+		return &matrixError{Status: http.StatusBadGateway, Code: "M_UNKNOWN", Message: "No server that could answer this can be reached now."}
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
+		return &matrixError{Status: http.StatusGatewayTimeout, Code: "M_UNKNOWN", Message: "It took too long."}
+	}
+	return nil
+}
+
+// writeError answers with the error in the spec's form. An error that only a defect or a broken store explains is logged
+// here, once, and told to the client without its details.
+func (a *API) writeError(w http.ResponseWriter, r *http.Request, err error) {
+	e := asMatrixError(err)
+	if e == nil {
+		a.Log.Error("a request failed", "method", r.Method, "route", routeForLog(r), "error", err)
+		e = &matrixError{Status: http.StatusInternalServerError, Code: "M_UNKNOWN", Message: "Internal error."}
+	}
+	body := map[string]any{}
+	maps.Copy(body, e.Extra)
+	if e.Code != "" {
+		body["errcode"], body["error"] = e.Code, e.Message
+	}
+	if ms, ok := body["retry_after_ms"].(int64); ok {
+		w.Header().Set("Retry-After", retryAfter(ms))
+	}
+	a.writeJSON(w, e.Status, body)
+}

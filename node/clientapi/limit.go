@@ -1,0 +1,81 @@
+package clientapi
+
+import (
+	"math"
+	"net/http"
+	"strconv"
+	"time"
+
+	lru "github.com/hashicorp/golang-lru/v2"
+	"golang.org/x/time/rate"
+
+	"github.com/plexus-p2p/plexus/eventgraph"
+)
+
+// The limits are there so that one client gone wild cannot keep the device busy; no person meets them.
+const (
+	userRate, userBurst       = 100, 500 // requests of one user, each second and at once
+	strangerRate, strangBurst = 20, 100  // requests of all callers without a token, together
+	guessRate                 = 1.0 / 6  // wrong passwords for one account: ten a minute,
+	guessBurst                = 10       // and as many at once
+	limitedUsers              = 1000     // accounts whose counts are kept
+)
+
+// limits counts requests and wrong passwords. It is for concurrent use.
+type limits struct {
+	now       func() time.Time
+	strangers *rate.Limiter
+	users     *lru.Cache[eventgraph.UserID, *rate.Limiter]
+	guesses   *lru.Cache[string, *rate.Limiter]
+}
+
+func newLimits(now func() time.Time) *limits {
+	l := &limits{now: now, strangers: rate.NewLimiter(strangerRate, strangBurst)}
+	l.users, _ = lru.New[eventgraph.UserID, *rate.Limiter](limitedUsers) // fails only on a size below 1
+	l.guesses, _ = lru.New[string, *rate.Limiter](limitedUsers)
+	return l
+}
+
+// request counts one request of the user ("" = a stranger).
+func (l *limits) request(user eventgraph.UserID) error {
+	if user == "" {
+		return l.take(l.strangers)
+	}
+	return l.take(limiterOf(l.users, user, userRate, userBurst))
+}
+
+// guess counts one attempt to prove oneself as who, whatever its outcome.
+func (l *limits) guess(who string) error {
+	return l.take(limiterOf(l.guesses, who, guessRate, guessBurst))
+}
+
+func limiterOf[K comparable](cache *lru.Cache[K, *rate.Limiter], key K, r rate.Limit, burst int) *rate.Limiter {
+	if limiter, ok := cache.Get(key); ok {
+		return limiter
+	}
+	limiter := rate.NewLimiter(r, burst)
+	if before, ok, _ := cache.PeekOrAdd(key, limiter); ok {
+		return before
+	}
+	return limiter
+}
+
+// take answers M_LIMIT_EXCEEDED if the limiter has nothing left (CS API, Rate limiting).
+func (l *limits) take(limiter *rate.Limiter) error {
+	now := l.now()
+	reservation := limiter.ReserveN(now, 1)
+	delay := reservation.DelayFrom(now)
+	if delay <= 0 {
+		return nil
+	}
+	reservation.CancelAt(now)
+	return &matrixError{
+		Status: http.StatusTooManyRequests, Code: "M_LIMIT_EXCEEDED", Message: "Too many requests.",
+		Extra: map[string]any{"retry_after_ms": delay.Milliseconds() + 1},
+	}
+}
+
+// retryAfter is the header's value for an error's retry_after_ms, in whole seconds.
+func retryAfter(ms int64) string {
+	return strconv.FormatInt(int64(math.Ceil(float64(ms)/1000)), 10)
+}

@@ -1,0 +1,4 @@
+package clientapi
+
+// roomRoutes registers what creates, reads, changes and leaves rooms.
+func (a *API) roomRoutes() {}

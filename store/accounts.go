@@ -1,0 +1,199 @@
+package store
+
+import (
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+
+	"github.com/plexus-p2p/plexus/eventgraph"
+)
+
+// What is kept of local users: accounts, devices, sessions, filters, profiles. Records that another device of the same
+// identity could write later carry Origin, the peer ID of the device that wrote them.
+
+// Account is a local user.
+type Account struct {
+	User         eventgraph.UserID
+	PasswordHash string // PHC string; "" : nobody can log in with a password
+	CreatedTS    int64  // ms
+	Deactivated  bool
+}
+
+// Account reads a local account; ErrNotFound.
+func (r *Reader) Account(user eventgraph.UserID) (*Account, error) {
+	var a Account
+	if err := r.getJSON(key(tableAccount).str(string(user)), &a); err != nil {
+		return nil, err
+	}
+	return &a, nil
+}
+
+// Accounts calls f for each local account, by user ID.
+func (r *Reader) Accounts(f func(*Account) (bool, error)) error {
+	return r.scan(key(tableAccount), nil, false, func(_, value []byte) (bool, error) {
+		var a Account
+		if err := json.Unmarshal(value, &a); err != nil {
+			return false, err
+		}
+		return f(&a)
+	})
+}
+
+// PutAccount writes or replaces the account.
+func (tx *Tx) PutAccount(a *Account) error {
+	return tx.putJSON(key(tableAccount).str(string(a.User)), a)
+}
+
+// TokenHash is the SHA-256 of an access token: the token itself is never stored.
+type TokenHash [32]byte
+
+// MarshalText makes TokenHash hexadecimal in records.
+func (h TokenHash) MarshalText() ([]byte, error) { return hex.AppendEncode(nil, h[:]), nil }
+
+// UnmarshalText reads what MarshalText wrote.
+func (h *TokenHash) UnmarshalText(text []byte) error {
+	if len(text) != hex.EncodedLen(len(h)) {
+		return errors.New("token hash of the wrong length")
+	}
+	_, err := hex.Decode(h[:], text)
+	return err
+}
+
+// Session is what an access token stands for.
+type Session struct {
+	User   eventgraph.UserID
+	Device DeviceID
+}
+
+// Session finds the session of a token; ErrNotFound.
+func (r *Reader) Session(h TokenHash) (*Session, error) {
+	var s Session
+	if err := r.getJSON(key(tableSession).bytes(h[:]), &s); err != nil {
+		return nil, err
+	}
+	return &s, nil
+}
+
+// Device is a device of a local user.
+type Device struct {
+	User        eventgraph.UserID
+	ID          DeviceID
+	DisplayName string
+	LastSeenTS  int64     // ms
+	LastSeenIP  string    // "" if not known
+	Token       TokenHash // of its one session
+	Origin      eventgraph.PeerID
+}
+
+// Device reads a device; ErrNotFound.
+func (r *Reader) Device(user eventgraph.UserID, id DeviceID) (*Device, error) {
+	var d Device
+	if err := r.getJSON(key(tableDevice).str(string(user)).str(string(id)), &d); err != nil {
+		return nil, err
+	}
+	return &d, nil
+}
+
+// Devices calls f for each device of the user, by device ID.
+func (r *Reader) Devices(user eventgraph.UserID, f func(*Device) (bool, error)) error {
+	return r.scan(key(tableDevice).str(string(user)), nil, false, func(_, value []byte) (bool, error) {
+		var d Device
+		if err := json.Unmarshal(value, &d); err != nil {
+			return false, err
+		}
+		return f(&d)
+	})
+}
+
+// PutDevice writes or replaces the device and its session; a session under an older token ends. It does not Log.
+func (tx *Tx) PutDevice(d *Device) error {
+	before, err := tx.Device(d.User, d.ID)
+	if err != nil && !errors.Is(err, ErrNotFound) {
+		return err
+	}
+	if before != nil && before.Token != d.Token {
+		if err := tx.delete(key(tableSession).bytes(before.Token[:])); err != nil {
+			return err
+		}
+	}
+	if err := tx.putJSON(key(tableSession).bytes(d.Token[:]), &Session{User: d.User, Device: d.ID}); err != nil {
+		return err
+	}
+	return tx.putJSON(key(tableDevice).str(string(d.User)).str(string(d.ID)), d)
+}
+
+// DeleteDevice removes the device and ends its session; ErrNotFound. Its keys and messages are DeleteDeviceKeys'
+// and DeleteDeviceQueue's.
+func (tx *Tx) DeleteDevice(user eventgraph.UserID, id DeviceID) error {
+	d, err := tx.Device(user, id)
+	if err != nil {
+		return err
+	}
+	if err := tx.delete(key(tableSession).bytes(d.Token[:])); err != nil {
+		return err
+	}
+	return tx.delete(key(tableDevice).str(string(user)).str(string(id)))
+}
+
+// Filter is a user's stored filter, as the client gave it.
+type Filter struct {
+	ID        string
+	CreatedTS int64 // ms
+	Body      json.RawMessage
+}
+
+// MaxFilters bounds the filters of one user; the oldest goes. Clients upload the same few again and again.
+const MaxFilters = 200
+
+// Filter reads a filter of the user; ErrNotFound.
+func (r *Reader) Filter(user eventgraph.UserID, id string) (*Filter, error) {
+	var f Filter
+	if err := r.getJSON(key(tableFilter).str(string(user)).str(id), &f); err != nil {
+		return nil, err
+	}
+	return &f, nil
+}
+
+// PutFilter keeps the filter; beyond MaxFilters the user's oldest is dropped.
+func (tx *Tx) PutFilter(user eventgraph.UserID, f *Filter) error {
+	count, oldest := 0, (*Filter)(nil)
+	err := tx.scan(key(tableFilter).str(string(user)), nil, false, func(_, value []byte) (bool, error) {
+		var held Filter
+		if err := json.Unmarshal(value, &held); err != nil {
+			return false, err
+		}
+		if held.ID != f.ID {
+			count++
+			if oldest == nil || held.CreatedTS < oldest.CreatedTS {
+				oldest = &held
+			}
+		}
+		return true, nil
+	})
+	if err != nil {
+		return err
+	}
+	if count >= MaxFilters {
+		if err := tx.delete(key(tableFilter).str(string(user)).str(oldest.ID)); err != nil {
+			return err
+		}
+	}
+	return tx.putJSON(key(tableFilter).str(string(user)).str(f.ID), f)
+}
+
+// Profile is what a local user shows of themself, by field ("displayname", "avatar_url", …); empty if nothing.
+func (r *Reader) Profile(user eventgraph.UserID) (map[string]json.RawMessage, error) {
+	profile := map[string]json.RawMessage{}
+	if err := r.getJSON(key(tableProfile).str(string(user)), &profile); err != nil && !errors.Is(err, ErrNotFound) {
+		return nil, err
+	}
+	return profile, nil
+}
+
+// PutProfile replaces the profile and logs ChangeProfile.
+func (tx *Tx) PutProfile(user eventgraph.UserID, profile map[string]json.RawMessage) (Position, error) {
+	if err := tx.putJSON(key(tableProfile).str(string(user)), profile); err != nil {
+		return 0, err
+	}
+	return tx.Log(Change{Kind: ChangeProfile, User: user})
+}

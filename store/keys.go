@@ -1,0 +1,177 @@
+package store
+
+import "encoding/binary"
+
+// A table is the first byte of a key. The layout, with str = escaped and terminated string, u64 and
+// i64 = 8 bytes in an order that sorts as the number does, hash = 32 raw bytes:
+//
+//	table           rest of the key                       value
+//	tableMeta       str name                              see store.go and commit.go
+//	tableCommit     u64 commit number                     position, running hash: commitRecord
+//	tableChange     u64 position                          Change, binary (changes.go)
+//	tableRoomChange str room, u64 position                event ID
+//	tableTrie       hash                                  trie node
+//	tableEvent      str event ID                          event record, binary (events.go)
+//	tableOrder      str room, i64 order                   verdict byte, event ID
+//	tableEdge       str parent event ID, str child        empty
+//	tableRelation   str parent event ID, i64 order,       str rel_type, str type
+//	                str event ID
+//	tableClientTxn  str user, str device, str endpoint,   result
+//	                str txn ID
+//	tableRoom       str room                              Room, JSON
+//	tableMember     str room, str user                    Member, JSON
+//	tableUserRoom   str user, str room                    empty
+//	tableAlias      str alias                             Alias, JSON
+//	tableRoomAlias  str room, str alias                   empty
+//	tablePublished  str room                              empty
+//	tableKeyDoc     str server                            keyDocRecord, JSON
+//	tableInbox      str room, u64 arrival                 InboxItem, JSON
+//	tableInboxID    str room, str event ID                u64 arrival, u64 size
+//	tableSeenTxn    str origin, str txn ID                u64 arrival, answer
+//	tableSeenOrder  str origin, u64 arrival               txn ID
+//	tableDest       str server, str peer ID ("" = server) Destination, JSON
+//	tableOutbound   str server, u64 seq                   Outbound, JSON
+//	tableMeeting    str peer ID                           token
+//	tablePeerAddrs  str peer ID                           multiaddrs, JSON
+//
+//	tableAccount    str user                              Account, JSON
+//	tableSession    hash of the token                     Session, JSON
+//	tableDevice     str user, str device                  Device, JSON
+//	tableFilter     str user, str filter ID               Filter, JSON
+//	tableProfile    str user                              fields, JSON
+//	tableAccountData str user, str room ("" = global),    AccountData, JSON
+//	                str type
+//
+// Tables from 0x40 on belong to accounts and what hangs on them.
+type table byte
+
+const (
+	tableMeta       table = 0x01
+	tableCommit     table = 0x02
+	tableChange     table = 0x03
+	tableRoomChange table = 0x04
+	tableTrie       table = 0x05
+
+	tableEvent     table = 0x10
+	tableOrder     table = 0x11
+	tableEdge      table = 0x12
+	tableRelation  table = 0x13
+	tableClientTxn table = 0x14
+
+	tableRoom      table = 0x20
+	tableMember    table = 0x21
+	tableUserRoom  table = 0x22
+	tableAlias     table = 0x23
+	tableRoomAlias table = 0x24
+	tablePublished table = 0x25
+
+	tableKeyDoc    table = 0x30
+	tableInbox     table = 0x31
+	tableInboxID   table = 0x32
+	tableSeenTxn   table = 0x33
+	tableSeenOrder table = 0x34
+	tableDest      table = 0x35
+	tableOutbound  table = 0x36
+	tableMeeting   table = 0x37
+	tablePeerAddrs table = 0x38
+
+	tableAccount     table = 0x40
+	tableSession     table = 0x41
+	tableDevice      table = 0x42
+	tableFilter      table = 0x43
+	tableProfile     table = 0x44
+	tableAccountData table = 0x45
+)
+
+// dbKey is a key under construction. Each method returns the longer key; a key that ends after a
+// whole part is a prefix of exactly the keys that have the same parts. A dbKey that several longer keys are
+// built from must be clipped (slices.Clip), like any slice that is appended to twice.
+type dbKey []byte
+
+// key begins a key of the table.
+func key(t table) dbKey { return append(make(dbKey, 0, 96), byte(t)) }
+
+// str appends a string so that no other sequence of parts yields the same bytes, and strings sort as
+// they do in Go: a zero byte becomes 00 FF, and 00 01 ends the string.
+func (k dbKey) str(s string) dbKey {
+	for i := 0; i < len(s); i++ {
+		if s[i] == 0 {
+			k = append(k, 0, 0xff)
+		} else {
+			k = append(k, s[i])
+		}
+	}
+	return append(k, 0, 1)
+}
+
+// u64 appends a number that sorts as itself.
+func (k dbKey) u64(n uint64) dbKey { return binary.BigEndian.AppendUint64(k, n) }
+
+// i64 appends a signed number that sorts as itself: the sign bit is flipped.
+func (k dbKey) i64(n int64) dbKey { return binary.BigEndian.AppendUint64(k, uint64(n)^1<<63) }
+
+// bytes appends raw bytes; only for parts of a fixed length.
+func (k dbKey) bytes(b []byte) dbKey { return append(k, b...) }
+
+// keyParts takes a key apart in the order in which it was built. After a part that is not there, ok is
+// false and all further parts are zero.
+type keyParts struct {
+	rest []byte
+	ok   bool
+}
+
+// parts begins to take apart a key, after its table byte.
+func parts(k []byte) *keyParts {
+	if len(k) == 0 {
+		return &keyParts{}
+	}
+	return &keyParts{rest: k[1:], ok: true}
+}
+
+func (p *keyParts) str() string {
+	var s []byte
+	for i := 0; p.ok && i+1 < len(p.rest); i++ {
+		if c := p.rest[i]; c != 0 {
+			s = append(s, c)
+			continue
+		}
+		i++
+		if p.rest[i] == 1 {
+			p.rest = p.rest[i+1:]
+			return string(s)
+		}
+		s = append(s, 0)
+	}
+	p.ok = false
+	return ""
+}
+
+func (p *keyParts) u64() uint64 {
+	if !p.ok || len(p.rest) < 8 {
+		p.ok = false
+		return 0
+	}
+	n := binary.BigEndian.Uint64(p.rest)
+	p.rest = p.rest[8:]
+	return n
+}
+
+func (p *keyParts) i64() int64 {
+	n := p.u64()
+	if !p.ok {
+		return 0
+	}
+	return int64(n ^ 1<<63)
+}
+
+// after is the smallest key that is greater than all keys with the prefix; nil if there is none.
+func after(prefix []byte) []byte {
+	for i := len(prefix) - 1; i >= 0; i-- {
+		if prefix[i] != 0xff {
+			end := append([]byte(nil), prefix[:i+1]...)
+			end[i]++
+			return end
+		}
+	}
+	return nil
+}
