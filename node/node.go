@@ -1,36 +1,275 @@
-// Package node is a whole plexus homeserver: Open composes store, rooms, federation, client API and transport; Run serves; Close ends
-// all in the right order. It can be embedded in a Go program.
+// Package node is a whole plexus homeserver: Open composes store, rooms, federation, client API and
+// transport; Run serves until its context ends; Close releases everything in the right order. It can be
+// embedded in a Go program: see examples/embed.
 package node
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync/atomic"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
+	"github.com/plexus-p2p/plexus/eventgraph"
 	"github.com/plexus-p2p/plexus/node/clientapi"
+	"github.com/plexus-p2p/plexus/node/ephemeral"
+	"github.com/plexus-p2p/plexus/node/federation"
+	"github.com/plexus-p2p/plexus/node/rooms"
 	"github.com/plexus-p2p/plexus/p2ptransport"
+	"github.com/plexus-p2p/plexus/store"
 )
+
+// DefaultClientAddr is where Matrix clients connect unless Config says otherwise.
+const DefaultClientAddr = "127.0.0.1:8008"
+
+// Version is the program's version, shown by "plexus version", in node.json and to peers that ask.
+const Version = "0.1.0"
 
 // Config of a node. The zero value of optional fields is usable.
 type Config struct {
-	Dir               string // data directory; required
-	ClientAddrs       []string
-	P2PAddrs          []string
-	Peers             []string
-	NoMDNS            bool
-	Registration      clientapi.Registration
-	RegistrationToken string // tests and embedders; else made at first start and kept
+	Dir               string                 // data directory, made if absent; required
+	ClientAddrs       []string               // host:port of the client API; default DefaultClientAddr; port 0 picks one
+	P2PAddrs          []string               // multiaddrs; default QUIC and TCP on all interfaces
+	Peers             []string               // static peers, multiaddrs with /p2p/ID
+	NoMDNS            bool                   // do not look for peers on the LAN
+	Registration      clientapi.Registration // default clientapi.RegistrationToken
+	RegistrationToken string                 // "": made at first start and kept in Dir
 	NoRateLimits      bool
-	MemoryBudget      int64 // bytes; 0 = default
-	Log               *slog.Logger
-	Now               func() time.Time
+	Log               *slog.Logger     // nil: none
+	Now               func() time.Time // nil: time.Now
 
-	// Transport replaces libp2p (memnet, in tests and laboratories).
+	// Transport replaces libp2p, for tests and laboratories; nil: p2ptransport.New.
 	Transport func(p2ptransport.Config) (p2ptransport.Transport, error)
 }
 
-type Node struct{}
+// Node is an open homeserver. Open starts nothing but the transport's and the store's own goroutines; Run starts
+// the rest and waits for them.
+type Node struct {
+	config    Config
+	log       *slog.Logger
+	keys      *deviceKeys
+	document  atomic.Pointer[eventgraph.KeyDocument]
+	store     *store.Store
+	ephemeral *ephemeral.State
+	rooms     *rooms.Rooms
+	api       *clientapi.API
+	fed       *federation.Federation
+	transport p2ptransport.Transport
+	listeners []net.Listener
+	admin     net.Listener
+	token     string
+	firstRun  bool
+}
 
-func Open(ctx context.Context, c Config) (*Node, error) { panic("node: skeleton") }
-func (n *Node) Run(ctx context.Context) error           { panic("node: skeleton") }
-func (n *Node) Close() error                            { panic("node: skeleton") }
+// Open opens the data directory and composes the node. On error nothing stays open.
+func Open(ctx context.Context, c Config) (_ *Node, err error) {
+	if c.Dir == "" {
+		return nil, errors.New("open node: no data directory given")
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if len(c.ClientAddrs) == 0 {
+		c.ClientAddrs = []string{DefaultClientAddr}
+	}
+	if c.Registration == "" {
+		c.Registration = clientapi.RegistrationToken
+	}
+	if c.Transport == nil {
+		c.Transport = func(c p2ptransport.Config) (p2ptransport.Transport, error) { return p2ptransport.New(c) }
+	}
+	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make data directory: %w", err)
+	}
+	n := &Node{config: c, log: c.Log}
+	defer func() {
+		if err != nil {
+			n.Close()
+		}
+	}()
+
+	// The store's lock on the directory comes first: only one process may make keys in it.
+	if n.store, err = store.Open(filepath.Join(c.Dir, "store"), store.Options{Log: c.Log}); err != nil {
+		return nil, fmt.Errorf("open store: %w", err)
+	}
+	if loss := n.store.Loss(); loss != "" {
+		c.Log.Warn("the store has lost records; peers will be asked for them", "loss", loss)
+	}
+	if n.keys, n.firstRun, err = loadKeys(c.Dir, c.Now().UnixMilli()); err != nil {
+		return nil, err
+	}
+	if n.token, err = registrationToken(c.Dir, c.RegistrationToken); err != nil {
+		return nil, err
+	}
+	if err := n.renewDocument(); err != nil {
+		return nil, err
+	}
+	n.ephemeral = ephemeral.New(c.Now)
+	n.rooms = rooms.New(rooms.Config{Store: n.store, Key: n.keys.signing(), Now: c.Now, Log: c.Log})
+	n.api = clientapi.New(clientapi.Config{
+		Store: n.store, Rooms: n.rooms, Ephemeral: n.ephemeral,
+		Server: n.keys.server, Registration: c.Registration, RegistrationToken: n.token,
+		RateLimits: !c.NoRateLimits, PeersConnected: func() int { return len(n.transport.Peers()) },
+		Now: c.Now, Log: c.Log,
+	})
+
+	// The transport serves requests from its first moment; what it serves waits until the federation stands.
+	ready := make(chan struct{})
+	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		select {
+		case <-ready:
+			n.fed.Handler().ServeHTTP(w, r)
+		case <-r.Context().Done():
+		}
+	})
+	n.transport, err = c.Transport(p2ptransport.Config{
+		Key: n.keys.device, Listen: c.P2PAddrs, StaticPeers: c.Peers, MDNS: !c.NoMDNS, Handler: handler, Log: c.Log,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("start transport: %w", err)
+	}
+	n.fed = federation.New(federation.Config{
+		Store: n.store, Rooms: n.rooms, Ephemeral: n.ephemeral, Transport: network{n.transport},
+		Key: n.keys.signing(), KeyDocument: n.document.Load, Local: n.api, Now: c.Now, Log: c.Log,
+		PeerOf: func(ctx context.Context) (eventgraph.PeerID, bool) {
+			p, ok := p2ptransport.PeerFrom(ctx)
+			return eventgraph.PeerID(p), ok
+		},
+	})
+	n.api.SetRemote(n.fed)
+	close(ready)
+
+	for _, addr := range c.ClientAddrs {
+		l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", addr)
+		if err != nil {
+			return nil, fmt.Errorf("listen for Matrix clients on %s: %w (choose another with --client-addr)", addr, err)
+		}
+		n.listeners = append(n.listeners, l)
+	}
+	if err := n.listenAdmin(ctx); err != nil {
+		return nil, err
+	}
+	return n, nil
+}
+
+// ServerName is the node's server name.
+func (n *Node) ServerName() eventgraph.ServerName { return n.keys.server }
+
+// PeerID is the name of the node's device key.
+func (n *Node) PeerID() eventgraph.PeerID { return n.keys.peer }
+
+// ClientURL is the address to enter in a Matrix client: the first of the client API's addresses.
+func (n *Node) ClientURL() string { return "http://" + n.listeners[0].Addr().String() }
+
+// P2PAddrs are the multiaddrs, with /p2p/ID, under which others can reach the node.
+func (n *Node) P2PAddrs() []string { return n.transport.Addrs() }
+
+// RegistrationToken is asked for at registration when Config.Registration is token.
+func (n *Node) RegistrationToken() string { return n.token }
+
+// FirstRun says whether Open has made the node's keys.
+func (n *Node) FirstRun() bool { return n.firstRun }
+
+// Loss tells in words what a damaged store has lost; "" if nothing.
+func (n *Node) Loss() string { return n.store.Loss() }
+
+// AddPeer dials a multiaddr with /p2p/ID now and keeps it as a static peer while the node runs.
+func (n *Node) AddPeer(ctx context.Context, multiaddr string) error {
+	return n.transport.AddPeer(ctx, multiaddr)
+}
+
+// WatchPeers calls f for each peer that connects or goes, until ctx ends.
+func (n *Node) WatchPeers(ctx context.Context, f func(p2ptransport.PeerEvent)) {
+	n.transport.Watch(ctx, f)
+}
+
+// Bounds of the client API's HTTP server. A long poll may take minutes, so writing has no limit of its own.
+const (
+	clientHeaderTimeout = 10 * time.Second
+	clientIdleTimeout   = 2 * time.Minute
+	clientHeaderBytes   = 32 << 10
+	shutdownTimeout     = 3 * time.Second // exit within five seconds of a signal, the rest is for the store
+)
+
+// Run serves until ctx ends or something essential fails, and returns when all that it started has ended. It writes
+// node.json when the node can serve and removes it at the end. Close must follow.
+func (n *Node) Run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return n.fed.Run(ctx) })
+	group.Go(func() error { return n.renewDocuments(ctx) })
+	for _, l := range n.listeners {
+		n.serveHTTP(ctx, group, l, n.api.Handler())
+	}
+	n.serveHTTP(ctx, group, n.admin, n.adminHandler())
+	if err := n.writeNodeFile(); err != nil {
+		return errors.Join(err, group.Wait())
+	}
+	defer os.Remove(filepath.Join(n.config.Dir, nodeFile))
+	err := group.Wait()
+	if errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+// serveHTTP serves h on l until ctx ends; long polls see ctx end with it.
+func (n *Node) serveHTTP(ctx context.Context, group *errgroup.Group, l net.Listener, h http.Handler) {
+	server := &http.Server{
+		Handler: h, ReadHeaderTimeout: clientHeaderTimeout, IdleTimeout: clientIdleTimeout, MaxHeaderBytes: clientHeaderBytes,
+		BaseContext: func(net.Listener) context.Context { return ctx },
+		ErrorLog:    slog.NewLogLogger(n.log.Handler(), slog.LevelDebug),
+	}
+	group.Go(func() error {
+		if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			return fmt.Errorf("serve %s: %w", l.Addr(), err)
+		}
+		return nil
+	})
+	group.Go(func() error {
+		<-ctx.Done()
+		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
+		defer cancel()
+		if server.Shutdown(stop) != nil {
+			server.Close()
+		}
+		return ctx.Err()
+	})
+}
+
+// Close releases what Open took: first what brings work in (listeners, transport), then what does it, the store last, so that
+// nothing accepted is cut off from its commit.
+func (n *Node) Close() error {
+	var errs []error
+	for _, l := range n.listeners {
+		l.Close()
+	}
+	if n.admin != nil {
+		n.admin.Close()
+	}
+	if n.transport != nil {
+		errs = append(errs, n.transport.Close())
+	}
+	if n.api != nil {
+		n.api.Close()
+	}
+	if n.rooms != nil {
+		n.rooms.Close()
+	}
+	if n.ephemeral != nil {
+		n.ephemeral.Close()
+	}
+	if n.store != nil {
+		errs = append(errs, n.store.Close())
+	}
+	return errors.Join(errs...)
+}

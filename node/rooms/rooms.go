@@ -7,6 +7,7 @@ package rooms
 
 import (
 	"context"
+	"crypto/ed25519"
 	"encoding/json"
 	"fmt"
 	"log/slog"
@@ -31,7 +32,7 @@ func (r *Rooms) Close()                        { panic("rooms: skeleton") } // w
 func (r *Rooms) Server() eventgraph.ServerName { panic("rooms: skeleton") }
 
 // Key makes Rooms an eventgraph.KeyRing over the key documents that the store keeps.
-func (r *Rooms) Key(server eventgraph.ServerName, id eventgraph.KeyID, ts int64, strict bool) (publicKey []byte, err error) {
+func (r *Rooms) Key(server eventgraph.ServerName, id eventgraph.KeyID, ts int64, strict bool) (ed25519.PublicKey, error) {
 	panic("rooms: skeleton")
 }
 

@@ -1,0 +1,182 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+
+	"golang.org/x/term"
+
+	"github.com/plexus-p2p/plexus/node"
+)
+
+// maxAnswer bounds what is read of a node's answer; a status line of a room takes some 300 bytes.
+const maxAnswer = 64 << 20
+
+// ask calls the running node over its admin socket and decodes the answer into v.
+func ask(ctx context.Context, dir, method, path string, body, v any) error {
+	socket := filepath.Join(dir, "admin.sock")
+	client := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", socket)
+	}}}
+	defer client.CloseIdleConnections()
+	raw, err := json.Marshal(body)
+	if err != nil {
+		return err
+	}
+	req, err := http.NewRequestWithContext(ctx, method, "http://plexus"+path, bytes.NewReader(raw))
+	if err != nil {
+		return err
+	}
+	answer, err := client.Do(req)
+	if err != nil {
+		return fmt.Errorf("no node is running on %s; start it with \"plexus run --data %s\" (%w)", dir, dir, err)
+	}
+	defer answer.Body.Close()
+	in := json.NewDecoder(io.LimitReader(answer.Body, maxAnswer))
+	if answer.StatusCode != http.StatusOK {
+		var failure struct{ Error string }
+		if err := in.Decode(&failure); err != nil {
+			return fmt.Errorf("the node answered %s", answer.Status)
+		}
+		return errors.New(failure.Error)
+	}
+	return in.Decode(v)
+}
+
+// adminFlags parses --data and what define adds, anywhere among the other arguments.
+func adminFlags(name string, args []string, define func(*flag.FlagSet)) (dir string, rest []string, err error) {
+	f := flag.NewFlagSet("plexus "+name, flag.ContinueOnError)
+	f.StringVar(&dir, "data", defaultDir(), "data `directory` of the running node")
+	if define != nil {
+		define(f)
+	}
+	for len(args) > 0 {
+		if err := f.Parse(args); err != nil {
+			return "", nil, err
+		}
+		if args = f.Args(); len(args) > 0 {
+			rest, args = append(rest, args[0]), args[1:]
+		}
+	}
+	return dir, rest, nil
+}
+
+func version(out io.Writer) error {
+	_, err := fmt.Fprintf(out, "plexus %s %s %s/%s\n", node.Version, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+	return err
+}
+
+func status(ctx context.Context, args []string, out io.Writer) error {
+	var asJSON bool
+	dir, rest, err := adminFlags("status", args, func(f *flag.FlagSet) { f.BoolVar(&asJSON, "json", false, "print JSON") })
+	if err != nil || len(rest) > 0 {
+		return errors.Join(err, unexpected(rest))
+	}
+	var s node.Status
+	if err := ask(ctx, dir, http.MethodGet, "/status", nil, &s); err != nil {
+		return err
+	}
+	if asJSON {
+		e := json.NewEncoder(out)
+		e.SetIndent("", "  ")
+		return e.Encode(s)
+	}
+	fmt.Fprintf(out, "server name  %s\npeer ID      %s\npeers        %d connected\nrooms        %d\n", s.ServerName, s.PeerID, len(s.Peers), len(s.Rooms))
+	for _, id := range slices.Sorted(maps.Keys(s.Rooms)) {
+		r := s.Rooms[id]
+		fmt.Fprintf(out, "  %s  version %s, %d extremities, state %.16s\n", id, r.Version, len(r.Extremities), r.StateHash)
+	}
+	return nil
+}
+
+func peers(ctx context.Context, args []string, out io.Writer) error {
+	dir, rest, err := adminFlags("peers", args, nil)
+	switch {
+	case err != nil:
+		return err
+	case len(rest) == 2 && rest[0] == "add":
+		if err := ask(ctx, dir, http.MethodPost, "/peers", map[string]string{"addr": rest[1]}, &struct{}{}); err != nil {
+			return fmt.Errorf("could not connect: %w", err)
+		}
+		_, err := fmt.Fprintln(out, "connected")
+		return err
+	case len(rest) > 0:
+		return errors.New("usage: plexus peers [add MULTIADDR]")
+	}
+	var list []node.PeerStatus
+	if err := ask(ctx, dir, http.MethodGet, "/peers", nil, &list); err != nil {
+		return err
+	}
+	if len(list) == 0 {
+		fmt.Fprintln(out, "no peer is connected; nodes on the same LAN find each other, others are added with \"plexus peers add MULTIADDR\"")
+	}
+	for _, p := range list {
+		name := string(p.ServerName)
+		if name == "" {
+			name = "(name not known yet)"
+		}
+		fmt.Fprintf(out, "%s  %s  %s\n", p.PeerID, name, p.Addr)
+	}
+	return nil
+}
+
+func user(ctx context.Context, args []string, in io.Reader, out io.Writer) error {
+	dir, rest, err := adminFlags("user", args, nil)
+	if err != nil {
+		return err
+	}
+	if len(rest) != 2 || rest[0] != "add" {
+		return errors.New("usage: plexus user add NAME   (the password is read from standard input)")
+	}
+	password, err := readPassword(in, out)
+	if err != nil {
+		return err
+	}
+	var answer struct {
+		UserID string `json:"user_id"`
+	}
+	if err := ask(ctx, dir, http.MethodPost, "/users", map[string]string{"name": rest[1], "password": password}, &answer); err != nil {
+		return err
+	}
+	_, err = fmt.Fprintln(out, answer.UserID)
+	return err
+}
+
+// readPassword asks for it without echo on a terminal, else reads a line.
+func readPassword(in io.Reader, out io.Writer) (string, error) {
+	if f, ok := in.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+		fmt.Fprint(out, "Password: ")
+		raw, err := term.ReadPassword(int(f.Fd()))
+		fmt.Fprintln(out)
+		return string(raw), err
+	}
+	line, err := bufio.NewReader(io.LimitReader(in, 4096)).ReadString('\n')
+	if err != nil && err != io.EOF {
+		return "", err
+	}
+	if line = strings.TrimRight(line, "\r\n"); line == "" {
+		return "", errors.New("no password on standard input")
+	}
+	return line, nil
+}
+
+func unexpected(rest []string) error {
+	if len(rest) == 0 {
+		return nil
+	}
+	return fmt.Errorf("unexpected argument %q; \"plexus help\" shows the usage", rest[0])
+}

@@ -1,0 +1,194 @@
+package main
+
+import (
+	"flag"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+
+	"github.com/BurntSushi/toml"
+
+	"github.com/plexus-p2p/plexus/node"
+	"github.com/plexus-p2p/plexus/node/clientapi"
+)
+
+// settings are the flags of "plexus run".
+type settings struct {
+	data, registration, meshKey, config string
+	clientAddrs, p2pAddrs, peers        list
+	appservices                         list
+	mdns, rateLimits, relay, lanOnly    bool
+	verbose                             bool
+}
+
+// list is a repeatable flag. The first value of a stronger source replaces those of the weaker ones.
+type list struct {
+	values []string
+	source int // the source that set the values
+	now    *int
+}
+
+func (l *list) String() string { return strings.Join(l.values, ",") }
+
+func (l *list) Set(v string) error {
+	if l.source != *l.now {
+		l.values, l.source = nil, *l.now
+	}
+	l.values = append(l.values, v)
+	return nil
+}
+
+// flags defines the flags; source is the number of the source being read, from 1.
+func (s *settings) flags(source *int, errOut io.Writer) *flag.FlagSet {
+	f := flag.NewFlagSet("plexus run", flag.ContinueOnError)
+	f.SetOutput(errOut)
+	for _, l := range []*list{&s.clientAddrs, &s.p2pAddrs, &s.peers, &s.appservices} {
+		l.now = source
+	}
+	f.StringVar(&s.data, "data", defaultDir(), "data `directory`")
+	f.Var(&s.clientAddrs, "client-addr", "`host:port` for Matrix clients, repeatable; port 0 picks one (default "+node.DefaultClientAddr+")")
+	f.Var(&s.p2pAddrs, "p2p-addr", "`multiaddr` for other nodes, repeatable (default QUIC and TCP on all interfaces)")
+	f.Var(&s.peers, "peer", "static peer, a `multiaddr` with /p2p/ID, repeatable")
+	f.BoolVar(&s.mdns, "mdns", true, "look for nodes on the LAN by mDNS")
+	f.StringVar(&s.registration, "registration", string(clientapi.RegistrationToken), "`who` may register: token, open or closed")
+	f.BoolVar(&s.rateLimits, "rate-limits", true, "limit how fast clients may call")
+	f.BoolVar(&s.relay, "relay", false, "carry traffic for others (not in this version)")
+	f.StringVar(&s.meshKey, "mesh-key", "", "pre-shared key `file` of a private mesh (not in this version)")
+	f.BoolVar(&s.lanOnly, "lan-only", false, "never send beyond private address ranges (not in this version)")
+	f.Var(&s.appservices, "appservice", "application service registration `file`, repeatable (not in this version)")
+	f.StringVar(&s.config, "config", "", "TOML `file` with the same names; flags win, PLEXUS_* variables come between")
+	f.BoolVar(&s.verbose, "verbose", false, "log more")
+	return f
+}
+
+// parse reads the sources from weakest to strongest: config file, environment, flags.
+func parse(args, environ []string, errOut io.Writer) (*settings, error) {
+	// A first look at the flags finds --config and mistakes.
+	var first settings
+	source := 1
+	f := first.flags(&source, errOut)
+	if err := f.Parse(args); err != nil {
+		return nil, err
+	}
+	if f.NArg() > 0 {
+		return nil, fmt.Errorf("unexpected argument %q; \"plexus help\" shows the usage", f.Arg(0))
+	}
+	env := environment(environ)
+	config := first.config
+	if v := env["config"]; config == "" && len(v) > 0 {
+		config = v[0]
+	}
+
+	s := &settings{}
+	f = s.flags(&source, errOut)
+	if config != "" {
+		values, err := readConfig(config)
+		if err != nil {
+			return nil, err
+		}
+		if err := set(f, values, config); err != nil {
+			return nil, err
+		}
+	}
+	source++
+	if err := set(f, env, "environment"); err != nil {
+		return nil, err
+	}
+	source++
+	if err := f.Parse(args); err != nil {
+		return nil, err
+	}
+	return s, s.check()
+}
+
+func set(f *flag.FlagSet, values map[string][]string, where string) error {
+	for _, name := range slices.Sorted(maps.Keys(values)) {
+		if f.Lookup(name) == nil {
+			return fmt.Errorf("%s: there is no setting %q; \"plexus run -h\" lists them", where, name)
+		}
+		for _, v := range values[name] {
+			if err := f.Set(name, v); err != nil {
+				return fmt.Errorf("%s: %s: %w", where, name, err)
+			}
+		}
+	}
+	return nil
+}
+
+// environment picks PLEXUS_CLIENT_ADDR and the like; commas separate values of a repeatable setting.
+func environment(environ []string) map[string][]string {
+	env := map[string][]string{}
+	for _, e := range environ {
+		name, value, _ := strings.Cut(e, "=")
+		if name, ok := strings.CutPrefix(name, "PLEXUS_"); ok {
+			env[strings.ReplaceAll(strings.ToLower(name), "_", "-")] = strings.Split(value, ",")
+		}
+	}
+	return env
+}
+
+// readConfig reads a TOML file whose keys are the names of flags; values are strings, booleans or arrays of strings.
+func readConfig(path string) (map[string][]string, error) {
+	var raw map[string]any
+	if _, err := toml.DecodeFile(path, &raw); err != nil {
+		return nil, fmt.Errorf("read config: %w", err)
+	}
+	values := map[string][]string{}
+	for name, v := range raw {
+		switch v := v.(type) {
+		case string, bool:
+			values[name] = []string{fmt.Sprint(v)}
+		case []any:
+			for _, one := range v {
+				values[name] = append(values[name], fmt.Sprint(one))
+			}
+		default:
+			return nil, fmt.Errorf("%s: %s must be a string, a boolean or a list of strings", path, name)
+		}
+	}
+	return values, nil
+}
+
+// check refuses what this version cannot keep: a promise such as --lan-only must not be taken silently.
+func (s *settings) check() error {
+	switch clientapi.Registration(s.registration) {
+	case clientapi.RegistrationToken, clientapi.RegistrationOpen, clientapi.RegistrationClosed:
+	default:
+		return fmt.Errorf("--registration is token, open or closed, not %q", s.registration)
+	}
+	for name, asked := range map[string]bool{
+		"--relay": s.relay, "--mesh-key": s.meshKey != "", "--lan-only": s.lanOnly, "--appservice": len(s.appservices.values) > 0,
+	} {
+		if asked {
+			return fmt.Errorf("%s is not in this version of plexus; start without it", name)
+		}
+	}
+	return nil
+}
+
+// defaultDir is the per-user data directory of the operating system: XDG on Linux and other Unix systems,
+// Application Support on macOS, LocalAppData on Windows.
+func defaultDir() string {
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return "plexus-data"
+	}
+	switch runtime.GOOS {
+	case "darwin", "ios":
+		return filepath.Join(home, "Library", "Application Support", "plexus")
+	case "windows":
+		if dir := os.Getenv("LocalAppData"); dir != "" {
+			return filepath.Join(dir, "plexus")
+		}
+		return filepath.Join(home, "AppData", "Local", "plexus")
+	}
+	if dir := os.Getenv("XDG_DATA_HOME"); filepath.IsAbs(dir) {
+		return filepath.Join(dir, "plexus")
+	}
+	return filepath.Join(home, ".local", "share", "plexus")
+}

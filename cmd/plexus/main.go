@@ -1,0 +1,57 @@
+// Command plexus is a Matrix homeserver for one device. "plexus help" lists what it can do.
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+)
+
+const usage = `plexus is a Matrix homeserver for this device. It finds others on the LAN and talks to them directly.
+
+  plexus [run] [flags]            start the homeserver; "plexus run -h" lists the flags
+  plexus status [--json]          who is connected, and the rooms
+  plexus peers                    connected peers
+  plexus peers add MULTIADDR      connect to a peer now
+  plexus user add NAME            make an account; the password is read from standard input
+  plexus version
+
+All but run and version talk to the running node; --data DIR says which one.
+`
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := command(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr); err != nil {
+		fmt.Fprintln(os.Stderr, "plexus:", err)
+		stop()
+		os.Exit(1)
+	}
+}
+
+// command runs one subcommand.
+func command(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer) error {
+	name := "run"
+	if len(args) > 0 && len(args[0]) > 0 && args[0][0] != '-' {
+		name, args = args[0], args[1:]
+	}
+	switch name {
+	case "run":
+		return run(ctx, args, out, errOut)
+	case "version":
+		return version(out)
+	case "status":
+		return status(ctx, args, out)
+	case "peers":
+		return peers(ctx, args, out)
+	case "user":
+		return user(ctx, args, in, out)
+	case "help":
+		_, err := io.WriteString(out, usage)
+		return err
+	}
+	return fmt.Errorf("there is no subcommand %q; \"plexus help\" lists them", name)
+}

@@ -1,0 +1,176 @@
+package federation
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strconv"
+	"time"
+
+	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/node/rooms"
+)
+
+const (
+	// maxAnswer bounds the answer to a request: 100 events of 64 KiB and their frame.
+	maxAnswer = 8 << 20
+	// maxState bounds an answer that holds the whole state of a room with its auth chain.
+	maxState = 96 << 20
+	// maxErrorBody bounds what is read of an answer that is an error.
+	maxErrorBody = 64 << 10
+	// attemptTimeout is how long one peer may take to answer, from dialling to the last byte.
+	attemptTimeout = 30 * time.Second
+)
+
+// remoteError is an error that a server answered with. It is a *rooms.Refusal to errors.As.
+type remoteError struct {
+	Status     int
+	Refusal    rooms.Refusal
+	RetryAfter time.Duration // 0: not said
+	Version    string        // room_version, with M_INCOMPATIBLE_ROOM_VERSION
+}
+
+func (e *remoteError) Error() string { return fmt.Sprintf("status %d: %v", e.Status, &e.Refusal) }
+func (e *remoteError) Unwrap() error { return &e.Refusal }
+
+// target joins a path from parts, each percent-encoded by itself, and a query.
+func target(prefix string, parts []string, query url.Values) string {
+	var b bytes.Buffer
+	b.WriteString(prefix)
+	for _, p := range parts {
+		b.WriteByte('/')
+		b.WriteString(url.PathEscape(p))
+	}
+	if len(query) > 0 {
+		b.WriteByte('?')
+		b.WriteString(query.Encode())
+	}
+	return b.String()
+}
+
+const (
+	v1 = "/_matrix/federation/v1/"
+	v2 = "/_matrix/federation/v2/"
+)
+
+// do sends a signed request to the server: to its connected peers, then by dialling those that its document names. The target goes out
+// and is signed as given, percent-encoded. body may be nil; out may be nil. Errors are *remoteError (a *rooms.Refusal)
+// where the server answered with one, else ErrUnreachable, or that of ctx.
+func (f *Federation) do(ctx context.Context, server eventgraph.ServerName, method, target string, body, out any) error {
+	return f.doLarge(ctx, server, method, target, body, out, maxAnswer)
+}
+
+// doLarge is do with a bound of its own on the answer.
+func (f *Federation) doLarge(ctx context.Context, server eventgraph.ServerName, method, target string, body, out any, limit int64) error {
+	var content []byte
+	if body != nil {
+		var err error
+		if content, err = marshal(body); err != nil {
+			return err
+		}
+	}
+	authorization, err := f.authorize(server, method, target, content)
+	if err != nil {
+		return err
+	}
+	var last error
+	for _, peer := range f.candidates(server) {
+		attempt, cancel := context.WithTimeout(ctx, attemptTimeout)
+		answered, err := f.attempt(attempt, peer, server, method, target, authorization, content, out, limit)
+		cancel()
+		if answered || ctx.Err() != nil {
+			return err
+		}
+		last = err
+	}
+	if last == nil {
+		last = errors.New("no peer is known to speak for it")
+	}
+	return fmt.Errorf("%w: %s: %v", ErrUnreachable, server, last)
+}
+
+// attempt asks one peer. answered is false if the peer was not reached or broke off, so that another may be tried.
+func (f *Federation) attempt(ctx context.Context, peer eventgraph.PeerID, server eventgraph.ServerName, method, target, authorization string, content []byte, out any, limit int64) (answered bool, err error) {
+	req, err := http.NewRequestWithContext(ctx, method, "http://"+string(server)+target, bytes.NewReader(content))
+	if err != nil {
+		return true, err
+	}
+	if len(content) == 0 {
+		req.Body, req.ContentLength = http.NoBody, 0
+	} else {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	req.Header.Set("Authorization", authorization)
+	res, err := f.Transport.Do(ctx, peer, req)
+	if err != nil {
+		return false, err
+	}
+	defer res.Body.Close()
+	if res.StatusCode/100 != 2 {
+		return true, readError(res)
+	}
+	raw, err := readBounded(res.Body, limit)
+	if errors.Is(err, errTooLong) {
+		return true, fmt.Errorf("%w: the answer of %s is longer than %d bytes", ErrUnreachable, server, limit)
+	}
+	if err != nil {
+		return false, err
+	}
+	if out == nil {
+		return true, nil
+	}
+	if err := json.Unmarshal(raw, out); err != nil {
+		return true, fmt.Errorf("%w: answer of %s: %v", ErrUnreachable, server, err)
+	}
+	return true, nil
+}
+
+// readError reads the error in the spec's form; an answer without one is named by its status.
+func readError(res *http.Response) error {
+	e := &remoteError{Status: res.StatusCode}
+	var body struct {
+		Code         string `json:"errcode"`
+		Reason       string `json:"error"`
+		RetryAfterMS int64  `json:"retry_after_ms"`
+		Version      string `json:"room_version"`
+	}
+	if raw, err := readBounded(res.Body, maxErrorBody); err == nil {
+		json.Unmarshal(raw, &body) // whatever it holds: the status stands
+	}
+	if body.Code == "" {
+		body.Code = "M_UNKNOWN"
+		if res.StatusCode == http.StatusNotFound {
+			body.Code = "M_UNRECOGNIZED"
+		}
+		body.Reason = "the other server answered " + strconv.Itoa(res.StatusCode)
+	}
+	e.Refusal = rooms.Refusal{Code: body.Code, Reason: body.Reason}
+	e.Version = body.Version
+	e.RetryAfter = max(0, time.Duration(min(body.RetryAfterMS, int64(time.Hour/time.Millisecond)))*time.Millisecond)
+	if seconds, err := strconv.Atoi(res.Header.Get("Retry-After")); err == nil && seconds > 0 {
+		e.RetryAfter = max(e.RetryAfter, time.Duration(min(seconds, 3600))*time.Second)
+	}
+	return e
+}
+
+// authorize makes the X-Matrix header of a request (SS API, Request Authentication).
+func (f *Federation) authorize(server eventgraph.ServerName, method, target string, content []byte) (string, error) {
+	object, err := marshal(signedRequest{Method: method, URI: target, Origin: f.server, Destination: server, Content: content})
+	if err != nil {
+		return "", err
+	}
+	signed, err := eventgraph.SignJSON(object, f.Key)
+	if err != nil {
+		return "", fmt.Errorf("sign request: %w", err)
+	}
+	var with signedRequest
+	if err := json.Unmarshal(signed, &with); err != nil {
+		return "", err
+	}
+	return fmt.Sprintf(`X-Matrix origin="%s",destination="%s",key="%s",sig="%s"`,
+		f.server, server, f.Key.ID, with.Signatures[f.server][f.Key.ID]), nil
+}

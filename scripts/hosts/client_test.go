@@ -1,0 +1,227 @@
+package hosts
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/plexus-p2p/plexus/node"
+)
+
+// client is a real Matrix client in a process of its own on a host, driven by lines of JSON (clients/sdk.mjs, clients/nio_client.py).
+type client struct {
+	t    *testing.T
+	name string
+	User string
+
+	mu      sync.Mutex
+	in      io.Writer
+	next    int
+	pending map[int]chan answer
+	ended   error
+}
+
+type answer struct {
+	ID    int             `json:"id"`
+	OK    json.RawMessage `json:"ok"`
+	Error string          `json:"error"`
+}
+
+type args map[string]any
+
+func sdkClient(t *testing.T, h *Host) *client {
+	t.Helper()
+	return startClient(t, h, "node", filepath.Join("clients", "sdk.mjs"))
+}
+
+func nioClient(t *testing.T, h *Host) *client {
+	t.Helper()
+	return startClient(t, h, "/usr/bin/python3", filepath.Join("clients", "nio_client.py"))
+}
+
+func startClient(t *testing.T, h *Host, program string, script string) *client {
+	t.Helper()
+	cmd := h.Command(t.Context(), program, script)
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.Stderr = os.Stderr
+	cmd.Env = append(os.Environ(), "PYTHONDONTWRITEBYTECODE=1")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	c := &client{t: t, name: fmt.Sprintf("%s on host %d", filepath.Base(script), h.number), in: in, pending: map[int]chan answer{}}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		c.read(out)
+		cmd.Wait()
+	}()
+	t.Cleanup(func() {
+		in.Close() // both clients end when their input does
+		select {
+		case <-done:
+		case <-time.After(5 * time.Second):
+			cmd.Process.Kill()
+			<-done
+		}
+	})
+	return c
+}
+
+func (c *client) read(out io.Reader) {
+	lines := bufio.NewReaderSize(out, 1<<20)
+	for {
+		line, err := lines.ReadBytes('\n')
+		if err != nil {
+			c.mu.Lock()
+			c.ended = errors.New("the client's process ended")
+			for _, p := range c.pending {
+				close(p)
+			}
+			c.mu.Unlock()
+			return
+		}
+		var a answer
+		if json.Unmarshal(line, &a) != nil {
+			continue // something that a library printed
+		}
+		c.mu.Lock()
+		p := c.pending[a.ID]
+		delete(c.pending, a.ID)
+		c.mu.Unlock()
+		if p != nil {
+			p <- a
+		}
+	}
+}
+
+// call asks the client and decodes its answer into out (nil: not wanted).
+func (c *client) call(ctx context.Context, op string, a args, out any) error {
+	c.mu.Lock()
+	if c.ended != nil {
+		c.mu.Unlock()
+		return fmt.Errorf("%s: %s: %w", c.name, op, c.ended)
+	}
+	c.next++
+	request := args{"id": c.next, "op": op}
+	for k, v := range a {
+		request[k] = v
+	}
+	line, err := json.Marshal(request)
+	if err != nil {
+		c.mu.Unlock()
+		return err
+	}
+	p := make(chan answer, 1)
+	c.pending[c.next] = p
+	_, err = c.in.Write(append(line, '\n'))
+	c.mu.Unlock()
+	if err != nil {
+		return fmt.Errorf("%s: %s: %w", c.name, op, err)
+	}
+	select {
+	case a, ok := <-p:
+		if !ok || a.Error != "" {
+			return fmt.Errorf("%s: %s: %s", c.name, op, a.Error)
+		}
+		if out == nil {
+			return nil
+		}
+		return json.Unmarshal(a.OK, out)
+	case <-ctx.Done():
+		return fmt.Errorf("%s: %s: %w", c.name, op, ctx.Err())
+	}
+}
+
+// do is call that ends the test on failure.
+func (c *client) do(op string, a args, out any) {
+	c.t.Helper()
+	ctx, cancel := context.WithTimeout(c.t.Context(), 90*time.Second)
+	defer cancel()
+	if err := c.call(ctx, op, a, out); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// enter registers a user at the host's node and starts to sync.
+func (c *client) enter(n *node.NodeFile, user string, crypto bool) {
+	c.t.Helper()
+	var session map[string]any
+	login := args{"url": n.ClientURL, "user": user, "password": "correct horse battery " + user}
+	register := args{"token": n.RegistrationToken}
+	for k, v := range login {
+		register[k] = v
+	}
+	c.do("register", register, &session)
+	if filepath.Ext(c.name[:len("nio_client.py")]) == ".py" {
+		login["store"] = c.t.TempDir()
+		c.do("login", login, &session)
+	}
+	c.User, _ = session["user_id"].(string)
+	c.do("start", args{"session": session, "crypto": crypto}, nil)
+}
+
+type message struct {
+	Sender    string  `json:"sender"`
+	Body      string  `json:"body"`
+	At        float64 `json:"at"` // ms
+	EventID   string  `json:"event_id"`
+	Encrypted bool    `json:"encrypted"`
+}
+
+func (c *client) waitMessages(room, prefix string, count int) []message {
+	c.t.Helper()
+	var out struct{ Messages []message }
+	c.do("waitMessages", args{"room": room, "prefix": prefix, "count": count, "timeout": 60000}, &out)
+	return out.Messages
+}
+
+type sent struct {
+	EventID string  `json:"event_id"`
+	At      float64 `json:"at"`
+	Acked   float64 `json:"acked"`
+}
+
+func (c *client) sendMany(room, prefix string, count int) []sent {
+	c.t.Helper()
+	var out struct{ Sent []sent }
+	c.do("sendMany", args{"room": room, "prefix": prefix, "count": count}, &out)
+	return out.Sent
+}
+
+// needHosts says whether host tests can run here; with PLEXUS_HOST_TESTS=1 (scripts/test) they must.
+func needHosts(t *testing.T) {
+	t.Helper()
+	why := ""
+	if os.Geteuid() != 0 {
+		why = "needs root for network namespaces"
+	} else if _, err := exec.LookPath("ip"); err != nil {
+		why = "needs iproute2"
+	} else if _, err := os.Stat("clients/node_modules/matrix-js-sdk"); err != nil {
+		why = "needs matrix-js-sdk; scripts/test installs it"
+	} else if exec.Command("/usr/bin/python3", "-c", "import nio, olm").Run() != nil {
+		why = "needs python3-matrix-nio; scripts/test installs it"
+	}
+	if why == "" {
+		return
+	}
+	if os.Getenv("PLEXUS_HOST_TESTS") != "" {
+		t.Fatal(why)
+	}
+	t.Skip(why)
+}

@@ -1,0 +1,158 @@
+// A matrix-js-sdk client that a test drives: one JSON request a line on stdin ({id, op, …}), one JSON answer a line on
+// stdout ({id, ok} or {id, error}). Received messages are kept per room in the order in which the
+// client showed them, with the time (ms) at which they came. nio.py answers the same requests.
+import { createInterface } from "node:readline";
+import "fake-indexeddb/auto";
+
+if (!Promise.withResolvers) {
+    // Node 20 lacks it, and without it the SDK hangs silently after its first sync.
+    Promise.withResolvers = function () {
+        let resolve, reject;
+        const promise = new Promise((a, b) => ([resolve, reject] = [a, b]));
+        return { promise, resolve, reject };
+    };
+}
+const out = process.stdout;
+for (const m of ["log", "info", "warn", "debug", "trace", "error"]) {
+    console[m] = (...args) => process.env.PLEXUS_CLIENT_LOG && process.stderr.write(`${m}: ${args.join(" ")}\n`);
+}
+const sdk = await import("matrix-js-sdk");
+const { logger } = await import("matrix-js-sdk/lib/logger.js");
+logger.setLevel?.(process.env.PLEXUS_CLIENT_LOG ? "debug" : "silent");
+
+let client, base;
+const rooms = new Map(); // room ID -> [{sender, body, at, event_id, type}]
+const waiters = new Set();
+
+function received(event, room) {
+    if (!event.getId() || event.getId().startsWith("~")) return;
+    const list = rooms.get(room) ?? rooms.set(room, []).get(room);
+    if (list.some((m) => m.event_id === event.getId())) return;
+    list.push({
+        sender: event.getSender(), body: event.getContent().body ?? null, type: event.getType(),
+        at: Date.now(), event_id: event.getId(), encrypted: event.isEncrypted(),
+    });
+    for (const w of waiters) w();
+}
+
+// until resolves when check() returns something, asked again after each event.
+function until(check, timeout, what) {
+    return new Promise((resolve, reject) => {
+        const timer = setTimeout(() => { waiters.delete(look); reject(new Error(`timed out waiting for ${what()}`)); }, timeout);
+        function look() {
+            const found = check();
+            if (found === undefined || found === false || found === null) return;
+            clearTimeout(timer);
+            waiters.delete(look);
+            resolve(found);
+        }
+        waiters.add(look);
+        look();
+    });
+}
+
+async function json(method, path, body, token) {
+    const answer = await fetch(base + path, {
+        method, body: body === undefined ? undefined : JSON.stringify(body),
+        headers: { "Content-Type": "application/json", ...(token ? { Authorization: `Bearer ${token}` } : {}) },
+    });
+    return { status: answer.status, body: await answer.json() };
+}
+
+const ops = {
+    async register({ url, user, password, token }) {
+        base = url;
+        const path = "/_matrix/client/v3/register";
+        const first = await json("POST", path, { username: user, password });
+        if (first.status !== 401) throw new Error(`register: ${first.status} ${JSON.stringify(first.body)}`);
+        const auth = { type: "m.login.registration_token", token, session: first.body.session };
+        const done = await json("POST", path, { username: user, password, auth, initial_device_display_name: "test" });
+        if (done.status !== 200) throw new Error(`register: ${done.status} ${JSON.stringify(done.body)}`);
+        return done.body;
+    },
+    async login({ url, user, password }) {
+        base = url;
+        const r = await sdk.createClient({ baseUrl: url }).loginRequest({ type: "m.login.password", identifier: { type: "m.id.user", user }, password });
+        return r;
+    },
+    // start begins to sync as the user of a login or registration answer.
+    async start({ session, crypto }) {
+        client = sdk.createClient({
+            baseUrl: base, userId: session.user_id, accessToken: session.access_token, deviceId: session.device_id,
+        });
+        if (crypto) {
+            await client.initRustCrypto({ useIndexedDB: false });
+            client.setCryptoTrustCrossSignedDevices?.(false);
+        }
+        client.on("Room.timeline", (event, room, toStart) => {
+            if (toStart) return;
+            if (event.isEncrypted() && event.isBeingDecrypted?.()) return; // shown when decrypted
+            if (event.getType() === "m.room.encrypted") return;
+            received(event, room?.roomId ?? event.getRoomId());
+        });
+        client.on("Event.decrypted", (event) => { if (!event.isDecryptionFailure()) received(event, event.getRoomId()); });
+        for (const e of ["Room.myMembership", "RoomState.events", "Room", "RoomMember.membership", "sync"]) client.on(e, () => { for (const w of waiters) w(); });
+        await client.startClient({ initialSyncLimit: 20, lazyLoadMembers: true });
+        await until(() => client.getSyncState() === "SYNCING" || undefined, 20000, () => "the first sync");
+        return {};
+    },
+    async createRoom({ encrypted, name, invite, power }) {
+        const initial = encrypted ? [{ type: "m.room.encryption", state_key: "", content: { algorithm: "m.megolm.v1.aes-sha2" } }] : [];
+        const r = await client.createRoom({
+            name, preset: "private_chat", invite, initial_state: initial,
+            ...(power ? { power_level_content_override: power } : {}),
+        });
+        return { room: r.room_id };
+    },
+    async invite({ room, user }) { await client.invite(room, user); return {}; },
+    async waitInvite({ room, timeout = 20000 }) {
+        await until(() => client.getRoom(room)?.getMyMembership() === "invite" || undefined, timeout, () => `an invite to ${room}`);
+        return {};
+    },
+    async join({ room, via }) { await client.joinRoom(room, via ? { viaServers: via } : {}); return {}; },
+    async waitMember({ room, user, membership = "join", timeout = 20000 }) {
+        await until(() => client.getRoom(room)?.getMember(user)?.membership === membership || undefined, timeout, () => `${user} to ${membership}`);
+        return {};
+    },
+    async waitEncrypted({ room, timeout = 20000 }) {
+        await until(() => client.getRoom(room)?.hasEncryptionStateEvent() || undefined, timeout, () => `encryption in ${room}`);
+        return {};
+    },
+    async send({ room, body }) {
+        const at = Date.now();
+        const r = await client.sendMessage(room, { msgtype: "m.text", body });
+        return { event_id: r.event_id, at, acked: Date.now() };
+    },
+    // sendMany sends count messages "prefix 0" … one after another.
+    async sendMany({ room, prefix, count }) {
+        const sent = [];
+        for (let i = 0; i < count; i++) sent.push(await ops.send({ room, body: `${prefix} ${i}` }));
+        return { sent };
+    },
+    // waitMessages waits for count messages whose body begins with prefix and returns them in the order shown.
+    async waitMessages({ room, prefix, count, timeout = 30000 }) {
+        const mine = () => (rooms.get(room) ?? []).filter((m) => typeof m.body === "string" && m.body.startsWith(prefix));
+        await until(() => mine().length >= count || undefined, timeout, () => `${count} messages ${prefix} (${mine().length} came)`);
+        return { messages: mine() };
+    },
+    // history pages back to the room's beginning through the SDK and returns the whole timeline, oldest first.
+    async history({ room }) {
+        const r = client.getRoom(room);
+        for (let i = 0; i < 100 && r.oldState.paginationToken !== null; i++) await client.scrollback(r, 50);
+        await Promise.all(r.getLiveTimeline().getEvents().map((e) => client.decryptEventIfNeeded(e)));
+        return { events: r.getLiveTimeline().getEvents().map((e) => ({ event_id: e.getId(), type: e.getType(), sender: e.getSender(), body: e.getContent().body ?? null })) };
+    },
+    async state({ room, type, key = "", content }) { return await client.sendStateEvent(room, type, content, key); },
+    async getState({ room, type, key = "" }) { return await client.getStateEvent(room, type, key); },
+    async members({ room }) { return (await client.members(room)).chunk.map((e) => [e.state_key, e.content.membership]); },
+    async stop() { client?.stopClient(); setTimeout(() => process.exit(0), 10); return {}; },
+};
+
+for await (const line of createInterface({ input: process.stdin })) {
+    const { id, op, ...args } = JSON.parse(line);
+    Promise.resolve()
+        .then(() => ops[op](args))
+        .then((ok) => out.write(JSON.stringify({ id, ok: ok ?? {} }) + "\n"),
+              (e) => out.write(JSON.stringify({ id, error: String(e?.stack ?? e) }) + "\n"));
+}
+process.exit(0);
