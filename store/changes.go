@@ -1,6 +1,11 @@
 package store
 
-import "github.com/plexus-p2p/plexus/eventgraph"
+import (
+	"encoding/binary"
+	"errors"
+
+	"github.com/plexus-p2p/plexus/eventgraph"
+)
 
 // ChangeKind says what a change is about; see Change for which fields are set.
 type ChangeKind uint8
@@ -34,16 +39,103 @@ type Change struct {
 // DeviceID is a user's device.
 type DeviceID string
 
+// encode gives the record: the kind, a mask of the fields that are set, and those fields with their lengths.
+func (c *Change) encode() []byte {
+	b := []byte{byte(c.Kind), 0}
+	for i, f := range c.fields() {
+		if *f != "" {
+			b[1] |= 1 << i
+			b = binary.AppendUvarint(b, uint64(len(*f)))
+			b = append(b, *f...)
+		}
+	}
+	return b
+}
+
+func decodeChange(b []byte) (Change, error) {
+	var c Change
+	if len(b) < 2 {
+		return c, errors.New("change record too short")
+	}
+	c.Kind = ChangeKind(b[0])
+	mask := b[1]
+	b = b[2:]
+	for i, f := range c.fields() {
+		if mask&(1<<i) == 0 {
+			continue
+		}
+		n, w := binary.Uvarint(b)
+		if w <= 0 || n > uint64(len(b)-w) {
+			return c, errors.New("change record is cut off")
+		}
+		*f = string(b[w : w+int(n)])
+		b = b[w+int(n):]
+	}
+	return c, nil
+}
+
+// fields in the order of the record; new ones only at the end.
+func (c *Change) fields() [6]*string {
+	return [...]*string{
+		(*string)(&c.Room), (*string)(&c.User), (*string)(&c.Device),
+		(*string)(&c.Event), (*string)(&c.Server), &c.Key,
+	}
+}
+
 // Log records the change and returns its position, final if this transaction commits.
-func (tx *Tx) Log(c Change) (Position, error) { panic("store: skeleton") }
+func (tx *Tx) Log(c Change) (Position, error) {
+	p := tx.group.last + 1
+	if err := tx.put(key(tableChange).u64(uint64(p)), c.encode()); err != nil {
+		return 0, err
+	}
+	if c.Kind == ChangeEvent {
+		if err := tx.put(key(tableRoomChange).str(string(c.Room)).u64(uint64(p)), []byte(c.Event)); err != nil {
+			return 0, err
+		}
+	}
+	tx.group.last = p
+	tx.logged = p
+	return p, nil
+}
 
 // Changes calls f for each change with after < position ≤ upTo, in order; f returns false to stop.
 func (r *Reader) Changes(after, upTo Position, f func(Position, Change) (bool, error)) error {
-	panic("store: skeleton")
+	if after >= upTo {
+		return nil
+	}
+	start := key(tableChange).u64(uint64(after) + 1)
+	return r.scan(key(tableChange), start, false, func(k, v []byte) (bool, error) {
+		p := Position(parts(k).u64())
+		if p > upTo {
+			return false, nil
+		}
+		c, err := decodeChange(v)
+		if err != nil {
+			return false, err
+		}
+		return f(p, c)
+	})
 }
 
 // RoomChanges is Changes narrowed to ChangeEvent of one room, by an index; backwards if after > upTo (then
 // upTo < position ≤ after, newest first).
 func (r *Reader) RoomChanges(room eventgraph.RoomID, after, upTo Position, f func(Position, eventgraph.EventID) (bool, error)) error {
-	panic("store: skeleton")
+	if after == upTo {
+		return nil
+	}
+	prefix := key(tableRoomChange).str(string(room))
+	backwards := after > upTo
+	start := append(dbKey(nil), prefix...)
+	if backwards {
+		start = start.u64(uint64(after))
+	} else {
+		start = start.u64(uint64(after) + 1)
+	}
+	return r.scan(prefix, start, backwards, func(k, v []byte) (bool, error) {
+		p := Position(binary.BigEndian.Uint64(k[len(k)-8:]))
+		if backwards && p <= upTo || !backwards && p > upTo {
+			return false, nil
+		}
+		return f(p, eventgraph.EventID(v))
+	})
 }

@@ -1,6 +1,9 @@
 package store
 
-import "encoding/binary"
+import (
+	"bytes"
+	"encoding/binary"
+)
 
 // A table is the first byte of a key. The layout, with str = escaped and terminated string, u64 and
 // i64 = 8 bytes in an order that sorts as the number does, hash = 32 raw bytes:
@@ -42,7 +45,22 @@ import "encoding/binary"
 //	tableAccountData str user, str room ("" = global),    AccountData, JSON
 //	                str type
 //
-// Tables from 0x40 on belong to accounts and what hangs on them.
+// Tables from 0x40 on belong to accounts and what hangs on them. Of these, end-to-end keys and messages to devices:
+//
+//	tableDeviceKeys    str user, str device               the device's identity keys, as uploaded
+//	tableOneTimeKey    str user, str device,              the key object
+//	                   str algorithm, u64 upload, str id
+//	tableFallbackKey   str user, str device, str algorithm  fallbackKey, JSON
+//	tableKeyCounts     str user, str device               KeyCounts, JSON
+//	tableCrossSigning  str user, str usage                the key, as uploaded
+//	tableKeySignature  str user, str device or key,       key ID: signature, JSON
+//	                   str signing user
+//	tableDeviceStream  str user                           u64 the user's last stream ID
+//	tableRemoteDevices str user                           RemoteDevices, JSON
+//	tableToDevice      str user, str device, u64 position ToDevice, JSON
+//	tableToDeviceQueue str user, str device               u64 length of the queue
+//	tableSeenMessage   str origin, str message ID         u64 arrival
+//	tableSeenMsgOrder  str origin, u64 arrival            message ID
 type table byte
 
 const (
@@ -81,6 +99,19 @@ const (
 	tableFilter      table = 0x43
 	tableProfile     table = 0x44
 	tableAccountData table = 0x45
+
+	tableDeviceKeys    table = 0x50
+	tableOneTimeKey    table = 0x51
+	tableFallbackKey   table = 0x52
+	tableKeyCounts     table = 0x53
+	tableCrossSigning  table = 0x54
+	tableKeySignature  table = 0x55
+	tableDeviceStream  table = 0x56
+	tableRemoteDevices table = 0x57
+	tableToDevice      table = 0x58
+	tableToDeviceQueue table = 0x59
+	tableSeenMessage   table = 0x5a
+	tableSeenMsgOrder  table = 0x5b
 )
 
 // dbKey is a key under construction. Each method returns the longer key; a key that ends after a
@@ -164,14 +195,5 @@ func (p *keyParts) i64() int64 {
 	return int64(n ^ 1<<63)
 }
 
-// after is the smallest key that is greater than all keys with the prefix; nil if there is none.
-func after(prefix []byte) []byte {
-	for i := len(prefix) - 1; i >= 0; i-- {
-		if prefix[i] != 0xff {
-			end := append([]byte(nil), prefix[:i+1]...)
-			end[i]++
-			return end
-		}
-	}
-	return nil
-}
+// beyond, appended to a prefix, is greater than any key with the prefix: no part of a key begins with so many ff.
+var beyond = bytes.Repeat([]byte{0xff}, 40)
