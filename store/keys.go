@@ -61,6 +61,7 @@ import (
 //	tableToDeviceQueue str user, str device               u64 length of the queue
 //	tableSeenMessage   str origin, str message ID         u64 arrival
 //	tableSeenMsgOrder  str origin, u64 arrival            message ID
+//	tableReceipt       str room, str user, str type, str thread  Receipt, JSON
 type table byte
 
 const (
@@ -112,6 +113,8 @@ const (
 	tableToDeviceQueue table = 0x59
 	tableSeenMessage   table = 0x5a
 	tableSeenMsgOrder  table = 0x5b
+
+	tableReceipt table = 0x60
 )
 
 // dbKey is a key under construction. Each method returns the longer key; a key that ends after a
