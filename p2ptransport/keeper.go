@@ -1,0 +1,308 @@
+package p2ptransport
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/peerstore"
+	ma "github.com/multiformats/go-multiaddr"
+)
+
+const (
+	// maxKnown peers that are dialled again after their connection is lost, or that addresses are remembered for,
+	// besides static ones. The one away the longest makes room.
+	maxKnown = 1024
+	// maxAddrs remembered for a peer: some networks, QUIC and TCP, IPv4 and IPv6.
+	maxAddrs = 16
+	// dialsAtOnce by the keeper; requests dial beside it.
+	dialsAtOnce = 16
+	// attemptTimeout of one dial by the keeper: on a LAN it succeeds at once or not.
+	attemptTimeout = 4 * time.Second
+	// yield is how long the node with the greater peer ID waits for the other to dial, so that two nodes that meet make
+	// one connection and not two.
+	yield = 300 * time.Millisecond
+	// firstRetry, doubled with each failure, up to what retryCap says.
+	firstRetry = 500 * time.Millisecond
+)
+
+// retryCap bounds the time between dials by how long the peer has been away. A peer just lost is likely to come back,
+// on the same address, before anybody can tell us: a link cut in the middle of the network shows on neither end.
+func retryCap(away time.Duration, static bool) time.Duration {
+	switch {
+	case away < 2*time.Minute:
+		return 2500 * time.Millisecond
+	case away < 15*time.Minute:
+		return 15 * time.Second
+	case away < time.Hour, static:
+		return time.Minute
+	}
+	return 10 * time.Minute
+}
+
+// keeper decides whom to dial and when: static peers always, others while they were lately connected or heard of. It
+// has a backoff of its own, which ends when the network changes or the peer is heard; libp2p's grows to minutes.
+type keeper struct {
+	h    *Host
+	wake chan struct{} // holds one: look again whose turn it is
+
+	mu    sync.Mutex
+	peers map[peer.ID]*known
+}
+
+// known is what the keeper remembers of a peer.
+type known struct {
+	static   bool
+	wanted   bool // dial it: static, lately connected, or heard by mDNS
+	addrs    []ma.Multiaddr
+	up       bool
+	away     time.Time // since when it is not connected
+	failures int
+	next     time.Time          // when to dial
+	dialling context.CancelFunc // of the dial under way
+}
+
+func newKeeper(h *Host) *keeper {
+	return &keeper{h: h, wake: make(chan struct{}, 1), peers: make(map[peer.ID]*known)}
+}
+
+func (k *keeper) signal() {
+	select {
+	case k.wake <- struct{}{}:
+	default:
+	}
+}
+
+// peer finds or makes the entry; it needs mu.
+func (k *keeper) peer(p peer.ID) *known {
+	if t := k.peers[p]; t != nil {
+		return t
+	}
+	if len(k.peers) >= maxKnown {
+		k.makeRoom()
+	}
+	t := &known{away: time.Now()}
+	k.peers[p] = t
+	return t
+}
+
+// makeRoom forgets the peer away the longest; it needs mu.
+func (k *keeper) makeRoom() {
+	var oldest peer.ID
+	for p, t := range k.peers {
+		if !t.static && !t.up && t.dialling == nil && (oldest == "" || t.away.Before(k.peers[oldest].away)) {
+			oldest = p
+		}
+	}
+	delete(k.peers, oldest)
+}
+
+// keep makes a peer static and dials it soon.
+func (k *keeper) keep(p peer.AddrInfo) {
+	k.learn(p.ID, p.Addrs)
+	k.mu.Lock()
+	t := k.peer(p.ID)
+	t.static, t.wanted, t.next = true, true, time.Now()
+	k.mu.Unlock()
+	k.h.host.ConnManager().Protect(p.ID, "static")
+	k.signal()
+}
+
+// learn puts addresses before those already known.
+func (k *keeper) learn(p peer.ID, addrs []ma.Multiaddr) {
+	if len(addrs) == 0 || p == k.h.host.ID() {
+		return
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	t := k.peer(p)
+	t.addrs = mergeAddrs(addrs, t.addrs)
+}
+
+func mergeAddrs(first, then []ma.Multiaddr) []ma.Multiaddr {
+	merged := make([]ma.Multiaddr, 0, maxAddrs)
+	for _, a := range slices.Concat(first, then) {
+		if len(merged) < maxAddrs && !slices.ContainsFunc(merged, a.Equal) {
+			merged = append(merged, a)
+		}
+	}
+	return merged
+}
+
+// heard is called when a peer announces itself on the local network.
+func (k *keeper) heard(p peer.ID, addrs []ma.Multiaddr) {
+	k.learn(p, addrs)
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if t := k.peers[p]; t != nil && !t.up {
+		t.wanted = true
+		k.soon(p, t)
+	}
+}
+
+// soon dials the peer without regard to past failures, and gives up a dial under way that may hang on an old address;
+// it needs mu.
+func (k *keeper) soon(p peer.ID, t *known) {
+	wait := time.Duration(0)
+	if t.failures == 0 && k.h.host.ID() > p {
+		wait = yield
+	}
+	t.failures = 0
+	if next := time.Now().Add(wait); t.next.IsZero() || t.next.After(next) {
+		t.next = next
+	}
+	k.signal()
+}
+
+func (k *keeper) connected(p peer.ID, c network.Conn) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	t := k.peer(p)
+	t.up, t.wanted, t.failures, t.next = true, true, 0, time.Time{}
+	if c.Stat().Direction == network.DirOutbound && !c.Stat().Limited {
+		t.addrs = mergeAddrs([]ma.Multiaddr{c.RemoteMultiaddr()}, t.addrs)
+	}
+}
+
+func (k *keeper) disconnected(p peer.ID) {
+	// What identify has told of the peer's addresses is kept here; libp2p forgets it after a while.
+	listens := k.h.host.Peerstore().Addrs(p)
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	t := k.peer(p)
+	t.up, t.away = false, time.Now()
+	t.addrs = mergeAddrs(t.addrs, listens)
+	t.failures = 0
+	k.soon(p, t)
+}
+
+// networkChanged makes every peer due that is wanted and not connected.
+func (k *keeper) networkChanged() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for p, t := range k.peers {
+		if !t.up && t.wanted {
+			if t.dialling != nil {
+				t.dialling() // it may hang on an address that is no more
+			}
+			k.soon(p, t)
+		}
+	}
+}
+
+// run dials those whose turn it is, until the host closes.
+func (k *keeper) run() {
+	slots := make(chan struct{}, dialsAtOnce)
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-k.h.ctx.Done():
+			return
+		case <-k.wake:
+		case <-timer.C:
+		}
+		due, next := k.due(time.Now())
+		for _, p := range due {
+			select {
+			case slots <- struct{}{}:
+			case <-k.h.ctx.Done():
+				return
+			}
+			if !k.h.work.start(func() {
+				defer func() { <-slots }()
+				k.attempt(p)
+			}) {
+				return
+			}
+		}
+		if !next.IsZero() {
+			timer.Reset(time.Until(next))
+		}
+	}
+}
+
+// due takes the peers whose turn it is, and says when the next one's comes; the zero time is never.
+func (k *keeper) due(now time.Time) (due []peer.ID, next time.Time) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for p, t := range k.peers {
+		switch {
+		case t.up || !t.wanted || t.next.IsZero():
+		case !t.next.After(now):
+			if t.dialling == nil {
+				due = append(due, p)
+				t.next = time.Time{}
+			}
+		case next.IsZero() || t.next.Before(next):
+			next = t.next
+		}
+	}
+	return due, next
+}
+
+// attempt dials a peer once and, if that fails, says when to try again.
+func (k *keeper) attempt(p peer.ID) {
+	ctx, cancel := context.WithTimeout(k.h.ctx, attemptTimeout)
+	defer cancel()
+	k.mu.Lock()
+	t := k.peers[p]
+	if t == nil || t.up || t.dialling != nil {
+		k.mu.Unlock()
+		return
+	}
+	t.dialling = cancel
+	k.mu.Unlock()
+
+	err := k.connect(ctx, p)
+
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	t.dialling = nil
+	if err != nil && !t.up {
+		wait := min(firstRetry<<min(t.failures, 10), retryCap(time.Since(t.away), t.static))
+		wait += rand.N(wait / 4) // nodes that lost each other together do not dial together
+		if again := time.Now().Add(wait); t.next.IsZero() || t.next.After(again) {
+			t.next = again
+		}
+		t.failures++
+		k.h.log.Debug("dial failed", "peer", p, "failures", t.failures, "error", err)
+	}
+	k.signal()
+}
+
+// connect dials the peer at all its known addresses, unless it is connected. Errors: ErrUnreachable, ErrClosed, ctx's.
+func (k *keeper) connect(ctx context.Context, p peer.ID) error {
+	if k.h.isConnected(p) {
+		return nil
+	}
+	store := k.h.host.Peerstore()
+	k.mu.Lock()
+	var addrs []ma.Multiaddr
+	if t := k.peers[p]; t != nil {
+		addrs = slices.Clone(t.addrs)
+	}
+	k.mu.Unlock()
+	if len(addrs) == 0 && len(store.Addrs(p)) == 0 {
+		return fmt.Errorf("%w: no address known", ErrUnreachable)
+	}
+	store.AddAddrs(p, addrs, peerstore.TempAddrTTL)
+	k.h.swarm.Backoff().Clear(p)
+	ctx = network.WithDialPeerTimeout(network.WithAllowLimitedConn(ctx, "dial"), streamTimeout)
+	if err := k.h.host.Connect(ctx, peer.AddrInfo{ID: p}); err != nil {
+		switch {
+		case k.h.ctx.Err() != nil:
+			return ErrClosed
+		case ctx.Err() != nil && !errors.Is(ctx.Err(), context.DeadlineExceeded):
+			return context.Cause(ctx)
+		}
+		return fmt.Errorf("%w: %v", ErrUnreachable, err)
+	}
+	return nil
+}

@@ -1,0 +1,164 @@
+package p2ptransport
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/protocol"
+	"github.com/multiformats/go-multistream"
+)
+
+const (
+	// suspectAfter is how long an answer is awaited before the connection is probed; libp2p itself notices a dead one
+	// after 30 s or more.
+	suspectAfter = 3 * time.Second
+	// probeTimeout is many round trips of any link that carries a conversation.
+	probeTimeout = 2 * time.Second
+	// thinAfter leaves both sides time to notice which connections they have; thinEvery until they are drained.
+	thinAfter = 15 * time.Second
+	thinEvery = 30 * time.Second
+)
+
+// probeProtocol is spoken by nobody. That a peer says so shows that it lives, whatever software it runs.
+const probeProtocol protocol.ID = "/plexus/probe/1"
+
+// Probe asks each connection to the peer for a sign of life, closes those that give none within two seconds, and says
+// whether one is left.
+func (h *Host) Probe(ctx context.Context, p PeerID) bool {
+	id, err := peer.Decode(string(p))
+	if err != nil {
+		return false
+	}
+	h.probeConns(ctx, id)
+	return h.isConnected(id)
+}
+
+func (h *Host) probeConns(ctx context.Context, p peer.ID) {
+	conns := h.swarm.ConnsToPeer(p)
+	done := make(chan struct{}, len(conns))
+	started := 0
+	for _, c := range conns {
+		if h.work.start(func() {
+			defer func() { done <- struct{}{} }()
+			if alive(ctx, c) || ctx.Err() != nil || c.IsClosed() {
+				return
+			}
+			h.log.Debug("connection is dead", "peer", p, "addr", c.RemoteMultiaddr())
+			_ = c.Close()
+		}) {
+			started++
+		}
+	}
+	for range started {
+		<-done
+	}
+}
+
+// alive waits for any answer on a new stream.
+func alive(ctx context.Context, c network.Conn) bool {
+	ctx, cancel := context.WithTimeout(network.WithAllowLimitedConn(ctx, "probe"), probeTimeout)
+	defer cancel()
+	s, err := c.NewStream(ctx)
+	if err != nil {
+		// Refused by our own limits: that says nothing about the peer.
+		return errors.Is(err, network.ErrResourceLimitExceeded)
+	}
+	defer func() { _ = s.Reset() }()
+	stop := context.AfterFunc(ctx, func() { _ = s.Reset() })
+	defer stop()
+	err = multistream.SelectProtoOrFail(probeProtocol, s)
+	var unsupported multistream.ErrNotSupported[protocol.ID]
+	return err == nil || errors.As(err, &unsupported)
+}
+
+// probe probes a peer in the background, unless that is under way.
+func (h *Host) probe(p peer.ID) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.probing[p] || !h.isConnected(p) {
+		return
+	}
+	h.probing[p] = h.work.start(func() {
+		h.probeConns(h.ctx, p)
+		h.mu.Lock()
+		delete(h.probing, p)
+		h.mu.Unlock()
+	})
+}
+
+func (h *Host) probeAll() {
+	for _, p := range h.swarm.Peers() {
+		h.probe(p)
+	}
+}
+
+// suspect probes a peer now and again while an answer is awaited, until ctx ends.
+func (h *Host) suspect(ctx context.Context, p peer.ID) {
+	var again *time.Timer
+	armed := make(chan struct{})
+	again = time.AfterFunc(suspectAfter, func() {
+		<-armed
+		if ctx.Err() == nil {
+			h.probe(p)
+			again.Reset(2 * suspectAfter) // ctx is looked at when it fires
+		}
+	})
+	close(armed)
+	context.AfterFunc(ctx, func() { again.Stop() })
+}
+
+// thinLater closes superfluous connections to a peer, once they are drained.
+func (h *Host) thinLater(p peer.ID) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.thinning[p] {
+		return
+	}
+	h.thinning[p] = h.work.start(func() {
+		wait := time.NewTimer(thinAfter)
+		defer wait.Stop()
+		for {
+			select {
+			case <-wait.C:
+			case <-h.ctx.Done():
+				return
+			}
+			h.mu.Lock()
+			if !h.thin(p) {
+				delete(h.thinning, p)
+				h.mu.Unlock()
+				return
+			}
+			h.mu.Unlock()
+			wait.Reset(thinEvery)
+		}
+	})
+}
+
+// thin closes those direct connections that this side dialled and that the rule does not keep, if nothing is under way
+// on them, and says whether any such is left. Of several direct connections the rule keeps those dialled by the node
+// with the smaller peer ID, and of a node's own the oldest. As a side closes only what it dialled, and both know who
+// dialled what, the two never close different ones and lose all.
+func (h *Host) thin(p peer.ID) (left bool) {
+	direct := slices.DeleteFunc(h.swarm.ConnsToPeer(p), func(c network.Conn) bool { return c.Stat().Limited || c.IsClosed() })
+	mine := slices.DeleteFunc(slices.Clone(direct), func(c network.Conn) bool { return c.Stat().Direction != network.DirOutbound })
+	slices.SortFunc(mine, func(a, b network.Conn) int {
+		return cmp.Compare(a.Stat().Opened.UnixNano(), b.Stat().Opened.UnixNano())
+	})
+	if len(mine) > 0 && (len(mine) == len(direct) || h.swarm.LocalPeer() < p) {
+		mine = mine[1:]
+	}
+	for _, c := range mine {
+		if len(c.GetStreams()) > 0 {
+			left = true
+			continue
+		}
+		h.work.start(func() { _ = c.Close() })
+	}
+	return left
+}

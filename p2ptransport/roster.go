@@ -1,0 +1,151 @@
+package p2ptransport
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"sync"
+)
+
+// Roster knows who is connected, and tells watchers; implementations of Transport keep one. A peer may have several
+// connections: it is connected while it has one. The zero value is ready.
+//
+// A watcher that is slow loses no change that still matters: it is told the difference between what it last heard and
+// what is now, so what waits for it is bounded by the number of peers. A peer that went and came back while a watcher
+// was busy is told as a disconnect and a connect.
+type Roster struct {
+	mu       sync.Mutex
+	sessions map[PeerID]*session
+	count    uint64 // sessions begun so far
+	wake     chan struct{}
+}
+
+// session is the time from a peer's first connection to the loss of its last.
+type session struct {
+	number uint64
+	conns  []connection // in the order they came
+}
+
+type connection struct {
+	key   any
+	addr  string
+	relay bool
+}
+
+// best is a direct connection if there is one, and of those the oldest.
+func (s *session) best() connection {
+	for _, c := range s.conns {
+		if !c.relay {
+			return c
+		}
+	}
+	return s.conns[0]
+}
+
+// Add notes a connection, known by key, and reports how many the peer has now.
+func (r *Roster) Add(peer PeerID, key any, addr string, relay bool) int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.sessions == nil {
+		r.sessions = make(map[PeerID]*session)
+	}
+	s := r.sessions[peer]
+	if s == nil {
+		r.count++
+		s = &session{number: r.count}
+		r.sessions[peer] = s
+		defer r.wakeAll()
+	}
+	if !slices.ContainsFunc(s.conns, func(c connection) bool { return c.key == key }) {
+		s.conns = append(s.conns, connection{key, addr, relay})
+	}
+	return len(s.conns)
+}
+
+// Remove forgets a connection and reports how many the peer still has.
+func (r *Roster) Remove(peer PeerID, key any) int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s := r.sessions[peer]
+	if s == nil {
+		return 0
+	}
+	s.conns = slices.DeleteFunc(s.conns, func(c connection) bool { return c.key == key })
+	if len(s.conns) == 0 {
+		delete(r.sessions, peer)
+		r.wakeAll()
+	}
+	return len(s.conns)
+}
+
+// wakeAll needs mu.
+func (r *Roster) wakeAll() {
+	if r.wake != nil {
+		close(r.wake)
+		r.wake = nil
+	}
+}
+
+// Connected says whether the peer has a connection.
+func (r *Roster) Connected(peer PeerID) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.sessions[peer] != nil
+}
+
+// Peers lists the connected peers, ordered by ID.
+func (r *Roster) Peers() []Peer {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	peers := make([]Peer, 0, len(r.sessions))
+	for id, s := range r.sessions {
+		best := s.best()
+		peers = append(peers, Peer{ID: id, Addr: best.addr, Relay: best.relay})
+	}
+	slices.SortFunc(peers, func(a, b Peer) int { return cmp.Compare(a.ID, b.ID) })
+	return peers
+}
+
+// Watch is Transport.Watch: it returns when ctx ends.
+func (r *Roster) Watch(ctx context.Context, f func(PeerEvent)) {
+	told := make(map[PeerID]uint64)
+	for {
+		events, wake := r.news(told)
+		for _, e := range events {
+			if ctx.Err() != nil {
+				return
+			}
+			f(e)
+		}
+		select {
+		case <-wake:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// news is what changed since told, which it brings up to date, in the order in which it happened, disconnects first.
+func (r *Roster) news(told map[PeerID]uint64) ([]PeerEvent, <-chan struct{}) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.wake == nil {
+		r.wake = make(chan struct{})
+	}
+	var gone, came []PeerEvent
+	for id, number := range told {
+		if s := r.sessions[id]; s == nil || s.number != number {
+			gone = append(gone, PeerEvent{Peer: id})
+			delete(told, id)
+		}
+	}
+	for id, s := range r.sessions {
+		if _, ok := told[id]; !ok {
+			came = append(came, PeerEvent{Peer: id, Connected: true, Addr: s.best().addr})
+			told[id] = s.number
+		}
+	}
+	slices.SortFunc(gone, func(a, b PeerEvent) int { return cmp.Compare(a.Peer, b.Peer) })
+	slices.SortFunc(came, func(a, b PeerEvent) int { return cmp.Compare(told[a.Peer], told[b.Peer]) })
+	return append(gone, came...), r.wake
+}

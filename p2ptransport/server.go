@@ -1,0 +1,176 @@
+package p2ptransport
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"net/http"
+	"runtime/debug"
+	"sync"
+	"time"
+)
+
+const (
+	// maxStreamsFrom one peer: a peer needs a few, and each costs a goroutine and two buffers.
+	maxStreamsFrom = 32
+	// maxStreams from all peers together, some 10 KiB each while idle.
+	maxStreams = 512
+	// maxServing requests at once; more wait, at most servingWait, and are then asked to come back.
+	maxServing  = 128
+	servingWait = 10 * time.Second
+	// maxRequestHeader leaves room for a path with many event IDs.
+	maxRequestHeader = 32 << 10
+	// maxRequestBody is above the largest transaction: 50 PDUs of 64 KiB and 100 EDUs (spec, SS API, transactions).
+	maxRequestBody = 16 << 20
+	// headerTimeout, bodyTimeout: a peer on a slow link needs seconds, one that trickles bytes holds a stream no longer.
+	headerTimeout = 10 * time.Second
+	bodyTimeout   = 2 * time.Minute
+	serverIdle    = 2 * time.Minute
+	// writeStall is how long a peer may take to accept writeChunk bytes of a response.
+	writeStall = 30 * time.Second
+	writeChunk = 16 << 10
+)
+
+// Server serves ProtocolFederation on streams; implementations of Transport have one each.
+type Server struct {
+	http     http.Server
+	log      *slog.Logger
+	handler  http.Handler
+	serving  chan struct{}
+	requests group
+	cancel   context.CancelFunc
+
+	mu      sync.Mutex
+	streams map[string]int // open streams by remote address, which is the peer ID
+	total   int
+}
+
+// NewServer returns a server that hands requests to h with the peer in their context (PeerFrom). The remote address of
+// each stream must be the peer's ID.
+func NewServer(ctx context.Context, h http.Handler, log *slog.Logger) *Server {
+	s := &Server{log: log, handler: h, serving: make(chan struct{}, maxServing), streams: make(map[string]int)}
+	ctx, s.cancel = context.WithCancel(ctx)
+	s.http = http.Server{
+		Handler:                      http.HandlerFunc(s.serve),
+		BaseContext:                  func(net.Listener) context.Context { return ctx },
+		ConnContext:                  withRemotePeer,
+		ReadHeaderTimeout:            headerTimeout,
+		ReadTimeout:                  bodyTimeout,
+		IdleTimeout:                  serverIdle,
+		MaxHeaderBytes:               maxRequestHeader,
+		DisableGeneralOptionsHandler: true,
+		// What net/http has to say here is about single streams of single peers.
+		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
+	return s
+}
+
+func withRemotePeer(ctx context.Context, c net.Conn) context.Context {
+	return WithPeer(ctx, PeerID(c.RemoteAddr().String()))
+}
+
+// Serve accepts streams until the listener or the server is closed.
+func (s *Server) Serve(l net.Listener) { _ = s.http.Serve(&boundedListener{l, s}) }
+
+// Close breaks all streams and waits for the handlers.
+func (s *Server) Close() {
+	s.cancel()
+	_ = s.http.Close()
+	s.requests.wait()
+}
+
+func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
+	if !s.requests.enter() {
+		panic(http.ErrAbortHandler)
+	}
+	defer s.requests.leave()
+	turn := time.NewTimer(servingWait)
+	defer turn.Stop()
+	select {
+	case s.serving <- struct{}{}:
+		defer func() { <-s.serving }()
+	case <-turn.C:
+		w.Header().Set("Retry-After", "10")
+		w.WriteHeader(http.StatusServiceUnavailable)
+		return
+	case <-r.Context().Done():
+		return
+	}
+	r.Body = http.MaxBytesReader(w, r.Body, maxRequestBody)
+	defer func() {
+		if p := recover(); p != nil {
+			if p != http.ErrAbortHandler {
+				s.log.Error("handler of a peer's request panicked", "method", r.Method, "panic", p, "stack", string(debug.Stack()))
+			}
+			panic(http.ErrAbortHandler)
+		}
+	}()
+	s.handler.ServeHTTP(w, r)
+}
+
+// boundedListener accepts no more streams than the bounds allow; what is above is reset.
+type boundedListener struct {
+	net.Listener
+	s *Server
+}
+
+func (l *boundedListener) Accept() (net.Conn, error) {
+	for {
+		c, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		peer := c.RemoteAddr().String()
+		if l.s.admit(peer) {
+			return &serverConn{Conn: c, left: sync.OnceFunc(func() { l.s.leave(peer) })}, nil
+		}
+		if r, ok := c.(interface{ Reset() error }); ok {
+			_ = r.Reset()
+		} else {
+			_ = c.Close()
+		}
+	}
+}
+
+func (s *Server) admit(peer string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.total >= maxStreams || s.streams[peer] >= maxStreamsFrom {
+		return false
+	}
+	s.total++
+	s.streams[peer]++
+	return true
+}
+
+func (s *Server) leave(peer string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.total--
+	if s.streams[peer]--; s.streams[peer] == 0 {
+		delete(s.streams, peer)
+	}
+}
+
+// serverConn gives each chunk of a response its own deadline: a large response may take long, a stalled one may not.
+type serverConn struct {
+	net.Conn
+	left func()
+}
+
+func (c *serverConn) Write(b []byte) (n int, err error) {
+	for first := true; first || n < len(b); first = false {
+		_ = c.SetWriteDeadline(time.Now().Add(writeStall))
+		m, err := c.Conn.Write(b[n:min(len(b), n+writeChunk)])
+		n += m
+		if err != nil {
+			return n, err
+		}
+	}
+	return n, nil
+}
+
+func (c *serverConn) Close() error {
+	c.left()
+	return c.Conn.Close()
+}
