@@ -290,6 +290,7 @@ func (s *Store) commit(g *group) error {
 func (s *Store) show(rec commitRecord, o *overlay) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.events.advance(rec.Commit, o)
 	grown := rec.Position > s.last.Position
 	s.last = rec
 	if grown {

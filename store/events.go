@@ -1,6 +1,14 @@
 package store
 
-import "github.com/plexus-p2p/plexus/eventgraph"
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"github.com/plexus-p2p/plexus/eventgraph"
+)
 
 // Verdict is what Accept found (design.md §3.1).
 type Verdict uint8
@@ -25,6 +33,13 @@ type StoredEvent struct {
 	RedactedBy  eventgraph.EventID // the event is served redacted
 	SentBy      *ClientTxn         // sent by a local client: for unsigned.transaction_id
 	ReceivedTS  int64              // ms
+
+	mismatched *eventgraph.Event // Event, if its record has the mark of a wrong content hash: the bytes alone do not show it
+}
+
+// HashMismatch says that the event came with a wrong content hash: it is held redacted, until a right copy comes.
+func (e *StoredEvent) HashMismatch() bool {
+	return e.mismatched == e.Event || e.Event.HashMismatch()
 }
 
 // ClientTxn is a client's transaction ID, in the scope of its device (CS API, Transaction identifiers).
@@ -34,32 +49,281 @@ type ClientTxn struct {
 	TxnID  string
 }
 
-// Event reads an event in whatever verdict; ErrNotFound.
-func (r *Reader) Event(id eventgraph.EventID) (*StoredEvent, error)     { panic("store: skeleton") }
-func (r *Reader) HasEvent(id eventgraph.EventID) (Verdict, bool, error) { panic("store: skeleton") }
+// An event record is
+//
+//	format byte, verdict byte, flags byte,
+//	room version string, order varint, position uvarint, received varint,
+//	[state before 32], [state after 32], [room state 32], [redacted by string], [user, device, txn ID strings],
+//	the event as JSON to the end
+//
+// where the parts in brackets are there if their flag is set.
+const eventFormat = 1
+
+const (
+	flagGap        = 1 << iota
+	flagState      // state before is not the empty one
+	flagStateAfter // state after differs from state before
+	flagRedacted   // by RedactedBy
+	flagSentBy     // a local client
+	flagMismatch   // HashMismatch
+	flagRoomAfter  // room state is state after: no hash of its own
+	flagRoomState  // room state is another
+)
+
+const eventHeaderSize = 3
+
+func (e *StoredEvent) encode() []byte {
+	raw := e.Raw()
+	b := make([]byte, eventHeaderSize, len(raw)+200)
+	b[0], b[1] = eventFormat, byte(e.Verdict)
+	set := func(on bool, flag byte) bool {
+		if on {
+			b[2] |= flag
+		}
+		return on
+	}
+	set(e.Gap, flagGap)
+	set(e.HashMismatch(), flagMismatch)
+	b = appendString(b, string(e.Version()))
+	b = binary.AppendVarint(b, e.Order)
+	b = binary.AppendUvarint(b, uint64(e.Position))
+	b = binary.AppendVarint(b, e.ReceivedTS)
+	if set(e.StateBefore != eventgraph.Hash{}, flagState) {
+		b = append(b, e.StateBefore[:]...)
+	}
+	if set(e.StateAfter != e.StateBefore, flagStateAfter) {
+		b = append(b, e.StateAfter[:]...)
+	}
+	if !set(e.RoomState == e.StateAfter, flagRoomAfter) && set(e.RoomState != eventgraph.Hash{}, flagRoomState) {
+		b = append(b, e.RoomState[:]...)
+	}
+	if set(e.RedactedBy != "", flagRedacted) {
+		b = appendString(b, string(e.RedactedBy))
+	}
+	if set(e.SentBy != nil, flagSentBy) {
+		b = appendString(b, string(e.SentBy.User))
+		b = appendString(b, string(e.SentBy.Device))
+		b = appendString(b, e.SentBy.TxnID)
+	}
+	return append(b, raw...)
+}
+
+func decodeEvent(id eventgraph.EventID, record []byte) (*StoredEvent, error) {
+	f := fieldReader{rest: record}
+	if format := f.byte(); format != eventFormat {
+		return nil, fmt.Errorf("event %s in the store has format %d", id, format)
+	}
+	e := &StoredEvent{Verdict: Verdict(f.byte())}
+	flags := f.byte()
+	version := eventgraph.RoomVersion(f.string())
+	e.Order = f.varint()
+	e.Position = Position(f.uvarint())
+	e.ReceivedTS = f.varint()
+	e.Gap = flags&flagGap != 0
+	if flags&flagState != 0 {
+		copy(e.StateBefore[:], f.take(32))
+	}
+	e.StateAfter = e.StateBefore
+	if flags&flagStateAfter != 0 {
+		copy(e.StateAfter[:], f.take(32))
+	}
+	switch {
+	case flags&flagRoomAfter != 0:
+		e.RoomState = e.StateAfter
+	case flags&flagRoomState != 0:
+		copy(e.RoomState[:], f.take(32))
+	}
+	if flags&flagRedacted != 0 {
+		e.RedactedBy = eventgraph.EventID(f.string())
+	}
+	if flags&flagSentBy != 0 {
+		e.SentBy = &ClientTxn{User: eventgraph.UserID(f.string()), Device: DeviceID(f.string()), TxnID: f.string()}
+	}
+	if f.err != nil {
+		return nil, fmt.Errorf("event %s: %w", id, f.err)
+	}
+	var err error
+	if e.Event, err = eventgraph.LoadEvent(version, id, bytes.Clone(f.rest)); err != nil {
+		return nil, fmt.Errorf("event %s in the store: %w", id, err)
+	}
+	if flags&flagMismatch != 0 {
+		e.mismatched = e.Event
+	}
+	return e, nil
+}
+
+func eventKey(id eventgraph.EventID) dbKey { return key(tableEvent).str(string(id)) }
+
+// Event reads an event in whatever verdict; ErrNotFound. The StoredEvent is the caller's.
+func (r *Reader) Event(id eventgraph.EventID) (*StoredEvent, error) {
+	k := eventKey(id)
+	pending := r.pending != nil && r.pending.has(k)
+	if pending {
+		if e := r.pending.event(id); e != nil {
+			return e, nil
+		}
+	} else if e := r.s.events.get(id, r.ts); e != nil {
+		return e, nil
+	}
+	var e *StoredEvent
+	err := r.read(k, func(v []byte) (err error) { e, err = decodeEvent(id, v); return err })
+	if err != nil {
+		return nil, err
+	}
+	if !pending {
+		r.s.events.put(e, r.ts)
+	}
+	return e, nil
+}
+
+// HasEvent says whether the event is held, and in which verdict.
+func (r *Reader) HasEvent(id eventgraph.EventID) (Verdict, bool, error) {
+	var v Verdict
+	err := r.read(eventKey(id), func(record []byte) error {
+		if len(record) < eventHeaderSize {
+			return errCutOff
+		}
+		v = Verdict(record[1])
+		return nil
+	})
+	if errors.Is(err, ErrNotFound) {
+		return 0, false, nil
+	}
+	return v, err == nil, err
+}
 
 // PutEvent writes or replaces the event's record, its order index entry (Order != 0), edges from prev_events, and
 // its relation index entry (m.relates_to). It does not Log.
-func (tx *Tx) PutEvent(e *StoredEvent) error { panic("store: skeleton") }
+func (tx *Tx) PutEvent(e *StoredEvent) error {
+	id := e.ID()
+	old, err := tx.Event(id)
+	if err != nil && !errors.Is(err, ErrNotFound) {
+		return err
+	}
+	if old != nil {
+		if err := tx.unindexEvent(old); err != nil {
+			return err
+		}
+	}
+	if err := tx.pending.putEvent(e); err != nil {
+		return err
+	}
+	if e.Order != 0 {
+		k := key(tableOrder).str(string(e.RoomID())).i64(e.Order)
+		if err := tx.put(k, append([]byte{byte(e.Verdict)}, id...)); err != nil {
+			return err
+		}
+	}
+	if k, v := relationEntry(e); k != nil {
+		if err := tx.put(k, v); err != nil {
+			return err
+		}
+	}
+	if old != nil { // the edges are part of what the ID covers
+		return nil
+	}
+	for _, parent := range e.PrevEvents() {
+		if err := tx.put(key(tableEdge).str(string(parent)).str(string(id)), nil); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// unindexEvent takes back the index entries that a new record of the event may change.
+func (tx *Tx) unindexEvent(old *StoredEvent) error {
+	if old.Order != 0 {
+		if err := tx.delete(key(tableOrder).str(string(old.RoomID())).i64(old.Order)); err != nil {
+			return err
+		}
+	}
+	if k, _ := relationEntry(old); k != nil {
+		return tx.delete(k)
+	}
+	return nil
+}
+
+// relationEntry is the index entry of an accepted event that relates to another (CS API, Forming relationships
+// between events); nil if it does not.
+func relationEntry(e *StoredEvent) (k, v []byte) {
+	if e.Verdict != Accepted || e.Order == 0 || !bytes.Contains(e.Content(), []byte(`"m.relates_to"`)) {
+		return nil, nil
+	}
+	var c struct {
+		RelatesTo struct {
+			RelType string             `json:"rel_type"`
+			EventID eventgraph.EventID `json:"event_id"`
+		} `json:"m.relates_to"`
+	}
+	if json.Unmarshal(e.Content(), &c) != nil || c.RelatesTo.RelType == "" || c.RelatesTo.EventID == "" {
+		return nil, nil // whatever a client wrote there, it is no relation
+	}
+	k = key(tableRelation).str(string(c.RelatesTo.EventID)).i64(e.Order).str(string(e.ID()))
+	return k, appendString(appendString(nil, c.RelatesTo.RelType), e.Type())
+}
 
 // Children lists the events held whose prev_events name id.
 func (r *Reader) Children(id eventgraph.EventID) ([]eventgraph.EventID, error) {
-	panic("store: skeleton")
+	var children []eventgraph.EventID
+	err := r.scan(key(tableEdge).str(string(id)), nil, false, func(k, _ []byte) (bool, error) {
+		p := parts(k)
+		p.str()
+		children = append(children, eventgraph.EventID(p.str()))
+		return true, nil
+	})
+	return children, err
 }
 
 // Timeline calls f for accepted events in room order from from (inclusive): forwards or backwards.
 func (r *Reader) Timeline(room eventgraph.RoomID, from int64, backwards bool, f func(*StoredEvent) (bool, error)) error {
-	panic("store: skeleton")
+	prefix := key(tableOrder).str(string(room))
+	start := append(dbKey(nil), prefix...).i64(from)
+	return r.scan(prefix, start, backwards, func(_, v []byte) (bool, error) {
+		if len(v) < 2 {
+			return false, errCutOff
+		}
+		if Verdict(v[0]) != Accepted {
+			return true, nil
+		}
+		e, err := r.Event(eventgraph.EventID(v[1:]))
+		if err != nil {
+			return false, fmt.Errorf("timeline of %s: %w", room, err)
+		}
+		return f(e)
+	})
 }
 
-// Relations calls f for events relating to parent by rel_type and type ("" = any), newest first.
+// Relations calls f for events relating to parent by rel_type and type ("" = any), newest first in room order.
 func (r *Reader) Relations(parent eventgraph.EventID, relType, eventType string, f func(*StoredEvent) (bool, error)) error {
-	panic("store: skeleton")
+	return r.scan(key(tableRelation).str(string(parent)), nil, true, func(k, v []byte) (bool, error) {
+		fields := fieldReader{rest: v}
+		rel, typ := fields.string(), fields.string()
+		if relType != "" && relType != rel || eventType != "" && eventType != typ {
+			return true, nil
+		}
+		p := parts(k)
+		p.str()
+		p.i64()
+		e, err := r.Event(eventgraph.EventID(p.str()))
+		if err != nil {
+			return false, fmt.Errorf("relation to %s: %w", parent, err)
+		}
+		return f(e)
+	})
+}
+
+func clientTxnKey(t ClientTxn, endpoint string) dbKey {
+	return key(tableClientTxn).str(string(t.User)).str(string(t.Device)).str(endpoint).str(t.TxnID)
 }
 
 // ClientTxnResult is the result of an earlier request with this transaction ID and endpoint; ErrNotFound. For
-// /send it is the event ID. PutClientTxn records it in the same commit as the effect.
+// /send it is the event ID.
 func (r *Reader) ClientTxnResult(t ClientTxn, endpoint string) (string, error) {
-	panic("store: skeleton")
+	v, err := r.get(clientTxnKey(t, endpoint))
+	return string(v), err
 }
-func (tx *Tx) PutClientTxn(t ClientTxn, endpoint, result string) error { panic("store: skeleton") }
+
+// PutClientTxn records the result in the same commit as the effect.
+func (tx *Tx) PutClientTxn(t ClientTxn, endpoint, result string) error {
+	return tx.put(clientTxnKey(t, endpoint), []byte(result))
+}

@@ -4,6 +4,8 @@ import (
 	"slices"
 	"sort"
 	"strings"
+
+	"github.com/plexus-p2p/plexus/eventgraph"
 )
 
 // Limits of one write set. Badger allows 15 % of the memtable (1.2 MiB of 8) and an entry per 100 bytes of that.
@@ -30,6 +32,8 @@ type overlay struct {
 	fresh   []string // keys added since sorted was made
 	journal []undo   // of the function now running
 	full    bool     // it wrote too much
+
+	events map[eventgraph.EventID]pendingEvent // of writes, the events parsed
 }
 
 type undo struct {
@@ -38,7 +42,9 @@ type undo struct {
 	had bool
 }
 
-func newOverlay() *overlay { return &overlay{writes: map[string]write{}} }
+func newOverlay() *overlay {
+	return &overlay{writes: map[string]write{}, events: map[eventgraph.EventID]pendingEvent{}}
+}
 
 func (o *overlay) write(key []byte, w write) error {
 	if len(w.value) > maxValue {
@@ -61,6 +67,9 @@ func (o *overlay) write(key []byte, w write) error {
 	}
 	return nil
 }
+
+// has says whether the key was written or deleted.
+func (o *overlay) has(key []byte) bool { _, ok := o.writes[string(key)]; return ok }
 
 // keep ends a function that succeeded.
 func (o *overlay) keep() { o.journal = o.journal[:0] }

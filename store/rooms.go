@@ -1,6 +1,12 @@
 package store
 
-import "github.com/plexus-p2p/plexus/eventgraph"
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"github.com/plexus-p2p/plexus/eventgraph"
+)
 
 // Room is what is kept of a room beside its events.
 type Room struct {
@@ -14,9 +20,52 @@ type Room struct {
 	PrevOrder int64                // for the next backfilled event, starts at -1
 }
 
-func (r *Reader) Room(id eventgraph.RoomID) (*Room, error) { panic("store: skeleton") }
-func (r *Reader) Rooms(f func(*Room) (bool, error)) error  { panic("store: skeleton") }
-func (tx *Tx) PutRoom(room *Room) error                    { panic("store: skeleton") }
+// roomRecord is Room on disk; the ID is in the key.
+type roomRecord struct {
+	Version   eventgraph.RoomVersion `json:"version"`
+	Create    eventgraph.EventID     `json:"create"`
+	Forward   []eventgraph.EventID   `json:"forward,omitempty"`
+	Backward  []eventgraph.EventID   `json:"backward,omitempty"`
+	State     []byte                 `json:"state"`
+	NextOrder int64                  `json:"next_order"`
+	PrevOrder int64                  `json:"prev_order"`
+}
+
+func decodeRoom(id eventgraph.RoomID, v []byte) (*Room, error) {
+	var d roomRecord
+	if err := json.Unmarshal(v, &d); err != nil || len(d.State) != len(eventgraph.Hash{}) {
+		return nil, fmt.Errorf("room %s in the store: bad record: %v", id, err)
+	}
+	return &Room{id, d.Version, d.Create, d.Forward, d.Backward, eventgraph.Hash(d.State), d.NextOrder, d.PrevOrder}, nil
+}
+
+// Room reads a room; ErrNotFound.
+func (r *Reader) Room(id eventgraph.RoomID) (*Room, error) {
+	var room *Room
+	err := r.read(key(tableRoom).str(string(id)), func(v []byte) (err error) {
+		room, err = decodeRoom(id, v)
+		return err
+	})
+	return room, err
+}
+
+// Rooms calls f for each room, by ID.
+func (r *Reader) Rooms(f func(*Room) (bool, error)) error {
+	return r.scan(key(tableRoom), nil, false, func(k, v []byte) (bool, error) {
+		room, err := decodeRoom(eventgraph.RoomID(parts(k).str()), v)
+		if err != nil {
+			return false, err
+		}
+		return f(room)
+	})
+}
+
+// PutRoom writes the room.
+func (tx *Tx) PutRoom(room *Room) error {
+	return tx.putJSON(key(tableRoom).str(string(room.ID)), roomRecord{
+		room.Version, room.Create, room.Forward, room.Backward, room.State[:], room.NextOrder, room.PrevOrder,
+	})
+}
 
 // Member is a user's membership in a room by the current resolved state, or outside it (invites and knocks to rooms that
 // we are not in, our own leave of such). Kept for local and remote users.
@@ -34,18 +83,99 @@ type Member struct {
 	WasJoined  bool                  // the user has been joined to the room at some time
 }
 
+// memberRecord is Member on disk; room and user are in the key.
+type memberRecord struct {
+	Membership string                `json:"m"`
+	Event      eventgraph.EventID    `json:"e,omitempty"`
+	Position   Position              `json:"p,omitempty"`
+	Forgotten  bool                  `json:"f,omitempty"`
+	Outside    bool                  `json:"o,omitempty"`
+	Invite     []byte                `json:"invite,omitempty"`
+	Stripped   []byte                `json:"stripped,omitempty"`
+	Via        eventgraph.ServerName `json:"via,omitempty"`
+	WasJoined  bool                  `json:"j,omitempty"`
+}
+
+func decodeMember(room eventgraph.RoomID, user eventgraph.UserID, v []byte) (*Member, error) {
+	var d memberRecord
+	if err := json.Unmarshal(v, &d); err != nil {
+		return nil, fmt.Errorf("member %s of %s in the store: %w", user, room, err)
+	}
+	return &Member{
+		room, user, d.Membership, d.Event, d.Position, d.Forgotten, d.Outside, d.Invite, d.Stripped, d.Via, d.WasJoined,
+	}, nil
+}
+
+func memberKey(room eventgraph.RoomID, user eventgraph.UserID) dbKey {
+	return key(tableMember).str(string(room)).str(string(user))
+}
+
+func userRoomKey(room eventgraph.RoomID, user eventgraph.UserID) dbKey {
+	return key(tableUserRoom).str(string(user)).str(string(room))
+}
+
+// Member reads a membership; ErrNotFound.
 func (r *Reader) Member(room eventgraph.RoomID, user eventgraph.UserID) (*Member, error) {
-	panic("store: skeleton")
+	var m *Member
+	err := r.read(memberKey(room, user), func(v []byte) (err error) {
+		m, err = decodeMember(room, user, v)
+		return err
+	})
+	return m, err
 }
+
+// MembersOf calls f for each membership in the room, whatever it is, by user ID.
 func (r *Reader) MembersOf(room eventgraph.RoomID, f func(*Member) (bool, error)) error {
-	panic("store: skeleton")
+	return r.scan(key(tableMember).str(string(room)), nil, false, func(k, v []byte) (bool, error) {
+		p := parts(k)
+		p.str()
+		m, err := decodeMember(room, eventgraph.UserID(p.str()), v)
+		if err != nil {
+			return false, err
+		}
+		return f(m)
+	})
 }
+
+// RoomsOf calls f for each membership of the user, whatever it is, by room ID.
 func (r *Reader) RoomsOf(user eventgraph.UserID, f func(*Member) (bool, error)) error {
-	panic("store: skeleton")
+	return r.scan(key(tableUserRoom).str(string(user)), nil, false, func(k, _ []byte) (bool, error) {
+		p := parts(k)
+		p.str()
+		m, err := r.Member(eventgraph.RoomID(p.str()), user)
+		if errors.Is(err, ErrNotFound) { // inside Update: deleted by f
+			return true, nil
+		}
+		if err != nil {
+			return false, err
+		}
+		return f(m)
+	})
 }
-func (tx *Tx) PutMember(m *Member) error { panic("store: skeleton") }
+
+// PutMember writes the membership and its index entry.
+func (tx *Tx) PutMember(m *Member) error {
+	k := userRoomKey(m.Room, m.User)
+	indexed, err := tx.has(k)
+	if err != nil {
+		return err
+	}
+	if !indexed {
+		if err := tx.put(k, nil); err != nil {
+			return err
+		}
+	}
+	return tx.putJSON(memberKey(m.Room, m.User), memberRecord{
+		m.Membership, m.Event, m.Position, m.Forgotten, m.Outside, m.Invite, m.Stripped, m.Via, m.WasJoined,
+	})
+}
+
+// DeleteMember removes the membership, if there is one.
 func (tx *Tx) DeleteMember(room eventgraph.RoomID, user eventgraph.UserID) error {
-	panic("store: skeleton")
+	if err := tx.delete(userRoomKey(room, user)); err != nil {
+		return err
+	}
+	return tx.delete(memberKey(room, user))
 }
 
 // Alias is a local alias.
@@ -55,14 +185,79 @@ type Alias struct {
 	Creator eventgraph.UserID
 }
 
-func (r *Reader) Alias(a eventgraph.RoomAlias) (*Alias, error) { panic("store: skeleton") }
-func (r *Reader) AliasesOf(room eventgraph.RoomID) ([]eventgraph.RoomAlias, error) {
-	panic("store: skeleton")
+func aliasKey(a eventgraph.RoomAlias) dbKey { return key(tableAlias).str(string(a)) }
+
+func roomAliasKey(room eventgraph.RoomID, a eventgraph.RoomAlias) dbKey {
+	return key(tableRoomAlias).str(string(room)).str(string(a))
 }
-func (tx *Tx) PutAlias(a *Alias) error                  { panic("store: skeleton") }
-func (tx *Tx) DeleteAlias(a eventgraph.RoomAlias) error { panic("store: skeleton") }
+
+// Alias reads a local alias; ErrNotFound.
+func (r *Reader) Alias(a eventgraph.RoomAlias) (*Alias, error) {
+	var alias Alias
+	if err := r.getJSON(aliasKey(a), &alias); err != nil {
+		return nil, err
+	}
+	return &alias, nil
+}
+
+// AliasesOf lists the room's local aliases in order.
+func (r *Reader) AliasesOf(room eventgraph.RoomID) ([]eventgraph.RoomAlias, error) {
+	var aliases []eventgraph.RoomAlias
+	err := r.scan(key(tableRoomAlias).str(string(room)), nil, false, func(k, _ []byte) (bool, error) {
+		p := parts(k)
+		p.str()
+		aliases = append(aliases, eventgraph.RoomAlias(p.str()))
+		return true, nil
+	})
+	return aliases, err
+}
+
+// PutAlias writes the alias; one that named another room names this one now.
+func (tx *Tx) PutAlias(a *Alias) error {
+	if err := tx.DeleteAlias(a.Alias); err != nil {
+		return err
+	}
+	if err := tx.put(roomAliasKey(a.Room, a.Alias), nil); err != nil {
+		return err
+	}
+	return tx.putJSON(aliasKey(a.Alias), a)
+}
+
+// DeleteAlias removes the alias, if it is there.
+func (tx *Tx) DeleteAlias(a eventgraph.RoomAlias) error {
+	old, err := tx.Alias(a)
+	if errors.Is(err, ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := tx.delete(roomAliasKey(old.Room, a)); err != nil {
+		return err
+	}
+	return tx.delete(aliasKey(a))
+}
 
 // Published says whether the room is in the public directory.
-func (r *Reader) Published(room eventgraph.RoomID) (bool, error)  { panic("store: skeleton") }
-func (r *Reader) PublishedRooms() ([]eventgraph.RoomID, error)    { panic("store: skeleton") }
-func (tx *Tx) SetPublished(room eventgraph.RoomID, on bool) error { panic("store: skeleton") }
+func (r *Reader) Published(room eventgraph.RoomID) (bool, error) {
+	return r.has(key(tablePublished).str(string(room)))
+}
+
+// PublishedRooms lists the rooms in the public directory in order.
+func (r *Reader) PublishedRooms() ([]eventgraph.RoomID, error) {
+	var rooms []eventgraph.RoomID
+	err := r.scan(key(tablePublished), nil, false, func(k, _ []byte) (bool, error) {
+		rooms = append(rooms, eventgraph.RoomID(parts(k).str()))
+		return true, nil
+	})
+	return rooms, err
+}
+
+// SetPublished puts the room into the public directory or takes it out.
+func (tx *Tx) SetPublished(room eventgraph.RoomID, on bool) error {
+	k := key(tablePublished).str(string(room))
+	if on {
+		return tx.put(k, nil)
+	}
+	return tx.delete(k)
+}

@@ -51,7 +51,8 @@ type Store struct {
 	closing   chan struct{} // closed by Close: no new updates
 	committer chan struct{} // closed when the committer has ended
 
-	tries *trieCache
+	tries  *trieCache
+	events *eventCache
 
 	mu       sync.Mutex
 	last     commitRecord   // the newest durable commit
@@ -74,6 +75,7 @@ func Open(dir string, o Options) (*Store, error) {
 		changed:   make(chan struct{}),
 		readers:   map[uint64]int{},
 		tries:     newTrieCache(),
+		events:    newEventCache(),
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
