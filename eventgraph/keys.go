@@ -1,6 +1,13 @@
 package eventgraph
 
-import "crypto/ed25519"
+import (
+	"crypto/ed25519"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/plexus-p2p/plexus/eventgraph/canonicaljson"
+)
 
 // SigningKey signs for a server name under a key ID.
 type SigningKey struct {
@@ -9,80 +16,107 @@ type SigningKey struct {
 	Private ed25519.PrivateKey
 }
 
+// KeyRing finds the public key of a server's signature made at ts (ms). With strict, as rooms of version 5
+// and up ask, the document must be valid at ts. It answers ErrKeyUnknown where no document is held that
+// shows the key, ErrKeyNotValid where only one too old is: the event then waits until one is fetched. An error
+// that wraps ErrSignature is final: the key is known not to count at that time.
+type KeyRing interface {
+	Key(server ServerName, id KeyID, ts int64, strict bool) (ed25519.PublicKey, error)
+}
+
+// addSignature returns the object of signatures with k's over message added; nil is an empty one.
+func addSignature(signatures []byte, k SigningKey, message []byte) ([]byte, error) {
+	if len(k.Private) != ed25519.PrivateKeySize {
+		return nil, errors.New("signing key has no private key")
+	}
+	encoded := canonicaljson.AppendString(nil, encodeBase64(ed25519.Sign(k.Private, message)))
+	var servers, keys []canonicaljson.Member
+	if signatures != nil {
+		var err error
+		if servers, err = canonicaljson.Split(signatures); err != nil {
+			return nil, fmt.Errorf("signatures: %w", err)
+		}
+	}
+	if byKey, ok := canonicaljson.Get(signatures, string(k.Server)); ok {
+		var err error
+		if keys, err = canonicaljson.Split(byKey); err != nil {
+			return nil, fmt.Errorf("signatures of %.80q: %w", k.Server, err)
+		}
+	}
+	keys = setMember(keys, string(k.ID), encoded)
+	servers = setMember(servers, string(k.Server), canonicaljson.Join(keys))
+	return canonicaljson.Join(servers), nil
+}
+
+// setMember replaces or adds a member.
+func setMember(members []canonicaljson.Member, key string, value []byte) []canonicaljson.Member {
+	for i := range members {
+		if members[i].Key == key {
+			members[i].Value = value
+			return members
+		}
+	}
+	return append(members, canonicaljson.Member{Key: key, Value: value})
+}
+
+// dropMembers returns members without those of these names, in a new slice.
+func dropMembers(members []canonicaljson.Member, keys ...string) []canonicaljson.Member {
+	kept := make([]canonicaljson.Member, 0, len(members))
+	for _, m := range members {
+		if !slices.Contains(keys, m.Key) {
+			kept = append(kept, m)
+		}
+	}
+	return kept
+}
+
 // SignJSON returns the canonical form of the object with a signature added (appendices, Signing JSON).
-func SignJSON(object []byte, k SigningKey) ([]byte, error) { panic("eventgraph: skeleton") }
+func SignJSON(object []byte, k SigningKey) ([]byte, error) {
+	members, err := splitSigned(object)
+	if err != nil {
+		return nil, err
+	}
+	var signatures []byte
+	for _, m := range members {
+		if m.Key == "signatures" {
+			signatures = m.Value
+		}
+	}
+	message := canonicaljson.Join(dropMembers(members, "signatures", "unsigned"))
+	if signatures, err = addSignature(signatures, k, message); err != nil {
+		return nil, err
+	}
+	return canonicaljson.Join(setMember(members, "signatures", signatures)), nil
+}
 
 // VerifyJSON checks the signature of server under id on the object.
 func VerifyJSON(object []byte, server ServerName, id KeyID, key ed25519.PublicKey) error {
-	panic("eventgraph: skeleton")
+	members, err := splitSigned(object)
+	if err != nil {
+		return fmt.Errorf("%w: %v", ErrSignature, err)
+	}
+	return verifyMembers(members, server, id, key)
 }
 
-// CertifiedDevice is one device of a certificate. Times in ms; RevokedTS 0 means not revoked.
-type CertifiedDevice struct {
-	PeerID    PeerID `json:"peer_id"`
-	KeyID     KeyID  `json:"key_id"`
-	Key       string `json:"key"`     // unpadded base64
-	BoxKey    string `json:"box_key"` // unpadded base64, X25519
-	FromTS    int64  `json:"from_ts"`
-	RevokedTS int64  `json:"revoked_ts,omitempty"`
+// verifyMembers is VerifyJSON of an object that was split.
+func verifyMembers(members []canonicaljson.Member, server ServerName, id KeyID, key ed25519.PublicKey) error {
+	var byKey []byte
+	for _, m := range members {
+		if m.Key == "signatures" {
+			byKey, _ = canonicaljson.Get(m.Value, string(server))
+		}
+	}
+	encoded, ok := canonicaljson.GetString(byKey, string(id))
+	if !ok {
+		return fmt.Errorf("%w: none of %s under %.80q", ErrSignature, server, id)
+	}
+	return verify(key, canonicaljson.Join(dropMembers(members, "signatures", "unsigned")), encoded)
 }
 
-// Certificate is the identity key's statement which devices speak for its server name (design.md §1).
-type Certificate struct {
-	ServerName ServerName
-	Seq        int64
-	Devices    []CertifiedDevice
-	Raw        []byte // canonical, with signature
-}
-
-func SignCertificate(identity SigningKey, seq int64, devices []CertifiedDevice) (*Certificate, error) {
-	panic("eventgraph: skeleton")
-}
-
-// ParseCertificate checks form, bounds and the identity key's signature.
-func ParseCertificate(raw []byte) (*Certificate, error) { panic("eventgraph: skeleton") }
-
-// Device returns the device certified for the peer at ts.
-func (c *Certificate) Device(p PeerID, ts int64) (CertifiedDevice, bool) {
-	panic("eventgraph: skeleton")
-}
-
-// KeyDocument is the answer of /_matrix/key/v2/server (SS API, Publishing Keys).
-type KeyDocument struct {
-	ServerName    ServerName
-	ValidUntilTS  int64
-	VerifyKeys    map[KeyID]ed25519.PublicKey
-	OldVerifyKeys map[KeyID]OldVerifyKey
-	Certificate   *Certificate // nil where identity and device key are one
-	Raw           []byte       // canonical, with signatures
-}
-
-type OldVerifyKey struct {
-	Key       ed25519.PublicKey
-	ExpiredTS int64
-}
-
-// SignKeyDocument makes the document of server, signed by each of keys; they become verify_keys.
-func SignKeyDocument(server ServerName, keys []SigningKey, old map[KeyID]OldVerifyKey, cert *Certificate, validUntilTS int64) (*KeyDocument, error) {
-	panic("eventgraph: skeleton")
-}
-
-// ParseKeyDocument checks form, bounds, and that every verify key signed it and is either the
-// identity key or certified. It needs nothing but the bytes: the server name is the root of trust.
-func ParseKeyDocument(raw []byte) (*KeyDocument, error) { panic("eventgraph: skeleton") }
-
-// KeyFor returns the key of id that is good for a signature made at ts (ms). With strict, as rooms of
-// version 5 and up ask, the document must be valid at ts; a document too old yields ErrKeyNotValid.
-func (d *KeyDocument) KeyFor(id KeyID, ts int64, strict bool) (ed25519.PublicKey, error) {
-	panic("eventgraph: skeleton")
-}
-
-// Speaks says whether the peer may speak for the document's server name at ts: it is a device
-// certified then, or its key is the identity key itself.
-func (d *KeyDocument) Speaks(p PeerID, ts int64) bool { panic("eventgraph: skeleton") }
-
-// KeyRing finds the public key of a server's signature. It answers ErrKeyUnknown where no document, or
-// only one too old, is held: the event then waits until one is fetched.
-type KeyRing interface {
-	Key(server ServerName, id KeyID, ts int64, strict bool) (ed25519.PublicKey, error)
+func splitSigned(object []byte) ([]canonicaljson.Member, error) {
+	canonical, err := canonicaljson.Canonicalize(object, canonicaljson.Strict)
+	if err != nil {
+		return nil, err
+	}
+	return canonicaljson.Split(canonical)
 }

@@ -1,0 +1,474 @@
+// Package canonicaljson reads JSON strictly and writes it in Matrix' canonical form: UTF-8, no
+// insignificant space, members sorted by code point, the shortest escapes, and integers only
+// (appendices, Canonical JSON). What is signed or hashed in Matrix is such bytes.
+//
+// It also looks into canonical bytes without building a tree: [Split], [Get], [String] and [Int] return
+// slices of what they are given. Use them for the content of events rather than encoding/json into a
+// struct: that matches member names without regard to case, so `"Membership"` would pass for
+// "membership", and other servers would disagree on what the event says.
+package canonicaljson
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"sort"
+	"unicode/utf16"
+	"unicode/utf8"
+)
+
+// Rules says which JSON is accepted.
+type Rules uint8
+
+const (
+	// Strict is the grammar of the appendices: numbers are integers from -(2^53)+1 to 2^53-1, without
+	// fraction, exponent or negative zero. Rooms of version 6 and up, and all signed JSON beside events.
+	Strict Rules = iota
+	// Lenient takes any number of JSON and keeps its literal as written, so that hashes of events of room
+	// versions 3 to 5 come out as their senders made them. All else is as in Strict.
+	Lenient
+)
+
+// MaxInt is the largest integer of canonical JSON; the least is -MaxInt.
+const MaxInt = 1<<53 - 1
+
+// maxDepth bounds nesting. Servers written in Python stop near 1,000 levels (the interpreter's recursion
+// limit), encoding/json at 10,000, so deeper events travel nowhere anyway.
+const maxDepth = 1000
+
+// ErrSyntax is wrapped by every error of this package: the input is not JSON that the rules accept.
+var ErrSyntax = errors.New("not canonical JSON")
+
+// Canonicalize returns the canonical form of raw, which must be one JSON value. It refuses repeated member
+// names, invalid UTF-8 and lone surrogates: servers differ on what those mean. raw is not kept.
+func Canonicalize(raw []byte, rules Rules) ([]byte, error) {
+	return canonicalize(raw, rules, "")
+}
+
+// CanonicalizeWithout is Canonicalize of an object without its member of that name. The member must be
+// JSON, but its numbers may be any: "unsigned" is dropped, so it need not be canonical.
+func CanonicalizeWithout(raw []byte, rules Rules, member string) ([]byte, error) {
+	return canonicalize(raw, rules, member)
+}
+
+// Marshal is json.Marshal in canonical form. Numbers in v must be integers within MaxInt.
+func Marshal(v any) ([]byte, error) {
+	raw, err := json.Marshal(v)
+	if err != nil {
+		return nil, err
+	}
+	return Canonicalize(raw, Strict)
+}
+
+// span is a member within parser.out: key (with quotes) from start to keyEnd, then a colon and the value to end.
+type span struct{ start, keyEnd, end int }
+
+// unsorted is an object within parser.out whose members must change places.
+type unsorted struct {
+	start, end int
+	members    []span // sorted
+}
+
+// parser checks and writes in one pass. Only when some object came unsorted is a second pass made, so
+// that nested unsorted objects are not moved once per level.
+type parser struct {
+	in       []byte
+	pos      int
+	out      []byte
+	rules    Rules
+	drop     string // name of a top-level member to leave out
+	members  []span // of the objects being read, innermost last
+	unsorted []unsorted
+}
+
+func canonicalize(raw []byte, rules Rules, drop string) ([]byte, error) {
+	p := parser{in: raw, out: make([]byte, 0, len(raw)), rules: rules, drop: drop}
+	p.space()
+	if err := p.value(0); err != nil {
+		return nil, fmt.Errorf("%w: %v at byte %d", ErrSyntax, err, p.pos)
+	}
+	p.space()
+	if p.pos != len(p.in) {
+		return nil, fmt.Errorf("%w: more after the value at byte %d", ErrSyntax, p.pos)
+	}
+	if len(p.unsorted) == 0 {
+		return p.out, nil
+	}
+	// Objects were noted when they closed; the second pass meets them as they open.
+	slices.SortFunc(p.unsorted, func(a, b unsorted) int { return a.start - b.start })
+	return p.rearrange(make([]byte, 0, len(p.out)), 0, len(p.out)), nil
+}
+
+// rearrange appends out[from:to] to dst with the members of the unsorted objects in order.
+func (p *parser) rearrange(dst []byte, from, to int) []byte {
+	for {
+		i := sort.Search(len(p.unsorted), func(i int) bool { return p.unsorted[i].start >= from })
+		if i == len(p.unsorted) || p.unsorted[i].start >= to {
+			return append(dst, p.out[from:to]...)
+		}
+		o := p.unsorted[i]
+		dst = append(dst, p.out[from:o.start]...)
+		dst = append(dst, '{')
+		for j, m := range o.members {
+			if j > 0 {
+				dst = append(dst, ',')
+			}
+			dst = p.rearrange(dst, m.start, m.end)
+		}
+		dst = append(dst, '}')
+		from = o.end
+	}
+}
+
+func (p *parser) space() {
+	for p.pos < len(p.in) {
+		switch p.in[p.pos] {
+		case ' ', '\t', '\n', '\r':
+			p.pos++
+		default:
+			return
+		}
+	}
+}
+
+// peek returns the next byte, 0 at the end (0 itself is nowhere allowed).
+func (p *parser) peek() byte {
+	if p.pos < len(p.in) {
+		return p.in[p.pos]
+	}
+	return 0
+}
+
+func (p *parser) value(depth int) error {
+	if depth > maxDepth {
+		return fmt.Errorf("nested deeper than %d", maxDepth)
+	}
+	switch c := p.peek(); {
+	case c == '{':
+		return p.object(depth)
+	case c == '[':
+		return p.array(depth)
+	case c == '"':
+		return p.string()
+	case c == '-' || '0' <= c && c <= '9':
+		return p.number()
+	case c == 't':
+		return p.literal("true")
+	case c == 'f':
+		return p.literal("false")
+	case c == 'n':
+		return p.literal("null")
+	case p.pos == len(p.in):
+		return errors.New("input ends early")
+	default:
+		return errors.New("no value")
+	}
+}
+
+func (p *parser) literal(word string) error {
+	if !bytes.HasPrefix(p.in[p.pos:], []byte(word)) {
+		return errors.New("no value")
+	}
+	p.pos += len(word)
+	p.out = append(p.out, word...)
+	return nil
+}
+
+func (p *parser) array(depth int) error {
+	p.pos++
+	p.out = append(p.out, '[')
+	p.space()
+	if p.peek() == ']' {
+		p.pos++
+		p.out = append(p.out, ']')
+		return nil
+	}
+	for {
+		p.space()
+		if err := p.value(depth + 1); err != nil {
+			return err
+		}
+		p.space()
+		switch p.peek() {
+		case ',':
+			p.out = append(p.out, ',')
+		case ']':
+			p.pos++
+			p.out = append(p.out, ']')
+			return nil
+		default:
+			return errors.New("no comma or end in array")
+		}
+		p.pos++
+	}
+}
+
+func (p *parser) object(depth int) error {
+	start, base, inOrder := len(p.out), len(p.members), true
+	p.pos++
+	p.out = append(p.out, '{')
+	p.space()
+	if p.peek() == '}' {
+		p.pos++
+		p.out = append(p.out, '}')
+		return nil
+	}
+	for {
+		p.space()
+		if p.peek() != '"' {
+			return errors.New("no member name")
+		}
+		m, err := p.member(depth)
+		if err != nil {
+			return err
+		}
+		if depth == 0 && p.drop != "" && string(p.out[m.start+1:m.keyEnd-1]) == p.drop {
+			p.out = p.out[:m.start]
+			p.forget(m.start)
+		} else {
+			if n := len(p.members); n > base {
+				switch c := compareKeys(p.key(p.members[n-1]), p.key(m)); {
+				case c == 0:
+					return fmt.Errorf("member %s is repeated", p.key(m))
+				case c > 0:
+					inOrder = false
+				}
+			}
+			p.members = append(p.members, m)
+			p.out = append(p.out, ',')
+		}
+		p.space()
+		switch p.peek() {
+		case ',':
+			p.pos++
+			continue
+		case '}':
+			p.pos++
+		default:
+			return errors.New("no comma or end in object")
+		}
+		if len(p.members) > base {
+			p.out = p.out[:len(p.out)-1] // the last comma
+		}
+		p.out = append(p.out, '}')
+		break
+	}
+	if !inOrder {
+		if err := p.sort(start, slices.Clone(p.members[base:])); err != nil {
+			return err
+		}
+	}
+	p.members = p.members[:base]
+	return nil
+}
+
+// member reads a name and its value into out.
+func (p *parser) member(depth int) (m span, err error) {
+	m.start = len(p.out)
+	if err := p.string(); err != nil {
+		return m, err
+	}
+	m.keyEnd = len(p.out)
+	p.space()
+	if p.peek() != ':' {
+		return m, errors.New("no colon after member name")
+	}
+	p.pos++
+	p.out = append(p.out, ':')
+	p.space()
+	rules := p.rules
+	if depth == 0 && p.drop != "" && string(p.out[m.start+1:m.keyEnd-1]) == p.drop {
+		p.rules = Lenient
+	}
+	err = p.value(depth + 1)
+	p.rules = rules
+	m.end = len(p.out)
+	return m, err
+}
+
+// forget drops the notes on what stood in out from there on.
+func (p *parser) forget(from int) {
+	for n := len(p.unsorted); n > 0 && p.unsorted[n-1].start >= from; n-- {
+		p.unsorted = p.unsorted[:n-1]
+	}
+}
+
+// sort notes an object whose members came in another order.
+func (p *parser) sort(start int, members []span) error {
+	slices.SortFunc(members, func(a, b span) int { return compareKeys(p.key(a), p.key(b)) })
+	for i := 1; i < len(members); i++ {
+		if bytes.Equal(p.key(members[i-1]), p.key(members[i])) {
+			return fmt.Errorf("member %s is repeated", p.key(members[i]))
+		}
+	}
+	p.unsorted = append(p.unsorted, unsorted{start, len(p.out), members})
+	return nil
+}
+
+func (p *parser) key(m span) []byte { return p.out[m.start:m.keyEnd] }
+
+// compareKeys orders two canonical strings, quotes included, by code point. The order of UTF-8 bytes is
+// that of code points, but escapes stand for something else than their bytes.
+func compareKeys(a, b []byte) int {
+	a, b = a[1:len(a)-1], b[1:len(b)-1]
+	if bytes.IndexByte(a, '\\') < 0 && bytes.IndexByte(b, '\\') < 0 {
+		return bytes.Compare(a, b)
+	}
+	return bytes.Compare(unescape(a), unescape(b))
+}
+
+func (p *parser) number() error {
+	start := p.pos
+	if p.peek() == '-' {
+		p.pos++
+	}
+	switch c := p.peek(); {
+	case c == '0':
+		p.pos++
+	case '1' <= c && c <= '9':
+		p.digits()
+	default:
+		return errors.New("no digit in number")
+	}
+	integer := true
+	if p.peek() == '.' {
+		integer = false
+		p.pos++
+		if p.digits() == 0 {
+			return errors.New("no digit after the point")
+		}
+	}
+	if c := p.peek(); c == 'e' || c == 'E' {
+		integer = false
+		p.pos++
+		if c := p.peek(); c == '+' || c == '-' {
+			p.pos++
+		}
+		if p.digits() == 0 {
+			return errors.New("no digit in exponent")
+		}
+	}
+	lit := p.in[start:p.pos]
+	if p.rules == Strict {
+		if !integer {
+			return errors.New("number with fraction or exponent")
+		}
+		if _, ok := Int(lit); !ok {
+			return errors.New("integer out of range")
+		}
+	}
+	p.out = append(p.out, lit...)
+	return nil
+}
+
+func (p *parser) digits() (n int) {
+	for '0' <= p.peek() && p.peek() <= '9' {
+		p.pos++
+		n++
+	}
+	return n
+}
+
+func (p *parser) string() error {
+	p.pos++
+	p.out = append(p.out, '"')
+	for {
+		// Runs of plain ASCII and valid UTF-8 are copied as they are.
+		start := p.pos
+		for p.pos < len(p.in) {
+			c := p.in[p.pos]
+			if c < 0x20 || c == '"' || c == '\\' {
+				break
+			}
+			if c < utf8.RuneSelf {
+				p.pos++
+				continue
+			}
+			r, n := utf8.DecodeRune(p.in[p.pos:])
+			if r == utf8.RuneError && n == 1 {
+				return errors.New("invalid UTF-8")
+			}
+			p.pos += n
+		}
+		p.out = append(p.out, p.in[start:p.pos]...)
+		if p.pos == len(p.in) {
+			return errors.New("string does not end")
+		}
+		switch p.in[p.pos] {
+		case '"':
+			p.pos++
+			p.out = append(p.out, '"')
+			return nil
+		case '\\':
+			r, err := p.escape()
+			if err != nil {
+				return err
+			}
+			p.out = appendRune(p.out, r)
+		default:
+			return errors.New("control character in string")
+		}
+	}
+}
+
+// escape reads an escape sequence, or two where they make a surrogate pair.
+func (p *parser) escape() (rune, error) {
+	p.pos++
+	c := p.peek()
+	p.pos++
+	switch c {
+	case '"', '\\', '/':
+		return rune(c), nil
+	case 'b':
+		return '\b', nil
+	case 'f':
+		return '\f', nil
+	case 'n':
+		return '\n', nil
+	case 'r':
+		return '\r', nil
+	case 't':
+		return '\t', nil
+	case 'u':
+	default:
+		return 0, errors.New("unknown escape")
+	}
+	r, ok := hex4(p.in[p.pos:])
+	if !ok {
+		return 0, errors.New("escape \\u without four hexadecimal digits")
+	}
+	p.pos += 4
+	if !utf16.IsSurrogate(r) {
+		return r, nil
+	}
+	if p.pos+6 <= len(p.in) && p.in[p.pos] == '\\' && p.in[p.pos+1] == 'u' {
+		low, ok := hex4(p.in[p.pos+2:])
+		if pair := utf16.DecodeRune(r, low); ok && pair != utf8.RuneError {
+			p.pos += 6
+			return pair, nil
+		}
+	}
+	return 0, errors.New("lone surrogate")
+}
+
+func hex4(b []byte) (r rune, ok bool) {
+	if len(b) < 4 {
+		return 0, false
+	}
+	for _, c := range b[:4] {
+		switch {
+		case '0' <= c && c <= '9':
+			c -= '0'
+		case 'a' <= c && c <= 'f':
+			c -= 'a' - 10
+		case 'A' <= c && c <= 'F':
+			c -= 'A' - 10
+		default:
+			return 0, false
+		}
+		r = r<<4 | rune(c)
+	}
+	return r, true
+}
