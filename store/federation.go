@@ -1,21 +1,18 @@
 package store
 
-import "github.com/plexus-p2p/plexus/eventgraph"
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
 
-// What node/federation keeps: key documents, inbox, outbox, cursors.
+	"github.com/plexus-p2p/plexus/eventgraph"
+)
 
-// KeyDocument is the newest document held of a server; ErrNotFound. PutKeyDocument keeps all that is needed to judge old
-// signatures; a certificate with a lower seq than one held, or two contents under one seq, is
-// ErrCertificate (design.md §1).
-func (r *Reader) KeyDocument(server eventgraph.ServerName) (*eventgraph.KeyDocument, error) {
-	panic("store: skeleton")
-}
-func (tx *Tx) PutKeyDocument(d *eventgraph.KeyDocument) error { panic("store: skeleton") }
-
-// KeyDocuments calls f for each server's document: who may speak for whom is rebuilt from it at start.
-func (r *Reader) KeyDocuments(f func(*eventgraph.KeyDocument) (bool, error)) error {
-	panic("store: skeleton")
-}
+// What node/federation keeps beside key documents (keydocuments.go): inbox, outbox, cursors, addresses.
 
 // InboxItem is a PDU that waits for parents or keys (design.md §3.6), kept as received.
 type InboxItem struct {
@@ -32,23 +29,164 @@ const (
 	InboxMaxBytes = 256 << 20
 )
 
-func (tx *Tx) PutInbox(i *InboxItem) error { panic("store: skeleton") }
-func (tx *Tx) DeleteInbox(room eventgraph.RoomID, id eventgraph.EventID) error {
-	panic("store: skeleton")
+// ErrInboxFull: the peer is to repeat its transaction later.
+var ErrInboxFull = errors.New("the inbox is full")
+
+// inboxRecord is the header of an item on disk; the PDU follows it, the room is in the key.
+type inboxRecord struct {
+	ID       eventgraph.EventID    `json:"id"`
+	Origin   eventgraph.ServerName `json:"origin"`
+	Received int64                 `json:"received"`
 }
+
+// inboxCount is what the inbox holds now, and how many items ever came.
+type inboxCount struct {
+	Items    int64  `json:"items"`
+	Bytes    int64  `json:"bytes"`
+	Arrivals uint64 `json:"arrivals"`
+}
+
+var keyInboxCount = key(tableMeta).str("inbox")
+
+func inboxIDKey(room eventgraph.RoomID, id eventgraph.EventID) dbKey {
+	return key(tableInboxID).str(string(room)).str(string(id))
+}
+
+func (r *Reader) inboxCount() (inboxCount, error) {
+	var c inboxCount
+	err := r.getJSON(keyInboxCount, &c)
+	if errors.Is(err, ErrNotFound) {
+		err = nil
+	}
+	return c, err
+}
+
+// PutInbox queues the item; ErrInboxFull. An item already there stays as it is.
+func (tx *Tx) PutInbox(i *InboxItem) error {
+	if held, err := tx.InboxHas(i.Room, i.ID); held || err != nil {
+		return err
+	}
+	count, err := tx.inboxCount()
+	if err != nil {
+		return err
+	}
+	if count.Items >= InboxMaxItems || count.Bytes+int64(len(i.PDU)) > InboxMaxBytes {
+		return ErrInboxFull
+	}
+	count.Items++
+	count.Bytes += int64(len(i.PDU))
+	count.Arrivals++
+	record, err := joinBody(inboxRecord{i.ID, i.Origin, i.Received}, i.PDU)
+	if err != nil {
+		return err
+	}
+	place := binary.BigEndian.AppendUint64(nil, count.Arrivals)
+	place = binary.BigEndian.AppendUint64(place, uint64(len(i.PDU)))
+	return errors.Join(
+		tx.put(key(tableInbox).str(string(i.Room)).u64(count.Arrivals), record),
+		tx.put(inboxIDKey(i.Room, i.ID), place),
+		tx.putJSON(keyInboxCount, count),
+	)
+}
+
+// DeleteInbox removes the item, if it is there.
+func (tx *Tx) DeleteInbox(room eventgraph.RoomID, id eventgraph.EventID) error {
+	place, err := tx.get(inboxIDKey(room, id))
+	if errors.Is(err, ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if len(place) != 16 {
+		return errCutOff
+	}
+	count, err := tx.inboxCount()
+	if err != nil {
+		return err
+	}
+	count.Items--
+	count.Bytes -= int64(binary.BigEndian.Uint64(place[8:]))
+	return errors.Join(
+		tx.delete(key(tableInbox).str(string(room)).u64(binary.BigEndian.Uint64(place))),
+		tx.delete(inboxIDKey(room, id)),
+		tx.putJSON(keyInboxCount, count),
+	)
+}
+
+// Inbox calls f for the items of a room, or with "" of all rooms; oldest first per room.
 func (r *Reader) Inbox(room eventgraph.RoomID, f func(*InboxItem) (bool, error)) error {
-	panic("store: skeleton")
-} // "" = all rooms; oldest first per room
+	prefix := key(tableInbox)
+	if room != "" {
+		prefix = prefix.str(string(room))
+	}
+	return r.scan(prefix, nil, false, func(k, v []byte) (bool, error) {
+		var h inboxRecord
+		pdu, err := splitBody(v, &h)
+		if err != nil {
+			return false, fmt.Errorf("inbox: %w", err)
+		}
+		return f(&InboxItem{
+			ID: h.ID, Room: eventgraph.RoomID(parts(k).str()), Origin: h.Origin, PDU: bytes.Clone(pdu), Received: h.Received,
+		})
+	})
+}
+
+// InboxHas says whether the item waits in the inbox.
 func (r *Reader) InboxHas(room eventgraph.RoomID, id eventgraph.EventID) (bool, error) {
-	panic("store: skeleton")
+	return r.has(inboxIDKey(room, id))
+}
+
+// maxSeenTransactions are remembered of one origin. It repeats a transaction until it is answered and sends no
+// other meanwhile, so only its newest can come twice; several of its devices send side by side.
+const maxSeenTransactions = 64
+
+func seenTxnKey(origin eventgraph.ServerName, txnID string) dbKey {
+	return key(tableSeenTxn).str(string(origin)).str(txnID)
 }
 
 // SeenTransaction says whether this transaction of origin was answered already, and with what; bounded per origin.
 func (r *Reader) SeenTransaction(origin eventgraph.ServerName, txnID string) ([]byte, bool, error) {
-	panic("store: skeleton")
+	v, err := r.get(seenTxnKey(origin, txnID))
+	switch {
+	case errors.Is(err, ErrNotFound):
+		return nil, false, nil
+	case err != nil:
+		return nil, false, err
+	case len(v) < 8:
+		return nil, false, errCutOff
+	}
+	return v[8:], true, nil
 }
+
+// PutSeenTransaction records the answer and forgets the oldest ones of the origin.
 func (tx *Tx) PutSeenTransaction(origin eventgraph.ServerName, txnID string, answer []byte) error {
-	panic("store: skeleton")
+	if _, seen, err := tx.SeenTransaction(origin, txnID); seen || err != nil {
+		return err
+	}
+	order := func() dbKey { return key(tableSeenOrder).str(string(origin)) }
+	arrival := uint64(1)
+	err := tx.scan(order(), nil, true, func(k, _ []byte) (bool, error) {
+		arrival = binary.BigEndian.Uint64(k[len(k)-8:]) + 1
+		return false, nil
+	})
+	if err != nil {
+		return err
+	}
+	if arrival > maxSeenTransactions {
+		old := order().u64(arrival - maxSeenTransactions)
+		oldID, err := tx.get(old)
+		if err == nil {
+			err = errors.Join(tx.delete(old), tx.delete(seenTxnKey(origin, string(oldID))))
+		}
+		if err != nil && !errors.Is(err, ErrNotFound) {
+			return err
+		}
+	}
+	return errors.Join(
+		tx.put(order().u64(arrival), []byte(txnID)),
+		tx.put(seenTxnKey(origin, txnID), append(binary.BigEndian.AppendUint64(nil, arrival), answer...)),
+	)
 }
 
 // Destination is the sender's cursor for one server and peer ("" for the server as a whole).
@@ -63,36 +201,213 @@ type Destination struct {
 // Transaction is fixed before the first attempt: a retry repeats exactly it.
 type Transaction struct {
 	ID    string
-	Body  []byte
+	Body  []byte   // at most MaxTransactionBody
 	UpTo  Position // Sent after it is acknowledged
 	Queue []uint64 // outbound items that it carries
 }
 
-func (r *Reader) Destination(s eventgraph.ServerName) (*Destination, error) { panic("store: skeleton") } // ErrNotFound
-func (r *Reader) Destinations(f func(*Destination) (bool, error)) error     { panic("store: skeleton") }
-func (tx *Tx) PutDestination(d *Destination) error                          { panic("store: skeleton") }
+// MaxTransactionBody bounds Transaction.Body, so that a destination's record fits into one write set beside others.
+// A transaction of 50 PDUs that would be larger is to be cut before.
+const MaxTransactionBody = 768 << 10
+
+// destRecord is the header of a destination on disk; the body of the transaction in flight follows it.
+type destRecord struct {
+	Sent      Position   `json:"sent"`
+	EDUStream int64      `json:"edu_stream,omitempty"`
+	InFlight  *txnRecord `json:"in_flight,omitempty"`
+}
+
+type txnRecord struct {
+	ID    string   `json:"id"`
+	UpTo  Position `json:"up_to"`
+	Queue []uint64 `json:"queue,omitempty"`
+}
+
+func destKey(s eventgraph.ServerName, p eventgraph.PeerID) dbKey {
+	return key(tableDest).str(string(s)).str(string(p))
+}
+
+func decodeDestination(k, v []byte) (*Destination, error) {
+	p := parts(k)
+	d := &Destination{Server: eventgraph.ServerName(p.str()), Peer: eventgraph.PeerID(p.str())}
+	var h destRecord
+	body, err := splitBody(v, &h)
+	if err != nil {
+		return nil, fmt.Errorf("destination %s in the store: %w", d.Server, err)
+	}
+	d.Sent, d.EDUStream = h.Sent, h.EDUStream
+	if h.InFlight != nil {
+		d.InFlight = &Transaction{h.InFlight.ID, bytes.Clone(body), h.InFlight.UpTo, h.InFlight.Queue}
+	}
+	return d, nil
+}
+
+// Destination reads the cursor of the server as a whole; ErrNotFound.
+func (r *Reader) Destination(s eventgraph.ServerName) (*Destination, error) {
+	return r.PeerDestination(s, "")
+}
+
+// PeerDestination reads the cursor of one peer of the server; ErrNotFound.
+func (r *Reader) PeerDestination(s eventgraph.ServerName, p eventgraph.PeerID) (*Destination, error) {
+	var d *Destination
+	k := destKey(s, p)
+	err := r.read(k, func(v []byte) (err error) { d, err = decodeDestination(k, v); return err })
+	return d, err
+}
+
+// Destinations calls f for each, by server and peer.
+func (r *Reader) Destinations(f func(*Destination) (bool, error)) error {
+	return r.scan(key(tableDest), nil, false, func(k, v []byte) (bool, error) {
+		d, err := decodeDestination(k, v)
+		if err != nil {
+			return false, err
+		}
+		return f(d)
+	})
+}
+
+// PutDestination writes the cursor of d.Server and d.Peer.
+func (tx *Tx) PutDestination(d *Destination) error {
+	h := destRecord{Sent: d.Sent, EDUStream: d.EDUStream}
+	var body []byte
+	if t := d.InFlight; t != nil {
+		if len(t.Body) > MaxTransactionBody {
+			return fmt.Errorf("transaction %s of %d bytes: %w", t.ID, len(t.Body), ErrTooLarge)
+		}
+		h.InFlight = &txnRecord{t.ID, t.UpTo, t.Queue}
+		body = t.Body
+	}
+	record, err := joinBody(h, body)
+	if err != nil {
+		return err
+	}
+	return tx.put(destKey(d.Server, d.Peer), record)
+}
 
 // Outbound is something durable for one server that is not a room event: a to-device EDU, an invite or leave it has not had.
 type Outbound struct {
-	Seq    uint64 // given by PutOutbound
+	Seq    uint64 // given by PutOutbound: greater than that of all before
 	Server eventgraph.ServerName
 	Kind   string // "m.direct_to_device", "invite", "leave", …
 	Body   []byte // JSON
 }
 
-// PutOutbound queues it and logs ChangeOutbound.
-func (tx *Tx) PutOutbound(o *Outbound) (Position, error) { panic("store: skeleton") }
-func (r *Reader) Outbound(s eventgraph.ServerName, after uint64, f func(*Outbound) (bool, error)) error {
-	panic("store: skeleton")
+type outboundRecord struct {
+	Kind string `json:"kind"`
 }
-func (tx *Tx) DeleteOutbound(s eventgraph.ServerName, seq uint64) error { panic("store: skeleton") }
+
+func outboundKey(s eventgraph.ServerName) dbKey { return key(tableOutbound).str(string(s)) }
+
+// PutOutbound queues it, sets its Seq and logs ChangeOutbound.
+func (tx *Tx) PutOutbound(o *Outbound) (Position, error) {
+	p, err := tx.Log(Change{Kind: ChangeOutbound, Server: o.Server})
+	if err != nil {
+		return 0, err
+	}
+	o.Seq = uint64(p)
+	record, err := joinBody(outboundRecord{o.Kind}, o.Body)
+	if err != nil {
+		return 0, err
+	}
+	return p, tx.put(outboundKey(o.Server).u64(o.Seq), record)
+}
+
+// Outbound calls f for what is queued for the server with a Seq greater than after, in order.
+func (r *Reader) Outbound(s eventgraph.ServerName, after uint64, f func(*Outbound) (bool, error)) error {
+	if after == math.MaxUint64 {
+		return nil
+	}
+	return r.scan(outboundKey(s), outboundKey(s).u64(after+1), false, func(k, v []byte) (bool, error) {
+		var h outboundRecord
+		body, err := splitBody(v, &h)
+		if err != nil {
+			return false, fmt.Errorf("outbound item for %s: %w", s, err)
+		}
+		p := parts(k)
+		p.str()
+		return f(&Outbound{Seq: p.u64(), Server: s, Kind: h.Kind, Body: bytes.Clone(body)})
+	})
+}
+
+// DeleteOutbound removes an item, if it is there.
+func (tx *Tx) DeleteOutbound(s eventgraph.ServerName, seq uint64) error {
+	return tx.delete(outboundKey(s).u64(seq))
+}
 
 // MeetingCursor is the opaque token that the peer gave us at our last meeting, "" if none.
-func (r *Reader) MeetingCursor(p eventgraph.PeerID) (string, error)     { panic("store: skeleton") }
-func (tx *Tx) PutMeetingCursor(p eventgraph.PeerID, token string) error { panic("store: skeleton") }
+func (r *Reader) MeetingCursor(p eventgraph.PeerID) (string, error) {
+	v, err := r.get(key(tableMeeting).str(string(p)))
+	if errors.Is(err, ErrNotFound) {
+		err = nil
+	}
+	return string(v), err
+}
+
+// PutMeetingCursor keeps the token; "" forgets it.
+func (tx *Tx) PutMeetingCursor(p eventgraph.PeerID, token string) error {
+	k := key(tableMeeting).str(string(p))
+	if token == "" {
+		return tx.delete(k)
+	}
+	return tx.put(k, []byte(token))
+}
+
+// Bounds of the address book: any peer met on a LAN comes into it.
+const (
+	maxPeerAddrs = 16   // of one peer: several networks, two transports each
+	maxPeers     = 1000 // the one that was written longest ago goes
+)
+
+// peerRecord is an entry of the address book. Stamp orders the entries by when they were written.
+type peerRecord struct {
+	Stamp uint64   `json:"stamp"`
+	Addrs []string `json:"addrs"`
+}
 
 // PeerAddrs is the address book: multiaddrs where a peer was reached, newest first, bounded.
 func (r *Reader) PeerAddrs(f func(eventgraph.PeerID, []string) (bool, error)) error {
-	panic("store: skeleton")
+	return r.scan(key(tablePeerAddrs), nil, false, func(k, v []byte) (bool, error) {
+		var p peerRecord
+		if err := json.Unmarshal(v, &p); err != nil {
+			return false, fmt.Errorf("address book: %w", err)
+		}
+		return f(eventgraph.PeerID(parts(k).str()), p.Addrs)
+	})
 }
-func (tx *Tx) PutPeerAddrs(p eventgraph.PeerID, addrs []string) error { panic("store: skeleton") }
+
+// PutPeerAddrs replaces what is known of the peer by the newest maxPeerAddrs of addrs; none removes it.
+func (tx *Tx) PutPeerAddrs(p eventgraph.PeerID, addrs []string) error {
+	k := key(tablePeerAddrs).str(string(p))
+	if len(addrs) == 0 {
+		return tx.delete(k)
+	}
+	known, err := tx.has(k)
+	if err != nil {
+		return err
+	}
+	if !known {
+		if err := tx.forgetOldestPeer(); err != nil {
+			return err
+		}
+	}
+	return tx.putJSON(k, peerRecord{tx.ts, slices.Clone(addrs[:min(len(addrs), maxPeerAddrs)])})
+}
+
+// forgetOldestPeer makes room in a full address book.
+func (tx *Tx) forgetOldestPeer() error {
+	n, oldest, victim := 0, uint64(math.MaxUint64), []byte(nil)
+	err := tx.scan(key(tablePeerAddrs), nil, false, func(k, v []byte) (bool, error) {
+		var p peerRecord
+		if err := json.Unmarshal(v, &p); err != nil {
+			return false, fmt.Errorf("address book: %w", err)
+		}
+		if n++; p.Stamp < oldest {
+			oldest, victim = p.Stamp, bytes.Clone(k)
+		}
+		return true, nil
+	})
+	if err != nil || n < maxPeers {
+		return err
+	}
+	return tx.delete(victim)
+}
