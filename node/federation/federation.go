@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/time/rate"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
 	"github.com/plexus-p2p/plexus/node/ephemeral"
@@ -72,6 +73,9 @@ type Federation struct {
 	acting chan struct{} // a slot for each join, leave, knock or invite served now
 	heavy  chan struct{} // a slot for each answer of many events made now (state, backfill, …)
 	asking chan struct{} // a slot for each key document being fetched from others
+
+	invites *rate.Limiter // for all servers together that share no room with us
+	joining keyedLock     // one join of a room at a time
 }
 
 // Bounds on work that peers can cause. A request that finds no free slot waits until its context ends.
@@ -79,6 +83,12 @@ const (
 	maxActing = 8  // each verifies, builds on and commits to a room
 	maxHeavy  = 4  // each may read a whole state and auth chain into memory
 	maxAsking = 16 // each waits for the network, holding at most a key document
+)
+
+// Identities are free, so servers that share no room with us have one budget of invites among them all (design.md §7).
+const (
+	strangerInviteEvery = 2 * time.Second
+	strangerInviteBurst = 50
 )
 
 // New makes the federation; peers of servers whose key documents the store keeps are known from the start.
@@ -92,6 +102,8 @@ func New(c Config) *Federation {
 		acting: make(chan struct{}, maxActing),
 		heavy:  make(chan struct{}, maxHeavy),
 		asking: make(chan struct{}, maxAsking),
+
+		invites: rate.NewLimiter(rate.Every(strangerInviteEvery), strangerInviteBurst),
 	}
 	f.peers = newPeers(c.Now)
 	f.handler = f.routes()

@@ -35,7 +35,8 @@ type route struct {
 type matrixError struct {
 	Status int
 	rooms.Refusal
-	RetryAfterMS int64 // 0: not said
+	RetryAfterMS int64                  // 0: not said
+	Version      eventgraph.RoomVersion // room_version, with M_INCOMPATIBLE_ROOM_VERSION
 }
 
 func fail(status int, code, reason string) error {
@@ -195,10 +196,11 @@ func (f *Federation) writeError(w http.ResponseWriter, req *http.Request, err er
 		f.Log.Debug("request of a peer refused", "method", req.Method, "path", req.URL.Path, "err", err)
 	}
 	body := struct {
-		Code         string `json:"errcode"`
-		Reason       string `json:"error"`
-		RetryAfterMS int64  `json:"retry_after_ms,omitempty"`
-	}{known.Code, known.Reason, known.RetryAfterMS}
+		Code         string                 `json:"errcode"`
+		Reason       string                 `json:"error"`
+		RetryAfterMS int64                  `json:"retry_after_ms,omitempty"`
+		Version      eventgraph.RoomVersion `json:"room_version,omitempty"`
+	}{known.Code, known.Reason, known.RetryAfterMS, known.Version}
 	writeJSON(w, known.Status, body)
 }
 
@@ -227,7 +229,9 @@ func marshal(v any) ([]byte, error) {
 func (f *Federation) routes() http.Handler {
 	r := &router{f: f}
 	r.add(http.MethodPut, "/_matrix/federation/v1/send/{txnId}", f.serveSend)
+	f.keyRoutes(r)
+	f.queryRoutes(r)
+	f.memberRoutes(r)
+	f.eventRoutes(r)
 	return r
 }
-
-var _ = eventgraph.ServerName("")

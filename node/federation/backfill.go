@@ -1,0 +1,386 @@
+package federation
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/node/rooms"
+	"github.com/plexus-p2p/plexus/store"
+)
+
+const (
+	// maxBackfillFrom is how many backward extremities one request names.
+	maxBackfillFrom = 20
+	// maxBackfillPages bounds the requests of one Backfill.
+	maxBackfillPages = 20
+	// maxWidening is how often a page is made longer because it ends in several branches: at the earliest event a page can
+	// rest on one claimed state only.
+	maxWidening = 4
+	// maxEdges is how many claimed states are asked for to take in one page.
+	maxEdges = 10
+	// maxSingly is how many events of a claimed state are fetched one by one; if more are missing the whole state is.
+	maxSingly = 40
+	// singlyAtOnce is how many of them are asked for at one time.
+	singlyAtOnce = 4
+	// maxAuthRounds bounds the steps up an auth chain of events fetched one by one.
+	maxAuthRounds = 20
+)
+
+// Backfill asks room servers for events before the room's backward extremities, at least limit if they exist, and accepts them. It returns how many were taken in.
+func (f *Federation) Backfill(ctx context.Context, room eventgraph.RoomID, limit int) (int, error) {
+	servers, err := f.roomServers(room)
+	if err != nil {
+		return 0, err
+	}
+	taken := 0
+	var failed error
+	for pages := 0; len(servers) > 0 && taken < limit && pages < maxBackfillPages; pages++ {
+		held, from, err := f.backwards(room)
+		if err != nil || len(from) == 0 {
+			return taken, err
+		}
+		n, err := f.backfillPage(ctx, servers[0], held, from, min(max(limit-taken, defaultMissing), maxEvents))
+		if ctx.Err() != nil {
+			return taken, ctx.Err()
+		}
+		taken += n
+		if err != nil || n == 0 { // nothing more from this one
+			failed = err
+			servers = servers[1:]
+		}
+	}
+	if taken == 0 && failed != nil {
+		return 0, failed
+	}
+	return taken, nil
+}
+
+// backwards reads the room and its backward extremities, those farthest back first.
+func (f *Federation) backwards(room eventgraph.RoomID) (*store.Room, []eventgraph.EventID, error) {
+	var held *store.Room
+	order := map[eventgraph.EventID]int64{}
+	err := f.Store.View(func(r *store.Reader) (err error) {
+		if held, err = r.Room(room); err != nil {
+			return err
+		}
+		for _, id := range held.Backward {
+			e, err := r.Event(id)
+			if err != nil {
+				return err
+			}
+			order[id] = e.Order
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	from := slices.Clone(held.Backward)
+	slices.SortFunc(from, func(a, b eventgraph.EventID) int { return int(order[a] - order[b]) })
+	return held, from[:min(len(from), maxBackfillFrom)], nil
+}
+
+// backfillPage asks one server for events before from and takes them in, oldest first.
+func (f *Federation) backfillPage(ctx context.Context, server eventgraph.ServerName, room *store.Room, from []eventgraph.EventID, limit int) (int, error) {
+	// The answer holds from too, as far as the server has it.
+	page, err := f.askBackfill(ctx, server, room, from, min(limit+len(from), maxEvents))
+	if err != nil {
+		return 0, err
+	}
+	for range maxWidening {
+		edges, err := f.edges(page)
+		if err != nil {
+			return 0, err
+		}
+		if len(edges) < 2 {
+			break
+		}
+		more, err := f.askBackfill(ctx, server, room, edges[1:], maxEvents)
+		if err != nil || len(more) == 0 {
+			break
+		}
+		page = append(page, more...)
+	}
+	return f.takePage(ctx, server, room, unique(page))
+}
+
+// askBackfill returns the events of an answer to /backfill that have no place here yet.
+func (f *Federation) askBackfill(ctx context.Context, server eventgraph.ServerName, room *store.Room, from []eventgraph.EventID, limit int) ([]*eventgraph.Event, error) {
+	query := url.Values{"limit": {strconv.Itoa(limit)}}
+	for _, id := range from[:min(len(from), maxBackfillFrom)] {
+		query.Add("v", string(id))
+	}
+	var answer pdus
+	if err := f.do(ctx, server, http.MethodGet, target(v1+"backfill", []string{string(room.ID)}, query), nil, &answer); err != nil {
+		return nil, err
+	}
+	if len(answer.PDUs) > maxEvents {
+		return nil, malformed(server, "more events than asked for")
+	}
+	var news []*eventgraph.Event
+	for _, e := range parseAll(room.Version, answer.PDUs) {
+		if e.RoomID() != room.ID {
+			continue
+		}
+		if placed, err := f.placed(e.ID()); err != nil {
+			return nil, err
+		} else if !placed {
+			news = append(news, e)
+		}
+	}
+	return news, nil
+}
+
+// placed says whether an event is held and more than an outlier.
+func (f *Federation) placed(id eventgraph.EventID) (bool, error) {
+	var verdict store.Verdict
+	var held bool
+	err := f.Store.View(func(r *store.Reader) (err error) {
+		verdict, held, err = r.HasEvent(id)
+		return err
+	})
+	return held && verdict != store.Outlier, err
+}
+
+// unique drops repeated events and sorts the others, parents first.
+func unique(events []*eventgraph.Event) []*eventgraph.Event {
+	seen := map[eventgraph.EventID]bool{}
+	return eventgraph.SortTopologically(slices.DeleteFunc(events, func(e *eventgraph.Event) bool {
+		again := seen[e.ID()]
+		seen[e.ID()] = true
+		return again
+	}))
+}
+
+// edges lists the events of a page that rest on parents neither in it nor placed here, parents first.
+func (f *Federation) edges(page []*eventgraph.Event) ([]eventgraph.EventID, error) {
+	in := map[eventgraph.EventID]bool{}
+	for _, e := range page {
+		in[e.ID()] = true
+	}
+	var edges []eventgraph.EventID
+	for _, e := range unique(slices.Clone(page)) {
+		rests, err := f.restsOn(e, in)
+		if err != nil {
+			return nil, err
+		}
+		if !rests {
+			edges = append(edges, e.ID())
+		}
+	}
+	return edges, nil
+}
+
+// restsOn says whether all parents of e are in the set or placed here.
+func (f *Federation) restsOn(e *eventgraph.Event, in map[eventgraph.EventID]bool) (bool, error) {
+	for _, id := range e.PrevEvents() {
+		if in[id] {
+			continue
+		}
+		if placed, err := f.placed(id); err != nil || !placed {
+			return false, err
+		}
+	}
+	return true, nil
+}
+
+// takePage puts a page, parents first, through Accept: on its parents where they are here, else on the state that the server
+// claims before it.
+func (f *Federation) takePage(ctx context.Context, server eventgraph.ServerName, room *store.Room, page []*eventgraph.Event) (int, error) {
+	if err := f.ensureKeys(ctx, keysOf(page...), []eventgraph.ServerName{server}); err != nil {
+		f.Log.Info("backfilling with keys missing", "room", room.ID, "err", err)
+	}
+	taken := 0
+	for tries := 0; len(page) > 0 && tries < maxEdges; tries++ {
+		basis := rooms.Basis{Kind: rooms.Parents, Backfill: true, Origin: server}
+		rests, err := f.restsOn(page[0], nil)
+		if err != nil {
+			return taken, err
+		}
+		if !rests {
+			basis.Kind = rooms.Claimed
+			if basis.State, err = f.claimedState(ctx, server, room, page[0].ID()); err != nil {
+				return taken, err
+			}
+		}
+		outcomes, err := f.Rooms.AcceptAll(ctx, page, basis)
+		if err != nil {
+			return taken, err
+		}
+		for _, o := range outcomes {
+			if o.Err == nil && !o.Already {
+				taken++
+			}
+		}
+		if len(outcomes) == 0 {
+			break
+		}
+		last := outcomes[len(outcomes)-1].Err
+		var missing *rooms.MissingError
+		if !errors.As(last, &missing) {
+			break
+		}
+		if len(outcomes) == 1 && tries > 0 {
+			page = page[1:] // it was tried already: what rests on it will rest on a claim
+			continue
+		}
+		page = page[len(outcomes)-1:]
+		if len(missing.Events) > 0 {
+			if err := f.fetchOutliers(ctx, server, room, missing.Events); err != nil {
+				return taken, err
+			}
+		}
+	}
+	return taken, nil
+}
+
+// claimedState asks a server for the state before an event and makes all of it held here, at least as outliers.
+func (f *Federation) claimedState(ctx context.Context, server eventgraph.ServerName, room *store.Room, id eventgraph.EventID) ([]eventgraph.EventID, error) {
+	query := url.Values{"event_id": {string(id)}}
+	var ids stateIDsAnswer
+	if err := f.doLarge(ctx, server, http.MethodGet, target(v1+"state_ids", []string{string(room.ID)}, query), nil, &ids, maxState); err != nil {
+		return nil, err
+	}
+	missing, err := f.notHeld(append(slices.Clone(ids.PDUIDs), ids.AuthChainIDs...))
+	if err != nil {
+		return nil, err
+	}
+	if len(missing) > maxSingly {
+		var whole struct {
+			AuthChain []json.RawMessage `json:"auth_chain"`
+			PDUs      []json.RawMessage `json:"pdus"`
+		}
+		if err := f.doLarge(ctx, server, http.MethodGet, target(v1+"state", []string{string(room.ID)}, query), nil, &whole, maxState); err != nil {
+			return nil, err
+		}
+		events := append(parseAll(room.Version, whole.AuthChain), parseAll(room.Version, whole.PDUs)...)
+		if err := f.acceptOutliers(ctx, server, events...); err != nil {
+			return nil, err
+		}
+	} else if len(missing) > 0 {
+		if err := f.fetchOutliers(ctx, server, room, missing); err != nil {
+			return nil, err
+		}
+	}
+	missing, err = f.notHeld(ids.PDUIDs)
+	if err != nil {
+		return nil, err
+	}
+	// What nobody can supply in a form that stands its checks is no part of the state.
+	if len(missing) > 0 {
+		f.Log.Info("claimed state with events missing", "room", room.ID, "event", id, "server", server, "missing", len(missing))
+	}
+	return slices.DeleteFunc(ids.PDUIDs, func(id eventgraph.EventID) bool { return slices.Contains(missing, id) }), nil
+}
+
+// notHeld keeps the IDs of events that are not held in any verdict.
+func (f *Federation) notHeld(ids []eventgraph.EventID) ([]eventgraph.EventID, error) {
+	var missing []eventgraph.EventID
+	return missing, f.Store.View(func(r *store.Reader) error {
+		for _, id := range ids {
+			if _, held, err := r.HasEvent(id); err != nil {
+				return err
+			} else if !held {
+				missing = append(missing, id)
+			}
+		}
+		return nil
+	})
+}
+
+// fetchOutliers fetches events, and what is missing of their auth chains, one by one from a server, and keeps them as outliers. That some cannot
+// be had is no error.
+func (f *Federation) fetchOutliers(ctx context.Context, server eventgraph.ServerName, room *store.Room, ids []eventgraph.EventID) error {
+	asked := map[eventgraph.EventID]bool{}
+	var events []*eventgraph.Event
+	for round := 0; len(ids) > 0 && round < maxAuthRounds; round++ {
+		got := make([]*eventgraph.Event, len(ids))
+		group, ctx := errgroup.WithContext(ctx)
+		group.SetLimit(singlyAtOnce)
+		for i, id := range ids {
+			asked[id] = true
+			group.Go(func() error {
+				e, err := f.fetchEvent(ctx, server, room, id)
+				if err != nil {
+					f.Log.Debug("event not to be had", "event", id, "server", server, "err", err)
+				}
+				got[i] = e
+				return ctx.Err()
+			})
+		}
+		if err := group.Wait(); err != nil {
+			return err
+		}
+		var next []eventgraph.EventID
+		for _, e := range got {
+			if e == nil {
+				continue
+			}
+			events = append(events, e)
+			for _, id := range e.AuthEvents() {
+				if !asked[id] && !slices.Contains(next, id) {
+					next = append(next, id)
+				}
+			}
+		}
+		var err error
+		if ids, err = f.notHeld(next); err != nil {
+			return err
+		}
+		ids = ids[:min(len(ids), maxSingly)]
+	}
+	return f.acceptOutliers(ctx, server, events...)
+}
+
+// fetchEvent fetches one event of a room from a server.
+func (f *Federation) fetchEvent(ctx context.Context, server eventgraph.ServerName, room *store.Room, id eventgraph.EventID) (*eventgraph.Event, error) {
+	var answer pdus
+	if err := f.do(ctx, server, http.MethodGet, target(v1+"event", []string{string(id)}, nil), nil, &answer); err != nil {
+		return nil, err
+	}
+	if len(answer.PDUs) != 1 {
+		return nil, malformed(server, "not one event")
+	}
+	e, err := eventgraph.ParseEvent(room.Version, answer.PDUs[0])
+	if err != nil {
+		return nil, malformed(server, err.Error())
+	}
+	if e.ID() != id || e.RoomID() != room.ID {
+		return nil, malformed(server, "another event than asked for")
+	}
+	return e, nil
+}
+
+// acceptOutliers puts events of one room that come from a server through Accept on no basis, in the order of their auth events, with the key documents they need. Those
+// that cannot be taken in are logged and left out.
+func (f *Federation) acceptOutliers(ctx context.Context, from eventgraph.ServerName, events ...*eventgraph.Event) error {
+	if err := f.ensureKeys(ctx, keysOf(events...), []eventgraph.ServerName{from}); err != nil {
+		f.Log.Info("events with keys missing", "server", from, "err", err)
+	}
+	events = unique(events)
+	for len(events) > 0 {
+		outcomes, err := f.Rooms.AcceptAll(ctx, events, rooms.Basis{Kind: rooms.Nothing, Origin: from})
+		if err != nil {
+			return fmt.Errorf("outliers: %w", err)
+		}
+		for i, o := range outcomes {
+			if o.Err != nil {
+				f.Log.Info("event of an auth chain or state left out", "event", events[i].ID(), "server", from, "err", o.Err)
+			}
+		}
+		if len(outcomes) == 0 {
+			break
+		}
+		events = events[len(outcomes):]
+	}
+	return nil
+}

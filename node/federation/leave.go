@@ -1,0 +1,128 @@
+package federation
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+
+	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/node/rooms"
+	"github.com/plexus-p2p/plexus/store"
+)
+
+// kindLeave is the kind of a store.Outbound that holds a pendingLeave, for deliverOutbound.
+const kindLeave = "leave"
+
+// pendingLeave is a rejected invite or withdrawn knock that a server of the room has not heard of.
+type pendingLeave struct {
+	Room   eventgraph.RoomID `json:"room_id"`
+	User   eventgraph.UserID `json:"user_id"`
+	Reason string            `json:"reason,omitempty"`
+}
+
+// Leave leaves a room that we are not in (rejects an invite): takes effect here at once, is delivered when a server is met.
+func (f *Federation) Leave(ctx context.Context, room eventgraph.RoomID, user eventgraph.UserID, reason string) error {
+	var member *store.Member
+	err := f.Store.View(func(r *store.Reader) (err error) {
+		member, err = r.Member(room, user)
+		return err
+	})
+	if errors.Is(err, store.ErrNotFound) || err == nil && !member.Outside {
+		return &rooms.Refusal{Code: "M_NOT_FOUND", Reason: "the user has no invite to that room and has not knocked on it"}
+	} else if err != nil {
+		return err
+	}
+	// Queued first: after a crash in between the person still sees the invite and rejects it again, which harms nothing.
+	if member.Via != "" && (member.Membership == "invite" || member.Membership == "knock") {
+		body, err := marshal(pendingLeave{room, user, reason})
+		if err != nil {
+			return err
+		}
+		if _, err := f.Store.Update(ctx, func(tx *store.Tx) error {
+			_, err := tx.PutOutbound(&store.Outbound{Server: member.Via, Kind: kindLeave, Body: body})
+			return err
+		}); err != nil {
+			return err
+		}
+	}
+	return f.Rooms.LeaveOutside(ctx, room, user)
+}
+
+// Knock asks to be let into a room, over make_knock and send_knock at one of via (or locally if we are in the room).
+func (f *Federation) Knock(ctx context.Context, room eventgraph.RoomID, user eventgraph.UserID, via []eventgraph.ServerName, content json.RawMessage) error {
+	if f.Rooms.InRoom(room, f.server) {
+		whole, err := memberContent("knock", content, json.RawMessage("{}"))
+		if err != nil {
+			return err
+		}
+		key := string(user)
+		_, err = f.Rooms.Send(ctx, rooms.Draft{Room: room, Sender: user, Type: "m.room.member", StateKey: &key, Content: whole})
+		return err
+	}
+	servers, err := f.serversFor(room, user, via)
+	if err != nil {
+		return err
+	}
+	return f.handshake(ctx, servers, func(server eventgraph.ServerName) error {
+		return f.knockVia(ctx, server, room, user, content)
+	})
+}
+
+func (f *Federation) knockVia(ctx context.Context, server eventgraph.ServerName, room eventgraph.RoomID, user eventgraph.UserID, content json.RawMessage) error {
+	e, err := f.make(ctx, server, "knock", room, user, content)
+	if err != nil {
+		return err
+	}
+	var answer struct {
+		State []json.RawMessage `json:"knock_room_state"`
+	}
+	err = f.do(ctx, server, http.MethodPut, target(v1+"send_knock", []string{string(room), string(e.ID())}, nil), json.RawMessage(e.Raw()), &answer)
+	if err != nil {
+		return err
+	}
+	stripped, err := f.checkStripped(ctx, e, answer.State, server)
+	if err != nil {
+		return malformed(server, err.Error())
+	}
+	return f.Rooms.ReceiveInvite(ctx, e, stripped, server)
+}
+
+// deliverOutbound brings a pending invite or leave to its server. A nil error means that it is done with and can be deleted from the queue: delivered, or
+// refused for good. With an error it stays: the server was not reached, or cannot answer now.
+func (f *Federation) deliverOutbound(ctx context.Context, o *store.Outbound) error {
+	var err error
+	switch o.Kind {
+	case kindInvite:
+		err = f.deliverInvite(ctx, o)
+	case kindLeave:
+		err = f.deliverLeave(ctx, o)
+	default:
+		return fmt.Errorf("outbound item of kind %s is not for deliverOutbound", o.Kind)
+	}
+	var remote *remoteError
+	if errors.As(err, &remote) && remote.Status < 500 && remote.Status != http.StatusTooManyRequests {
+		f.Log.Info("refused by the server that it is for", "kind", o.Kind, "server", o.Server, "err", err)
+		return nil
+	}
+	return err
+}
+
+func (f *Federation) deliverLeave(ctx context.Context, o *store.Outbound) error {
+	var p pendingLeave
+	if err := json.Unmarshal(o.Body, &p); err != nil {
+		return fmt.Errorf("pending leave: %w", err)
+	}
+	content, err := marshal(struct {
+		Reason string `json:"reason,omitempty"`
+	}{p.Reason})
+	if err != nil {
+		return err
+	}
+	e, err := f.make(ctx, o.Server, "leave", p.Room, p.User, content)
+	if err != nil {
+		return err
+	}
+	return f.do(ctx, o.Server, http.MethodPut, target(v2+"send_leave", []string{string(p.Room), string(e.ID())}, nil), json.RawMessage(e.Raw()), nil)
+}

@@ -1,0 +1,487 @@
+package federation
+
+import (
+	"cmp"
+	"container/heap"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"slices"
+	"strconv"
+
+	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/store"
+)
+
+const (
+	// maxEvents bounds the events in one answer of /backfill and /get_missing_events: with 64 KiB each, below maxAnswer.
+	maxEvents = 100
+	// defaultMissing is how many /get_missing_events answers if it is not told.
+	defaultMissing = 10
+	// maxNamedEvents bounds the event IDs that a request may name.
+	maxNamedEvents = 200
+	// maxWalked bounds the events looked at for one answer; most are in it unless they may not be seen.
+	maxWalked = 2000
+)
+
+func (f *Federation) eventRoutes(r *router) {
+	r.add(http.MethodGet, "/_matrix/federation/v1/event/{eventId}", f.serveEvent)
+	r.add(http.MethodGet, "/_matrix/federation/v1/state/{roomId}", f.serveState)
+	r.add(http.MethodGet, "/_matrix/federation/v1/state_ids/{roomId}", f.serveStateIDs)
+	r.add(http.MethodGet, "/_matrix/federation/v1/event_auth/{roomId}/{eventId}", f.serveEventAuth)
+	r.add(http.MethodGet, "/_matrix/federation/v1/backfill/{roomId}", f.serveBackfill)
+	r.add(http.MethodPost, "/_matrix/federation/v1/get_missing_events/{roomId}", f.serveMissingEvents)
+	r.add(http.MethodGet, "/_matrix/federation/v1/timestamp_to_event/{roomId}", f.serveTimestampToEvent)
+}
+
+// pdus is an answer in the form of a transaction.
+type pdus struct {
+	Origin eventgraph.ServerName `json:"origin"`
+	TS     int64                 `json:"origin_server_ts"`
+	PDUs   []json.RawMessage     `json:"pdus"`
+}
+
+func (f *Federation) transaction(events []json.RawMessage) pdus {
+	return pdus{f.server, f.Now().UnixMilli(), events}
+}
+
+// room returns a held room that the origin may ask about: not denied by its ACL. To a room that is not held the answer is as to a server
+// that may see nothing of it: a stranger does not learn which rooms we hold.
+func (f *Federation) room(q *request) (*store.Room, error) {
+	id, err := eventgraph.ParseRoomID(q.path("roomId"))
+	if err != nil {
+		return nil, fail(http.StatusBadRequest, "M_INVALID_PARAM", err.Error())
+	}
+	var room *store.Room
+	if err := f.Store.View(func(r *store.Reader) error {
+		room, err = r.Room(id)
+		return err
+	}); errors.Is(err, store.ErrNotFound) {
+		return nil, errNotSeen
+	} else if err != nil {
+		return nil, err
+	}
+	if !f.Rooms.ServerAllowed(id, q.origin) {
+		return nil, errDenied
+	}
+	return room, nil
+}
+
+var (
+	errNotSeen = fail(http.StatusForbidden, "M_FORBIDDEN", "the server may not see that")
+	errNoEvent = fail(http.StatusNotFound, "M_NOT_FOUND", "no such event that the server may see")
+)
+
+// held reads an event that is held with a verdict that lets it be given away: a rejected one is as if it were not there.
+func (f *Federation) held(id eventgraph.EventID) (*store.StoredEvent, error) {
+	var e *store.StoredEvent
+	err := f.Store.View(func(r *store.Reader) (err error) {
+		e, err = r.Event(id)
+		return err
+	})
+	if errors.Is(err, store.ErrNotFound) || err == nil && e.Verdict == store.Rejected {
+		return nil, errNoEvent
+	}
+	return e, err
+}
+
+// served is the event as it is given away: reduced if it has been redacted.
+func served(e *store.StoredEvent) json.RawMessage {
+	if e.RedactedBy != "" {
+		return e.Redact().Raw()
+	}
+	return e.Raw()
+}
+
+func (f *Federation) serveEvent(q *request) (any, error) {
+	e, err := f.held(eventgraph.EventID(q.path("eventId")))
+	if err != nil {
+		return nil, err
+	}
+	if !f.Rooms.ServerAllowed(e.RoomID(), q.origin) {
+		return nil, errNoEvent
+	}
+	if ok, err := f.Rooms.MaySeeServer(q.origin, e); err != nil {
+		return nil, err
+	} else if !ok {
+		return nil, errNoEvent
+	}
+	return f.transaction([]json.RawMessage{served(e)}), nil
+}
+
+// eventInRoom is an event that has its place in the room and that the origin may see.
+func (f *Federation) eventInRoom(q *request, id string) (*store.StoredEvent, error) {
+	room, err := f.room(q)
+	if err != nil {
+		return nil, err
+	}
+	e, err := f.held(eventgraph.EventID(id))
+	if err != nil && !errors.Is(err, errNoEvent) {
+		return nil, err
+	}
+	if err != nil || e.RoomID() != room.ID || e.Verdict == store.Outlier {
+		if !f.Rooms.InRoom(room.ID, q.origin) {
+			return nil, errNotSeen
+		}
+		return nil, errNoEvent
+	}
+	if ok, err := f.Rooms.MaySeeServer(q.origin, e); err != nil {
+		return nil, err
+	} else if !ok {
+		return nil, errNotSeen
+	}
+	return e, nil
+}
+
+// stateWithChain reads a whole state, with the auth chain of its events and of also.
+func (f *Federation) stateWithChain(room eventgraph.RoomID, root eventgraph.Hash, also []eventgraph.EventID) (state, chain []json.RawMessage, err error) {
+	ids, err := f.stateIDs(room, root)
+	if err != nil {
+		return nil, nil, err
+	}
+	events, err := f.Rooms.AuthChain(append(slices.Clone(ids), also...), 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	state, chain = []json.RawMessage{}, []json.RawMessage{}
+	return state, chain, f.Store.View(func(r *store.Reader) error {
+		inState := make(map[eventgraph.EventID]bool, len(ids))
+		for _, id := range ids {
+			inState[id] = true
+			e, err := r.Event(id)
+			if err != nil {
+				return err
+			}
+			state = append(state, served(e))
+		}
+		inChain := make(map[eventgraph.EventID]bool, len(events))
+		for _, e := range events {
+			inChain[e.ID()] = true
+			chain = append(chain, e.Raw())
+		}
+		// The chain is that of the events, without them; those that are part of another's chain belong to it.
+		for _, id := range also {
+			if inState[id] || inChain[id] {
+				continue
+			}
+			e, err := r.Event(id)
+			if err != nil {
+				return err
+			}
+			chain = append(chain, served(e))
+		}
+		return nil
+	})
+}
+
+func (f *Federation) stateIDs(room eventgraph.RoomID, root eventgraph.Hash) ([]eventgraph.EventID, error) {
+	ids := []eventgraph.EventID{}
+	err := f.Rooms.StateAt(room, root).Walk(func(_ eventgraph.StateTuple, id eventgraph.EventID) error {
+		ids = append(ids, id)
+		return nil
+	})
+	return ids, err
+}
+
+func (f *Federation) serveState(q *request) (any, error) {
+	e, err := f.eventInRoom(q, q.URL.Query().Get("event_id"))
+	if err != nil {
+		return nil, err
+	}
+	release, err := take(q.Context(), f.heavy)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	state, chain, err := f.stateWithChain(e.RoomID(), e.StateBefore, nil)
+	return struct {
+		AuthChain []json.RawMessage `json:"auth_chain"`
+		PDUs      []json.RawMessage `json:"pdus"`
+	}{chain, state}, err
+}
+
+// stateIDsAnswer is the answer of /state_ids.
+type stateIDsAnswer struct {
+	AuthChainIDs []eventgraph.EventID `json:"auth_chain_ids"`
+	PDUIDs       []eventgraph.EventID `json:"pdu_ids"`
+}
+
+func (f *Federation) serveStateIDs(q *request) (any, error) {
+	e, err := f.eventInRoom(q, q.URL.Query().Get("event_id"))
+	if err != nil {
+		return nil, err
+	}
+	release, err := take(q.Context(), f.heavy)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	ids, err := f.stateIDs(e.RoomID(), e.StateBefore)
+	if err != nil {
+		return nil, err
+	}
+	chain, err := f.Rooms.AuthChain(ids, 0)
+	if err != nil {
+		return nil, err
+	}
+	answer := stateIDsAnswer{AuthChainIDs: make([]eventgraph.EventID, len(chain)), PDUIDs: ids}
+	for i, e := range chain {
+		answer.AuthChainIDs[i] = e.ID()
+	}
+	return answer, nil
+}
+
+func (f *Federation) serveEventAuth(q *request) (any, error) {
+	e, err := f.eventInRoom(q, q.path("eventId"))
+	if err != nil {
+		return nil, err
+	}
+	release, err := take(q.Context(), f.heavy)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	events, err := f.Rooms.AuthChain([]eventgraph.EventID{e.ID()}, 0)
+	if err != nil {
+		return nil, err
+	}
+	chain := make([]json.RawMessage, len(events))
+	for i, e := range events {
+		chain[i] = e.Raw()
+	}
+	return map[string][]json.RawMessage{"auth_chain": chain}, nil
+}
+
+// latestFirst is a heap of events, those farthest from the create event first.
+type latestFirst []*store.StoredEvent
+
+func (h latestFirst) Len() int      { return len(h) }
+func (h latestFirst) Swap(i, j int) { h[i], h[j] = h[j], h[i] }
+func (h latestFirst) Less(i, j int) bool {
+	return cmp.Or(cmp.Compare(h[i].Depth(), h[j].Depth()), cmp.Compare(h[i].Order, h[j].Order), cmp.Compare(h[i].ID(), h[j].ID())) > 0
+}
+func (h *latestFirst) Push(e any) { *h = append(*h, e.(*store.StoredEvent)) }
+func (h *latestFirst) Pop() any {
+	last := len(*h) - 1
+	e := (*h)[last]
+	*h = (*h)[:last]
+	return e
+}
+
+// walk goes from the events towards the create event, latest first, and calls visit for each held and placed event of the room until it returns
+// false. It looks at each event once, and at maxWalked at most.
+func (f *Federation) walk(room eventgraph.RoomID, from []eventgraph.EventID, visit func(*store.StoredEvent) (more, deeper bool, err error)) error {
+	return f.Store.View(func(r *store.Reader) error {
+		seen := map[eventgraph.EventID]bool{}
+		var next latestFirst
+		add := func(ids []eventgraph.EventID) error {
+			for _, id := range ids {
+				if seen[id] || len(seen) == maxWalked {
+					continue
+				}
+				seen[id] = true
+				e, err := r.Event(id)
+				if errors.Is(err, store.ErrNotFound) {
+					continue
+				}
+				if err != nil {
+					return err
+				}
+				if e.RoomID() == room && (e.Verdict == store.Accepted || e.Verdict == store.SoftFailed) {
+					heap.Push(&next, e)
+				}
+			}
+			return nil
+		}
+		if err := add(from); err != nil {
+			return err
+		}
+		for next.Len() > 0 {
+			e := heap.Pop(&next).(*store.StoredEvent)
+			more, deeper, err := visit(e)
+			if err != nil || !more {
+				return err
+			}
+			if deeper {
+				if err := add(e.PrevEvents()); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+}
+
+// shown is the event as the server may have it: whole, reduced for a server in the room that may not see it (so that
+// the graph stays whole), and nil for others.
+func (f *Federation) shown(server eventgraph.ServerName, inRoom bool, e *store.StoredEvent) (json.RawMessage, error) {
+	ok, err := f.Rooms.MaySeeServer(server, e)
+	switch {
+	case err != nil:
+		return nil, err
+	case ok:
+		return served(e), nil
+	case inRoom:
+		return e.Redact().Raw(), nil
+	}
+	return nil, nil
+}
+
+func (f *Federation) serveBackfill(q *request) (any, error) {
+	room, err := f.room(q)
+	if err != nil {
+		return nil, err
+	}
+	query := q.URL.Query()
+	limit, err := strconv.Atoi(query.Get("limit"))
+	if err != nil || limit < 0 {
+		return nil, fail(http.StatusBadRequest, "M_INVALID_PARAM", "limit is missing or not a number")
+	}
+	from, err := eventIDs(query["v"])
+	if err != nil {
+		return nil, err
+	}
+	return f.collect(q, room.ID, from, min(limit, maxEvents), func(*store.StoredEvent) (take, deeper bool) { return true, true })
+}
+
+// collect answers with events of the room, walking from from: those that pick says to take, in the form that the origin may see.
+func (f *Federation) collect(q *request, room eventgraph.RoomID, from []eventgraph.EventID, limit int, pick func(*store.StoredEvent) (take, deeper bool)) (any, error) {
+	release, err := take(q.Context(), f.heavy)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	events, err := f.gather(q.origin, room, from, limit, pick)
+	if err != nil {
+		return nil, err
+	}
+	if len(events) == 0 && !f.Rooms.InRoom(room, q.origin) {
+		return nil, errNotSeen
+	}
+	return f.transaction(events), nil
+}
+
+func (f *Federation) gather(server eventgraph.ServerName, room eventgraph.RoomID, from []eventgraph.EventID, limit int, pick func(*store.StoredEvent) (take, deeper bool)) ([]json.RawMessage, error) {
+	events := []json.RawMessage{}
+	inRoom := f.Rooms.InRoom(room, server)
+	err := f.walk(room, from, func(e *store.StoredEvent) (bool, bool, error) {
+		take, deeper := pick(e)
+		if take && len(events) < limit {
+			raw, err := f.shown(server, inRoom, e)
+			if err != nil {
+				return false, false, err
+			}
+			if raw != nil {
+				events = append(events, raw)
+			}
+		}
+		return len(events) < limit, deeper, nil
+	})
+	return events, err
+}
+
+func eventIDs(names []string) ([]eventgraph.EventID, error) {
+	if len(names) > maxNamedEvents {
+		return nil, fail(http.StatusBadRequest, "M_INVALID_PARAM", "too many events named")
+	}
+	ids := make([]eventgraph.EventID, len(names))
+	for i, name := range names {
+		var err error
+		if ids[i], err = eventgraph.ParseEventID(name); err != nil {
+			return nil, fail(http.StatusBadRequest, "M_INVALID_PARAM", err.Error())
+		}
+	}
+	return ids, nil
+}
+
+// missingQuery is the body of /get_missing_events.
+type missingQuery struct {
+	Limit    *int     `json:"limit,omitempty"`
+	MinDepth int64    `json:"min_depth"`
+	Earliest []string `json:"earliest_events"`
+	Latest   []string `json:"latest_events"`
+}
+
+// serveMissingEvents answers with the events between earliest and latest, without either, the earlier ones first.
+func (f *Federation) serveMissingEvents(q *request) (any, error) {
+	room, err := f.room(q)
+	if err != nil {
+		return nil, err
+	}
+	var body missingQuery
+	if err := q.decode(&body); err != nil {
+		return nil, err
+	}
+	limit := defaultMissing
+	if body.Limit != nil {
+		limit = max(0, min(*body.Limit, maxEvents))
+	}
+	earliest, err := eventIDs(body.Earliest)
+	if err != nil {
+		return nil, err
+	}
+	latest, err := eventIDs(body.Latest)
+	if err != nil {
+		return nil, err
+	}
+	release, err := take(q.Context(), f.heavy)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	stop := map[eventgraph.EventID]bool{}
+	for _, id := range earliest {
+		stop[id] = true
+	}
+	events, err := f.gather(q.origin, room.ID, latest, limit, func(e *store.StoredEvent) (bool, bool) {
+		if stop[e.ID()] || e.Depth() < body.MinDepth {
+			return false, false
+		}
+		return !slices.Contains(latest, e.ID()), true
+	})
+	if err != nil {
+		return nil, err
+	}
+	if len(events) == 0 && !f.Rooms.InRoom(room.ID, q.origin) {
+		return nil, errNotSeen
+	}
+	slices.Reverse(events)
+	return map[string][]json.RawMessage{"events": events}, nil
+}
+
+// near is the answer of /timestamp_to_event.
+type near struct {
+	ID eventgraph.EventID `json:"event_id"`
+	TS int64              `json:"origin_server_ts"`
+}
+
+func (f *Federation) serveTimestampToEvent(q *request) (any, error) {
+	room, err := f.room(q)
+	if err != nil {
+		return nil, err
+	}
+	query := q.URL.Query()
+	ts, err := strconv.ParseInt(query.Get("ts"), 10, 64)
+	if err != nil {
+		return nil, fail(http.StatusBadRequest, "M_INVALID_PARAM", "ts is missing or not a number")
+	}
+	dir := query.Get("dir")
+	if dir != "f" && dir != "b" {
+		return nil, fail(http.StatusBadRequest, "M_INVALID_PARAM", "dir is neither f nor b")
+	}
+	e, err := f.Rooms.EventNear(room.ID, ts, dir == "f")
+	if errors.Is(err, store.ErrNotFound) {
+		return nil, errNoEvent
+	} else if err != nil {
+		return nil, err
+	}
+	if ok, err := f.Rooms.MaySeeServer(q.origin, e); err != nil {
+		return nil, err
+	} else if !ok {
+		if !f.Rooms.InRoom(room.ID, q.origin) {
+			return nil, errNotSeen
+		}
+		return nil, errNoEvent
+	}
+	return near{e.ID(), e.OriginServerTS()}, nil
+}
