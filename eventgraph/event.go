@@ -66,6 +66,35 @@ func ParseEvent(v RoomVersion, raw []byte) (*Event, error) {
 	return parseCanonical(v, &t, canonical)
 }
 
+// ReferenceID is the ID of an event that ParseEvent refuses, so that the refusal can be told under it (SS API, Transactions): the hash of
+// its redacted form, whatever its size and fields. It fails where there is no such form: not a JSON object, or without a type.
+func ReferenceID(v RoomVersion, raw []byte) (EventID, error) {
+	t, err := traitsOf(v)
+	if err != nil {
+		return "", err
+	}
+	canonical, err := canonicaljson.CanonicalizeWithout(raw, t.jsonRules(), "unsigned")
+	if err != nil {
+		return "", fmt.Errorf("%w: %v", ErrFormat, err)
+	}
+	members, err := canonicaljson.Split(canonical)
+	if err != nil {
+		return "", fmt.Errorf("%w: %v", ErrFormat, err)
+	}
+	var e Event
+	for _, m := range members {
+		if m.Key == "type" {
+			e.tuple.Type = text(m.Value)
+		}
+	}
+	redacted, err := t.redactMembers(e.tuple.Type, members)
+	if err != nil {
+		return "", fmt.Errorf("%w: %v", ErrFormat, err)
+	}
+	e.setID(&t, redacted)
+	return e.id, nil
+}
+
 // parseCanonical takes canonical bytes without "unsigned" and makes all the checks of ParseEvent.
 func parseCanonical(v RoomVersion, t *Traits, canonical []byte) (*Event, error) {
 	if len(canonical) > maxEvent {

@@ -25,6 +25,10 @@ const (
 	ChangeSoftFailed                         // Room, Event: stored, not shown; nothing for /sync, but peers may ask "do you know it"
 )
 
+// KeyHandshake is the Key of a ChangeEvent for an event that another server made and that was taken in here by send_join, send_leave
+// or send_knock: it is on us to send it to the other servers of the room.
+const KeyHandshake = "handshake"
+
 // Change is one durable change.
 type Change struct {
 	Kind   ChangeKind

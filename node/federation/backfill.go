@@ -234,7 +234,7 @@ func (f *Federation) takePage(ctx context.Context, server eventgraph.ServerName,
 			continue
 		}
 		page = page[len(outcomes)-1:]
-		if len(missing.Events) > 0 {
+		if len(missing.Events) > 0 && !missing.StateBefore {
 			if err := f.fetchOutliers(ctx, server, room, missing.Events); err != nil {
 				return taken, err
 			}

@@ -69,13 +69,15 @@ type Federation struct {
 	server  eventgraph.ServerName // our own name
 	peers   *peers                // who speaks for whom, and who is connected (peers.go)
 	handler http.Handler          // all routes (serve.go)
+	inbox   *inbox                // rooms with events that wait (inbox.go)
 
 	acting chan struct{} // a slot for each join, leave, knock or invite served now
 	heavy  chan struct{} // a slot for each answer of many events made now (state, backfill, …)
 	asking chan struct{} // a slot for each key document being fetched from others
 
-	invites *rate.Limiter // for all servers together that share no room with us
-	joining keyedLock     // one join of a room at a time
+	invites   *rate.Limiter                    // for all servers together that share no room with us
+	joining   keyedLock[eventgraph.RoomID]     // one join of a room at a time
+	receiving keyedLock[eventgraph.ServerName] // one transaction of a server at a time
 }
 
 // Bounds on work that peers can cause. A request that finds no free slot waits until its context ends.
@@ -106,6 +108,7 @@ func New(c Config) *Federation {
 		invites: rate.NewLimiter(rate.Every(strangerInviteEvery), strangerInviteBurst),
 	}
 	f.peers = newPeers(c.Now)
+	f.inbox = newInbox(c.Now)
 	f.handler = f.routes()
 	return f
 }

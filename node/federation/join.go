@@ -36,9 +36,8 @@ func (f *Federation) Join(ctx context.Context, room eventgraph.RoomID, user even
 		return err
 	}
 	defer unlock()
-	inRoom := f.Rooms.InRoom(room, f.server)
-	if inRoom {
-		err := f.joinHere(ctx, room, user, content)
+	if f.Rooms.InRoom(room, f.server) {
+		err := f.sendHere(ctx, "join", room, user, content)
 		if !triesElsewhere(err) {
 			return err
 		}
@@ -86,13 +85,9 @@ func triesElsewhere(err error) bool {
 	return errors.As(err, &refusal) && (refusal.Code == "M_UNABLE_TO_AUTHORISE_JOIN" || refusal.Code == "M_UNABLE_TO_GRANT_JOIN")
 }
 
-// joinHere joins a room that another user of ours is in.
-func (f *Federation) joinHere(ctx context.Context, room eventgraph.RoomID, user eventgraph.UserID, content json.RawMessage) error {
-	proto, _, err := f.Rooms.Template(ctx, room, user, "join")
-	if err != nil {
-		return err
-	}
-	whole, err := memberContent("join", content, proto)
+// sendHere makes the membership event of a user in a room that we are in. Rooms names who authorises a restricted join.
+func (f *Federation) sendHere(ctx context.Context, membership string, room eventgraph.RoomID, user eventgraph.UserID, content json.RawMessage) error {
+	whole, err := memberContent(membership, content, json.RawMessage("{}"))
 	if err != nil {
 		return err
 	}
@@ -280,10 +275,10 @@ func parseAll(v eventgraph.RoomVersion, raws []json.RawMessage) []*eventgraph.Ev
 	return slices.DeleteFunc(parsed, func(e *eventgraph.Event) bool { return e == nil })
 }
 
-// keyedLock is a lock for each room that somebody waits for. The zero value is ready.
-type keyedLock struct {
+// keyedLock is a lock for each room, or server, that somebody waits for. The zero value is ready.
+type keyedLock[K comparable] struct {
 	mu   sync.Mutex
-	held map[eventgraph.RoomID]*waited
+	held map[K]*waited
 }
 
 type waited struct {
@@ -291,10 +286,10 @@ type waited struct {
 	users int           // who have it or wait for it
 }
 
-func (k *keyedLock) lock(ctx context.Context, room eventgraph.RoomID) (unlock func(), err error) {
+func (k *keyedLock[K]) lock(ctx context.Context, room K) (unlock func(), err error) {
 	k.mu.Lock()
 	if k.held == nil {
-		k.held = map[eventgraph.RoomID]*waited{}
+		k.held = map[K]*waited{}
 	}
 	w := k.held[room]
 	if w == nil {

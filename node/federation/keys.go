@@ -289,12 +289,16 @@ func (f *Federation) connectedFirst(servers []eventgraph.ServerName) []eventgrap
 	return append(here, away...)
 }
 
+// maxKeysOf bounds how many keys of one server an event can make us ask for: it may carry signatures under any number of IDs.
+const maxKeysOf = 4
+
 // keysOf lists the keys that the events' required signatures are made with.
 func keysOf(events ...*eventgraph.Event) []rooms.KeyNeeded {
 	var all []rooms.KeyNeeded
 	for _, e := range events {
 		for _, server := range e.RequiredSigners() {
-			for _, id := range e.SignedBy(server) {
+			ids := e.SignedBy(server)
+			for _, id := range ids[:min(len(ids), maxKeysOf)] {
 				all = append(all, rooms.KeyNeeded{Server: server, ID: id, TS: e.OriginServerTS()})
 			}
 		}

@@ -53,13 +53,7 @@ func (f *Federation) Leave(ctx context.Context, room eventgraph.RoomID, user eve
 // Knock asks to be let into a room, over make_knock and send_knock at one of via (or locally if we are in the room).
 func (f *Federation) Knock(ctx context.Context, room eventgraph.RoomID, user eventgraph.UserID, via []eventgraph.ServerName, content json.RawMessage) error {
 	if f.Rooms.InRoom(room, f.server) {
-		whole, err := memberContent("knock", content, json.RawMessage("{}"))
-		if err != nil {
-			return err
-		}
-		key := string(user)
-		_, err = f.Rooms.Send(ctx, rooms.Draft{Room: room, Sender: user, Type: "m.room.member", StateKey: &key, Content: whole})
-		return err
+		return f.sendHere(ctx, "knock", room, user, content)
 	}
 	servers, err := f.serversFor(room, user, via)
 	if err != nil {

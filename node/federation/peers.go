@@ -193,6 +193,38 @@ func (p *peers) met(ctx context.Context, after uint64) ([]contact, uint64, error
 	}
 }
 
+// since is the turn at which the peer was met; false if it is not connected or not known to speak for anybody.
+func (p *peers) since(peer eventgraph.PeerID) (uint64, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	l := p.links[peer]
+	if l == nil || l.server == "" {
+		return 0, false
+	}
+	return l.since, true
+}
+
+// pause waits for the time given, or until the peer has gone or was met anew after the turn; false if ctx has ended.
+func (p *peers) pause(ctx context.Context, peer eventgraph.PeerID, after uint64, wait time.Duration) bool {
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	for {
+		p.mu.Lock()
+		changed := p.changed
+		p.mu.Unlock()
+		if now, ok := p.since(peer); !ok || now != after {
+			return true
+		}
+		select {
+		case <-ctx.Done():
+			return false
+		case <-timer.C:
+			return true
+		case <-changed:
+		}
+	}
+}
+
 // contacts lists who is connected now.
 func (p *peers) contacts() []contact {
 	p.mu.Lock()

@@ -228,7 +228,7 @@ func marshal(v any) ([]byte, error) {
 // routes is the server-server API as served here; each group stands in the file of its handlers.
 func (f *Federation) routes() http.Handler {
 	r := &router{f: f}
-	r.add(http.MethodPut, "/_matrix/federation/v1/send/{txnId}", f.serveSend)
+	f.sendRoutes(r)
 	f.keyRoutes(r)
 	f.queryRoutes(r)
 	f.memberRoutes(r)

@@ -341,26 +341,22 @@ func (f *Federation) serveBackfill(q *request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return f.collect(q, room.ID, from, min(limit, maxEvents), func(*store.StoredEvent) (take, deeper bool) { return true, true })
-}
-
-// collect answers with events of the room, walking from from: those that pick says to take, in the form that the origin may see.
-func (f *Federation) collect(q *request, room eventgraph.RoomID, from []eventgraph.EventID, limit int, pick func(*store.StoredEvent) (take, deeper bool)) (any, error) {
 	release, err := take(q.Context(), f.heavy)
 	if err != nil {
 		return nil, err
 	}
 	defer release()
-	events, err := f.gather(q.origin, room, from, limit, pick)
+	events, err := f.gather(q.origin, room.ID, from, min(limit, maxEvents), func(*store.StoredEvent) (take, deeper bool) { return true, true })
 	if err != nil {
 		return nil, err
 	}
-	if len(events) == 0 && !f.Rooms.InRoom(room, q.origin) {
+	if len(events) == 0 && !f.Rooms.InRoom(room.ID, q.origin) {
 		return nil, errNotSeen
 	}
 	return f.transaction(events), nil
 }
 
+// gather walks the room from the events named, and collects those that pick says to take, in the form that the server may see.
 func (f *Federation) gather(server eventgraph.ServerName, room eventgraph.RoomID, from []eventgraph.EventID, limit int, pick func(*store.StoredEvent) (take, deeper bool)) ([]json.RawMessage, error) {
 	events := []json.RawMessage{}
 	inRoom := f.Rooms.InRoom(room, server)

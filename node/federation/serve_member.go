@@ -14,15 +14,8 @@ import (
 )
 
 // What other servers' users do with rooms that we are in: join, leave and knock by a template that we make and an event that they sign.
-// We add our signature to the event ("the resident homeserver then adds its signature"), and that is the durable
-// sign by which the sender knows that it is ours to send on (design.md §3.3; takenInHere). Invites to our users carry it
-// too, but their senders send them.
-
-// takenInHere says whether an event of another server's user came into the room by send_join, send_leave or send_knock here, so
-// that it is on us to send it on.
-func (f *Federation) takenInHere(e *eventgraph.Event) bool {
-	return e.Type() == "m.room.member" && e.Membership() != "invite" && e.Sender().Server() != f.server && len(e.SignedBy(f.server)) > 0
-}
+// We add our signature to the event ("the resident homeserver then adds its signature"), and it is ours to send on
+// to the room's other servers (design.md §3.3).
 
 // maxStrippedState bounds the state that comes with an invite: the recommended events and some more.
 const maxStrippedState = 64
@@ -173,7 +166,7 @@ func (f *Federation) commitMembership(q *request, membership string) (*eventgrap
 	if e, err = e.WithSignature(f.Key); err != nil {
 		return nil, nil, err
 	}
-	if err := f.acceptOne(q.Context(), e, rooms.Basis{Kind: rooms.Parents, Origin: q.origin}); err != nil {
+	if err := f.acceptOne(q.Context(), e, rooms.Basis{Kind: rooms.Parents, Origin: q.origin, Announce: true}); err != nil {
 		return nil, nil, err
 	}
 	var stored *store.StoredEvent

@@ -1,0 +1,546 @@
+package rooms
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/eventgraph/auth"
+	"github.com/plexus-p2p/plexus/store"
+)
+
+// BasisKind is what an event rests on (design.md §3.1).
+type BasisKind uint8
+
+const (
+	Parents BasisKind = iota // its prev_events, all held
+	Claimed                  // the state before it as a room server claims it
+	Nothing                  // nothing: an outlier
+)
+
+// Basis is whence an event came and what it rests on.
+type Basis struct {
+	Kind     BasisKind
+	State    []eventgraph.EventID  // Claimed: all held, at least as outliers
+	Backfill bool                  // before the timeline: moves backward extremities, makes no ChangeEvent
+	Origin   eventgraph.ServerName // who gave it to us, "" if we ourselves; the room's server ACL must allow it
+	Announce bool                  // taken in by send_join, send_leave or send_knock: it is on us to tell the room's servers (store.KeyHandshake)
+}
+
+// Result of Accept. Already: the event was held with this verdict before (an outlier that gets its place is not Already).
+type Result struct {
+	Verdict  store.Verdict
+	Reason   string // why rejected or soft-failed
+	Already  bool
+	Position store.Position
+}
+
+// Outcome is what became of one event of AcceptAll.
+type Outcome struct {
+	Result
+	Err error // *Refusal or *MissingError
+}
+
+// Accept is the only way in: signatures, content hash, auth by auth events, by the state before, by the current state; then one commit.
+// It returns *MissingError, *Refusal (nothing stored: bad signature, room unknown, the giver denied by the room's server
+// ACL, not allowed by the state that was claimed), or errors of the store. A rejected or soft-failed event is
+// stored and is no error.
+func (r *Rooms) Accept(ctx context.Context, e *eventgraph.Event, b Basis) (Result, error) {
+	outcomes, err := r.AcceptAll(ctx, []*eventgraph.Event{e}, b)
+	if err != nil {
+		return Result{}, err
+	}
+	return outcomes[0].Result, outcomes[0].Err
+}
+
+// AcceptAll is Accept for a run of events of one room, in order, parents first; it stops at the first that cannot be taken in
+// now (Missing), after committing those before; a Refusal is in its Outcome and the run goes on. So there are as many
+// outcomes as events looked at. A Claimed state is that before the first event; the others rest on their parents. A page of
+// backfill must come in one call, oldest first: it gets its place below all that is held.
+func (r *Rooms) AcceptAll(ctx context.Context, events []*eventgraph.Event, b Basis) ([]Outcome, error) {
+	if len(events) == 0 {
+		return nil, nil
+	}
+	room := events[0].RoomID()
+	for _, e := range events {
+		if e.RoomID() != room {
+			return nil, fmt.Errorf("accept: events of %s and %s in one run", room, e.RoomID())
+		}
+	}
+	verified, err := r.verifyAll(ctx, events)
+	if err != nil {
+		return nil, err
+	}
+	var outcomes []Outcome
+	results := make([]Result, len(events))
+	err = r.inTurn(ctx, room, func(run *run) error {
+		order := run.reserve(len(events), b)
+		placed := false
+		for i, e := range events {
+			in := incoming{event: e, basis: b, signature: verified[i], result: &results[i], order: order + int64(i)}
+			if b.Kind == Claimed && i > 0 {
+				in.basis.Kind, in.basis.State = Parents, nil
+			}
+			err := run.accept(in)
+			if err != nil && !isOutcome(err) {
+				return err
+			}
+			placed = placed || (err == nil && !results[i].Already)
+			outcomes = append(outcomes, Outcome{Err: err})
+			if missing := (*MissingError)(nil); errors.As(err, &missing) {
+				break
+			}
+			if run.size >= maxRunBytes {
+				if err := run.flush(); err != nil {
+					return err
+				}
+			}
+		}
+		if placed && b.Backfill && b.Kind != Nothing {
+			run.put(&write{also: func(tx *store.Tx) error {
+				_, err := tx.Log(store.Change{Kind: store.ChangeBackfill, Room: room})
+				return err
+			}})
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	for i := range outcomes {
+		outcomes[i].Result = results[i]
+	}
+	return outcomes, nil
+}
+
+// isOutcome says whether err speaks of the one event, not of the store.
+func isOutcome(err error) bool {
+	var refusal *Refusal
+	var missing *MissingError
+	return errors.As(err, &refusal) || errors.As(err, &missing)
+}
+
+// reserve keeps places for a page of n backfilled events, below all that is held, and returns the first.
+func (run *run) reserve(n int, b Basis) int64 {
+	if !b.Backfill || b.Kind == Nothing || !run.live.exists {
+		return 0
+	}
+	run.live.PrevOrder -= int64(n)
+	run.dirty = true
+	return run.live.PrevOrder + 1
+}
+
+// incoming is one event on its way in.
+type incoming struct {
+	event     *eventgraph.Event
+	basis     Basis
+	signature error  // what the check of its signatures found, before this room's turn
+	order     int64  // backfill: its place
+	local     bool   // made here: anything but Accepted is a Refusal and is not stored
+	join      bool   // the join by which we enter the room: what we hold of the room's current state is no judge of it
+	txn       *store.ClientTxn
+	result    *Result
+}
+
+// judgement is what the checks on an event found.
+type judgement struct {
+	verdict store.Verdict
+	reason  string
+	before  eventgraph.Hash
+	gap     bool // some of its prev_events are not held
+}
+
+// accept is the one way in, for one event (SS API, Checks performed on receipt of a PDU). Steps 1 and 3 (format and content hash)
+// were ParseEvent's. It returns nil with in.result set, *Refusal, *MissingError, or an error of the store.
+func (run *run) accept(in incoming) error {
+	e := in.event
+	if in.result == nil {
+		in.result = new(Result)
+	}
+	if !run.live.exists {
+		return refuse("M_NOT_FOUND", "room %s is not known here", run.rm.id)
+	}
+	if e.Version() != run.live.Version {
+		return refuse("M_INCOMPATIBLE_ROOM_VERSION", "the room has version %s, the event %s", run.live.Version, e.Version())
+	}
+	if allowed, err := run.serverAllowed(in.basis.Origin); err != nil {
+		return err
+	} else if !allowed {
+		return refuse("M_FORBIDDEN", "the room's server ACL denies %s", in.basis.Origin)
+	}
+
+	// Held before? A copy with the right content hash replaces one without.
+	held, err := run.stored(e.ID())
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
+		return err
+	}
+	better := held != nil && held.HashMismatch() && !e.HashMismatch()
+	if held != nil && !better {
+		if decided(held, in.basis.Kind) {
+			*in.result = Result{Verdict: held.Verdict, Already: true, Position: held.Position}
+			return nil
+		}
+		e, in.event = held.Event, held.Event // whose signatures were checked when it came
+	} else if in.signature != nil {
+		return in.signature // step 2
+	}
+	if better && held.Verdict != store.Rejected && decided(held, in.basis.Kind) {
+		run.replace(held, e)
+		*in.result = Result{Verdict: held.Verdict, Already: true, Position: held.Position}
+		return nil
+	}
+
+	j, err := run.judge(in, held)
+	if err != nil {
+		return err
+	}
+	if in.local && j.verdict != store.Accepted {
+		return refuse("M_FORBIDDEN", "%s", j.reason)
+	}
+	*in.result = Result{Verdict: j.verdict, Reason: j.reason}
+	if j.verdict == store.Rejected || j.verdict == store.SoftFailed {
+		run.r.log.Info("event not shown", "event", e.ID(), "room", run.rm.id, "origin", in.basis.Origin,
+			"rejected", j.verdict == store.Rejected, "reason", j.reason)
+	}
+	return run.take(in, held, j)
+}
+
+// decided says whether a held event has its final verdict, as far as an event with such a basis can get one.
+func decided(held *store.StoredEvent, kind BasisKind) bool {
+	return kind == Nothing || placed(held)
+}
+
+// placed says whether the state before the event is known. Outliers, and events rejected as outliers, have no place yet.
+func placed(s *store.StoredEvent) bool {
+	switch s.Verdict {
+	case store.Accepted, store.SoftFailed:
+		return true
+	case store.Rejected:
+		return s.StateAfter != eventgraph.Hash{} || s.Type() == "m.room.create"
+	}
+	return false
+}
+
+// judge makes the checks 4 to 7, and finds the state before the event.
+func (run *run) judge(in incoming, held *store.StoredEvent) (judgement, error) {
+	e := in.event
+	j := judgement{verdict: store.Accepted}
+	reject := func(err error, what string) error {
+		var refused *auth.Refused
+		if !errors.As(err, &refused) {
+			return err // nil, or of the store
+		}
+		j.verdict, j.reason = store.Rejected, what+": "+refused.Error()
+		return nil
+	}
+
+	// Step 4: by its auth events. All of them must be held; a rejected one rejects this one too.
+	authEvents, rejected, missing, err := run.authEvents(e)
+	if err != nil {
+		return j, err
+	}
+	if len(missing) > 0 {
+		return j, &MissingError{Events: missing}
+	}
+	err = auth.CheckAuthEvents(e, authEvents, func(id eventgraph.EventID) bool { return rejected[id] })
+	if err := reject(err, "by its auth events"); err != nil {
+		return j, err
+	}
+	if held != nil && held.Verdict == store.Rejected && !held.HashMismatch() {
+		j.verdict, j.reason = store.Rejected, "rejected before" // as an outlier; it only gets its place now
+	}
+	if in.basis.Kind == Nothing {
+		if j.verdict == store.Accepted {
+			j.verdict = store.Outlier
+		}
+		return j, nil
+	}
+
+	// Step 5: by the state before.
+	keep := run.keepNodes(in.basis.Kind == Claimed)
+	j.before, j.gap, err = run.stateBefore(e, in.basis)
+	if err != nil {
+		return j, err
+	}
+	if j.verdict == store.Accepted {
+		if err := reject(auth.Check(e, run.state(j.before)), "by the state before it"); err != nil {
+			return j, err
+		}
+		if j.verdict == store.Rejected && in.basis.Kind == Claimed {
+			// The state is only a claim: another server's may be truer, so this is no verdict to keep.
+			keep()
+			return j, refuse("M_FORBIDDEN", "not allowed by the state that was claimed before it: %s", j.reason)
+		}
+	}
+
+	// Step 6: by the current state. History before the timeline and the join by which we come are not measured by it.
+	if j.verdict == store.Accepted && !in.basis.Backfill && !in.join && e.Type() != "m.room.create" {
+		now := run.live.State
+		if in.basis.Kind == Claimed {
+			// What we hold may be as old as the gap.
+			if now, err = run.merge(append(run.tipStates(), j.before)); err != nil {
+				return j, err
+			}
+		}
+		if now != j.before {
+			var refused *auth.Refused
+			err := auth.Check(e, run.state(now))
+			if err != nil && !errors.As(err, &refused) {
+				return j, err
+			}
+			if refused != nil {
+				j.verdict, j.reason = store.SoftFailed, "by the current state: "+refused.Error()
+			}
+		}
+	}
+
+	// Step 7, the policy server, has its place here: what it does not sign is soft-failed like step 6.
+	return j, nil
+}
+
+// authEvents reads the events that e names as its auth events.
+func (run *run) authEvents(e *eventgraph.Event) (events []*eventgraph.Event, rejected map[eventgraph.EventID]bool, missing []eventgraph.EventID, err error) {
+	rejected = map[eventgraph.EventID]bool{}
+	for _, id := range e.AuthEvents() {
+		s, err := run.stored(id)
+		if errors.Is(err, store.ErrNotFound) {
+			missing = append(missing, id)
+			continue
+		}
+		if err != nil {
+			return nil, nil, nil, err
+		}
+		events = append(events, s.Event)
+		rejected[id] = s.Verdict == store.Rejected
+	}
+	if run.live.traits.RoomIDFromCreate && e.Type() != "m.room.create" {
+		// Not among its auth_events, but they rest on it (room version 12).
+		create, err := run.stored(run.live.Create)
+		if err != nil {
+			return nil, nil, nil, fmt.Errorf("create event of %s: %w", run.rm.id, err)
+		}
+		events = append(events, create.Event)
+	}
+	return events, rejected, missing, nil
+}
+
+// replace puts the right copy of an event, whose content hash fits, in the place of one whose does not.
+func (run *run) replace(held *store.StoredEvent, e *eventgraph.Event) {
+	s := run.changeable(held)
+	s.Event = e
+	if s.RedactedBy != "" {
+		s.Event = e.Redact()
+	}
+	run.put(&write{event: s})
+}
+
+// take gives a judged event its place: order, state after, extremities, the room's current state, redactions.
+func (run *run) take(in incoming, held *store.StoredEvent, j judgement) error {
+	e := in.event
+	s := &store.StoredEvent{
+		Event: e, Verdict: j.verdict, StateBefore: j.before, StateAfter: j.before, Gap: j.gap,
+		SentBy: in.txn, ReceivedTS: run.r.now().UnixMilli(),
+	}
+	if held != nil {
+		s.RedactedBy, s.ReceivedTS = held.RedactedBy, held.ReceivedTS
+	}
+	w := &write{event: s, txn: in.txn, result: in.result}
+	if j.verdict == store.Outlier || j.verdict == store.Rejected {
+		run.put(w)
+		if j.verdict == store.Outlier {
+			return run.redactions(s, w)
+		}
+		return run.fillGaps(s)
+	}
+
+	if tuple, ok := e.Tuple(); ok {
+		var err error
+		if s.StateAfter, err = run.with(j.before, tuple, e.ID()); err != nil {
+			return err
+		}
+	}
+	if in.basis.Backfill {
+		s.Order = in.order
+	} else {
+		s.Order = run.live.NextOrder
+		run.live.NextOrder++
+		run.dirty = true
+	}
+	switch {
+	case j.verdict == store.SoftFailed:
+		w.change = store.ChangeSoftFailed
+	case !in.basis.Backfill:
+		w.change = store.ChangeEvent
+		if in.basis.Announce {
+			w.key = store.KeyHandshake
+		}
+	}
+	run.put(w)
+	if j.verdict == store.Accepted && !in.basis.Backfill {
+		if err := run.extend(s, w); err != nil {
+			return err
+		}
+	}
+	if err := run.fillGaps(s); err != nil {
+		return err
+	}
+	return run.redactions(s, w)
+}
+
+// Bounds on a room's extremities. Peers make them grow; each forward one costs a state to resolve.
+const (
+	maxForward  = 1000
+	maxBackward = 1000
+)
+
+// extend makes an accepted event a forward extremity in the place of its ancestors, and brings the room's current state up to it.
+func (run *run) extend(s *store.StoredEvent, w *write) error {
+	ancestors, err := run.visibleParents(s.Event)
+	if err != nil {
+		return err
+	}
+	tips := slices.DeleteFunc(slices.Clone(run.live.tips), func(t tip) bool { return ancestors[t.id] })
+	covered, err := run.hasAcceptedChild(s.ID())
+	if err != nil {
+		return err
+	}
+	if !covered {
+		tips = append(tips, tip{id: s.ID(), depth: s.Depth(), after: s.StateAfter})
+	}
+	if len(tips) > maxForward {
+		oldest := 0
+		for i, t := range tips {
+			if t.depth < tips[oldest].depth {
+				oldest = i
+			}
+		}
+		tips = slices.Delete(tips, oldest, oldest+1)
+	}
+	slices.SortFunc(tips, func(a, b tip) int { return strings.Compare(string(a.id), string(b.id)) })
+	run.live.tips = tips
+	run.live.Forward = make([]eventgraph.EventID, len(tips))
+	for i, t := range tips {
+		run.live.Forward[i] = t.id
+	}
+	run.dirty = true
+
+	was := run.live.State
+	if run.live.State, err = run.merge(run.tipStates()); err != nil {
+		return err
+	}
+	s.RoomState = run.live.State
+	w.members, err = run.memberChanges(was, run.live.State)
+	return err
+}
+
+// visibleParents are the parents of e, and behind those that are soft-failed or rejected, and so never were extremities, their
+// parents in turn. Bounded: chains of unseen events longer than maxUnseen leave an extremity too many, which does no harm.
+func (run *run) visibleParents(e *eventgraph.Event) (map[eventgraph.EventID]bool, error) {
+	const maxUnseen = 1000
+	found := map[eventgraph.EventID]bool{}
+	todo := slices.Clone(e.PrevEvents())
+	for looked := 0; len(todo) > 0 && looked < maxUnseen; looked++ {
+		id := todo[len(todo)-1]
+		todo = todo[:len(todo)-1]
+		if found[id] {
+			continue
+		}
+		found[id] = true
+		if len(run.live.tips) == 0 || slices.ContainsFunc(run.live.tips, func(t tip) bool { return t.id == id }) {
+			continue
+		}
+		s, err := run.stored(id)
+		if errors.Is(err, store.ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if s.Verdict == store.SoftFailed || s.Verdict == store.Rejected {
+			todo = append(todo, s.PrevEvents()...)
+		}
+	}
+	return found, nil
+}
+
+func (run *run) hasAcceptedChild(id eventgraph.EventID) (bool, error) {
+	children, err := run.children(id)
+	if err != nil {
+		return false, err
+	}
+	for _, child := range children {
+		s, err := run.stored(child)
+		if err != nil {
+			return false, err
+		}
+		if s.Verdict == store.Accepted {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// fillGaps brings the backward extremities up to an event that has come: it is one if parents of it are missing, and its
+// children are none any more if it was their last missing parent.
+func (run *run) fillGaps(s *store.StoredEvent) error {
+	if !placed(s) {
+		return nil
+	}
+	back := slices.Clone(run.live.Backward)
+	changed := false
+	if s.Gap && !slices.Contains(back, s.ID()) {
+		if back = append(back, s.ID()); len(back) > maxBackward {
+			back = back[1:]
+		}
+		changed = true
+	}
+	if len(back) > 0 {
+		children, err := run.children(s.ID())
+		if err != nil {
+			return err
+		}
+		for _, child := range children {
+			i := slices.Index(back, child)
+			if i < 0 {
+				continue
+			}
+			c, err := run.stored(child)
+			if err != nil {
+				return err
+			}
+			complete, err := run.complete(c.Event)
+			if err != nil {
+				return err
+			}
+			if complete {
+				back = slices.Delete(back, i, i+1)
+				changed = true
+			}
+		}
+	}
+	if changed {
+		slices.Sort(back)
+		run.live.Backward, run.dirty = back, true
+	}
+	return nil
+}
+
+// complete says whether all parents of e are held and have their place.
+func (run *run) complete(e *eventgraph.Event) (bool, error) {
+	for _, id := range e.PrevEvents() {
+		s, err := run.stored(id)
+		if errors.Is(err, store.ErrNotFound) {
+			return false, nil
+		}
+		if err != nil {
+			return false, err
+		}
+		if !placed(s) {
+			return false, nil
+		}
+	}
+	return true, nil
+}

@@ -1,0 +1,310 @@
+package rooms
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/store"
+)
+
+// run is the work on one room between two commits: what is durable, and over it what is decided but not written yet.
+// Nobody else sees any of it before the commit. It is for one goroutine.
+type run struct {
+	r    *Rooms
+	rm   *room
+	ctx  context.Context
+	read *store.Reader // a snapshot from when the run began; the run is the only writer of this room
+
+	live   live                                        // with the work of this run
+	events map[eventgraph.EventID]*store.StoredEvent   // new or changed in this run
+	edges  map[eventgraph.EventID][]eventgraph.EventID // to events new in this run, by parent
+	waits  map[eventgraph.EventID][]eventgraph.EventID // redactions new in this run whose target is not here, by target
+	nodes  map[eventgraph.Hash][]byte                  // trie nodes new in this run
+	states map[eventgraph.Hash]*State
+	merged map[string]eventgraph.Hash // resolutions of this run, by the sorted roots
+	txns   map[store.ClientTxn]eventgraph.EventID
+
+	// To be written by the next commit.
+	writes  []*write
+	pending map[eventgraph.EventID]bool // their events
+	fresh  map[eventgraph.Hash][]byte // trie nodes
+	dirty  bool                       // live has changed
+	size   int                        // estimate of the bytes to write
+	failed error                      // of a commit in the middle of a task
+	broken error                      // of any commit: the snapshot is no base for further work
+}
+
+// write is one step of a commit.
+type write struct {
+	event   *store.StoredEvent // nil: none
+	change  store.ChangeKind   // logged for the event; 0: none
+	key     string             // of the change: store.KeyHandshake or ""
+	members []memberChange     // by this event, in the current resolved state
+	txn     *store.ClientTxn
+	result  *Result                  // gets the position
+	redact  eventgraph.EventID       // event is a redaction that waits for this target
+	applied eventgraph.EventID       // event is a target that no longer waits for this redaction
+	also    func(tx *store.Tx) error // what else belongs into the same commit
+}
+
+// memberChange is a membership that the current resolved state has changed; event nil: the tuple is gone.
+type memberChange struct {
+	user  eventgraph.UserID
+	event *eventgraph.Event
+}
+
+func (r *Rooms) newRun(ctx context.Context, rm *room, read *store.Reader) (*run, error) {
+	run := &run{r: r, rm: rm, ctx: ctx, read: read}
+	run.reset()
+	l, err := rm.loaded(read)
+	if err != nil {
+		return nil, err
+	}
+	run.live = *l
+	return run, nil
+}
+
+// reset forgets all that is not durable, except for live.
+func (run *run) reset() {
+	run.events = map[eventgraph.EventID]*store.StoredEvent{}
+	run.edges = map[eventgraph.EventID][]eventgraph.EventID{}
+	run.waits = map[eventgraph.EventID][]eventgraph.EventID{}
+	run.nodes = map[eventgraph.Hash][]byte{}
+	run.fresh = map[eventgraph.Hash][]byte{}
+	run.states = map[eventgraph.Hash]*State{}
+	run.merged = map[string]eventgraph.Hash{}
+	run.txns = map[store.ClientTxn]eventgraph.EventID{}
+	run.pending = map[eventgraph.EventID]bool{}
+	run.writes, run.dirty, run.size = nil, false, 0
+}
+
+// loaded is the durable room, read once and then kept by commits.
+func (rm *room) loaded(read *store.Reader) (*live, error) {
+	rm.mu.Lock()
+	defer rm.mu.Unlock()
+	if rm.live != nil {
+		return rm.live, nil
+	}
+	l := &live{}
+	record, err := read.Room(rm.id)
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+		return l, nil // not kept: a join makes the room without passing here
+	case err != nil:
+		return nil, err
+	}
+	l.Room, l.exists = *record, true
+	var known bool
+	if l.traits, known = record.Version.Traits(); !known {
+		return nil, fmt.Errorf("room %s has version %q, which this plexus does not know", rm.id, record.Version)
+	}
+	for _, id := range record.Forward {
+		e, err := read.Event(id)
+		if err != nil {
+			return nil, fmt.Errorf("extremity %s of %s: %w", id, rm.id, err)
+		}
+		l.tips = append(l.tips, tip{id: id, depth: e.Depth(), after: e.StateAfter})
+	}
+	rm.live = l
+	return l, nil
+}
+
+// put adds a step to the next commit and makes its event part of the run.
+func (run *run) put(w *write) {
+	if w.event != nil {
+		if _, again := run.events[w.event.ID()]; !again {
+			for _, parent := range w.event.PrevEvents() {
+				run.edges[parent] = append(run.edges[parent], w.event.ID())
+			}
+		}
+		run.events[w.event.ID()] = w.event
+		run.pending[w.event.ID()] = true
+		run.size += len(w.event.Raw()) + 512*(2+len(w.event.PrevEvents()))
+	}
+	if w.txn != nil {
+		run.txns[*w.txn] = w.event.ID()
+	}
+	run.size += 600 * len(w.members)
+	run.writes = append(run.writes, w)
+}
+
+// putNodes makes trie nodes part of the run.
+func (run *run) putNodes(nodes map[eventgraph.Hash][]byte) {
+	for h, node := range nodes {
+		if _, had := run.nodes[h]; !had {
+			run.size += len(node) + 64
+		}
+		run.nodes[h], run.fresh[h] = node, node
+	}
+}
+
+// commit writes what the run has decided, in one transaction, and only then shows it to others. If it fails, all of it is
+// discarded: nothing more is done in this run, and the next one starts from the disk.
+func (run *run) commit() error {
+	if len(run.writes) == 0 && !run.dirty {
+		return nil
+	}
+	if err := run.stageLarge(); err != nil {
+		run.broken = err
+		return err
+	}
+	_, err := run.r.store.Update(run.ctx, func(tx *store.Tx) error {
+		if err := tx.PutTrieNodes(run.fresh); err != nil {
+			return err
+		}
+		for _, w := range run.writes {
+			if err := run.apply(tx, w); err != nil {
+				return err
+			}
+		}
+		if !run.dirty {
+			return nil
+		}
+		record := run.live.Room
+		return tx.PutRoom(&record)
+	})
+	if err != nil {
+		run.broken = err
+		return err
+	}
+	for _, w := range run.writes {
+		if w.result != nil && w.event != nil {
+			w.result.Position = w.event.Position
+		}
+	}
+	if run.dirty {
+		published := run.live
+		run.rm.mu.Lock()
+		run.rm.live = &published
+		run.rm.mu.Unlock()
+	}
+	run.writes, run.dirty, run.size = nil, false, 0
+	run.pending = map[eventgraph.EventID]bool{}
+	run.fresh = map[eventgraph.Hash][]byte{}
+	return nil
+}
+
+
+// flush commits in the middle of a long task.
+func (run *run) flush() error {
+	if err := run.commit(); err != nil {
+		run.failed = err
+		return err
+	}
+	return nil
+}
+
+// apply writes one step. It may run several times, each in a transaction of its own.
+func (run *run) apply(tx *store.Tx, w *write) error {
+	var logged store.Position
+	if w.change != 0 {
+		var err error
+		if logged, err = tx.Log(store.Change{Kind: w.change, Room: run.rm.id, Event: w.event.ID(), Key: w.key}); err != nil {
+			return err
+		}
+		if w.change == store.ChangeEvent {
+			w.event.Position = logged
+		}
+	}
+	if w.event != nil {
+		if err := tx.PutEvent(w.event); err != nil {
+			return err
+		}
+	}
+	if w.txn != nil {
+		if err := tx.PutClientTxn(*w.txn, "send", string(w.event.ID())); err != nil {
+			return err
+		}
+	}
+	if w.redact != "" {
+		if err := tx.PutWaitingRedaction(w.redact, w.event.ID()); err != nil {
+			return err
+		}
+	}
+	if w.applied != "" {
+		if err := tx.DeleteWaitingRedaction(w.event.ID(), w.applied); err != nil {
+			return err
+		}
+	}
+	for _, m := range w.members {
+		if err := run.applyMember(tx, m, w.event, logged); err != nil {
+			return err
+		}
+	}
+	if w.also != nil {
+		return w.also(tx)
+	}
+	return nil
+}
+
+// applyMember brings the member index up to the current resolved state. by is the event that changed that state.
+func (run *run) applyMember(tx *store.Tx, m memberChange, by *store.StoredEvent, at store.Position) error {
+	was, err := tx.Member(run.rm.id, m.user)
+	if errors.Is(err, store.ErrNotFound) {
+		was, err = &store.Member{}, nil
+	}
+	if err != nil {
+		return err
+	}
+	now := &store.Member{
+		Room: run.rm.id, User: m.user, Membership: "leave",
+		Position: at, Forgotten: was.Forgotten, WasJoined: was.WasJoined,
+	}
+	if m.event != nil {
+		now.Membership, now.Event = m.event.Membership(), m.event.ID()
+	}
+	switch now.Membership {
+	case "join":
+		now.WasJoined, now.Forgotten = true, false
+	case "invite", "knock":
+		now.Forgotten = false
+	}
+	flipped := by == nil || m.event == nil || m.event.ID() != by.ID()
+	if flipped && m.user.Server() == run.r.key.Server {
+		// State resolution changed it: no event of the timeline says so to the user.
+		p, err := tx.Log(store.Change{Kind: store.ChangeMembership, Room: run.rm.id, User: m.user})
+		if err != nil {
+			return err
+		}
+		now.Position = p
+	}
+	return tx.PutMember(now)
+}
+
+// TrieNode makes a run an eventgraph.NodeReader.
+func (run *run) TrieNode(h eventgraph.Hash) ([]byte, error) {
+	if node, ok := run.nodes[h]; ok {
+		return node, nil
+	}
+	return run.read.TrieNode(h)
+}
+
+// stored reads an event as this run leaves it; store.ErrNotFound.
+func (run *run) stored(id eventgraph.EventID) (*store.StoredEvent, error) {
+	if e, ok := run.events[id]; ok {
+		return e, nil
+	}
+	return run.read.Event(id)
+}
+
+// Event makes a run a stateres.EventReader.
+func (run *run) Event(id eventgraph.EventID) (*eventgraph.Event, bool, error) {
+	e, err := run.stored(id)
+	if err != nil {
+		return nil, false, err
+	}
+	return e.Event, e.Verdict == store.Rejected, nil
+}
+
+// children lists events held, in whatever verdict, that name id as a parent.
+func (run *run) children(id eventgraph.EventID) ([]eventgraph.EventID, error) {
+	children, err := run.read.Children(id)
+	if err != nil {
+		return nil, err
+	}
+	return append(slices.Clip(children), run.edges[id]...), nil
+}
+
