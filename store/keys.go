@@ -21,6 +21,7 @@ import (
 //	                str event ID
 //	tableClientTxn  str user, str device, str endpoint,   result
 //	                str txn ID
+//	tableRedaction  str target ID, str redaction ID       empty: waits for its target (redactions.go)
 //	tableRoom       str room                              Room, JSON
 //	tableMember     str room, str user                    Member, JSON
 //	tableUserRoom   str user, str room                    empty
@@ -76,6 +77,7 @@ const (
 	tableEdge      table = 0x12
 	tableRelation  table = 0x13
 	tableClientTxn table = 0x14
+	tableRedaction table = 0x15
 
 	tableRoom      table = 0x20
 	tableMember    table = 0x21

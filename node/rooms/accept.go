@@ -137,10 +137,10 @@ func (run *run) reserve(n int, b Basis) int64 {
 type incoming struct {
 	event     *eventgraph.Event
 	basis     Basis
-	signature error  // what the check of its signatures found, before this room's turn
-	order     int64  // backfill: its place
-	local     bool   // made here: anything but Accepted is a Refusal and is not stored
-	join      bool   // the join by which we enter the room: what we hold of the room's current state is no judge of it
+	signature error // what the check of its signatures found, before this room's turn
+	order     int64 // backfill: its place
+	local     bool  // made here: anything but Accepted is a Refusal and is not stored
+	join      bool  // the join by which we enter the room: what we hold of the room's current state is no judge of it
 	txn       *store.ClientTxn
 	result    *Result
 }

@@ -30,11 +30,11 @@ type run struct {
 	// To be written by the next commit.
 	writes  []*write
 	pending map[eventgraph.EventID]bool // their events
-	fresh  map[eventgraph.Hash][]byte // trie nodes
-	dirty  bool                       // live has changed
-	size   int                        // estimate of the bytes to write
-	failed error                      // of a commit in the middle of a task
-	broken error                      // of any commit: the snapshot is no base for further work
+	fresh   map[eventgraph.Hash][]byte  // trie nodes
+	dirty   bool                        // live has changed
+	size    int                         // estimate of the bytes to write
+	failed  error                       // of a commit in the middle of a task
+	broken  error                       // of any commit: the snapshot is no base for further work
 }
 
 // write is one step of a commit.
@@ -187,7 +187,6 @@ func (run *run) commit() error {
 	return nil
 }
 
-
 // flush commits in the middle of a long task.
 func (run *run) flush() error {
 	if err := run.commit(); err != nil {
@@ -307,4 +306,3 @@ func (run *run) children(id eventgraph.EventID) ([]eventgraph.EventID, error) {
 	}
 	return append(slices.Clip(children), run.edges[id]...), nil
 }
-

@@ -10,7 +10,6 @@
 package rooms
 
 import (
-	"container/list"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -38,15 +37,13 @@ type Rooms struct {
 	now   func() time.Time
 	log   *slog.Logger
 
-	verifying chan struct{}                       // a slot for each signature check under way: see keys.go
+	verifying chan struct{}                        // a slot for each signature check under way: see keys.go
 	censuses  *lru.Cache[eventgraph.Hash, *census] // who is in a room, by state root: see servers.go
-	asked     *lru.Cache[eventgraph.RoomID, map[KeyNeeded]bool]
 
 	clock peerClock
 
 	mu     sync.Mutex
 	rooms  map[eventgraph.RoomID]*room
-	idle   list.List // *room without users, newest use first
 	closed bool
 	active sync.WaitGroup // writers and what waits for them
 }
@@ -55,7 +52,6 @@ type Rooms struct {
 const (
 	maxIdleRooms = 512 // each holds its record, extremities and one census
 	maxCensuses  = 256 // states whose servers are known; a census of a room of 1,000 servers takes about 100 KiB
-	maxAsked     = 64  // joins under way whose keys were asked for
 )
 
 // ErrClosed: Close has been called.
@@ -72,7 +68,6 @@ func New(c Config) *Rooms {
 		r.log = slog.New(slog.DiscardHandler)
 	}
 	r.censuses, _ = lru.New[eventgraph.Hash, *census](maxCensuses) // fails for sizes below 1 only
-	r.asked, _ = lru.New[eventgraph.RoomID, map[KeyNeeded]bool](maxAsked)
 	return r
 }
 

@@ -1,0 +1,230 @@
+package rooms
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/eventgraph/stateres"
+	"github.com/plexus-p2p/plexus/store"
+)
+
+// maxPlaced bounds how many outliers among an event's ancestors get their place on the way to it.
+const maxPlaced = 1000
+
+// stateBefore finds the state before e: by its parents, or as claimed. gap says that some parents are not held.
+func (run *run) stateBefore(e *eventgraph.Event, b Basis) (root eventgraph.Hash, gap bool, err error) {
+	if b.Kind == Claimed {
+		complete, err := run.complete(e)
+		if err != nil {
+			return root, false, err
+		}
+		root, err = run.claimed(b.State)
+		return root, !complete, err
+	}
+	missing, err := run.placeParents(e, b)
+	if err != nil {
+		return root, false, err
+	}
+	if len(missing) > 0 {
+		return root, false, &MissingError{Events: missing, StateBefore: b.Backfill || len(missing) > maxPlaced}
+	}
+	var states []eventgraph.Hash
+	for _, id := range e.PrevEvents() {
+		s, err := run.stored(id)
+		if err != nil {
+			return root, false, err
+		}
+		states = append(states, s.StateAfter)
+	}
+	root, err = run.merge(states)
+	return root, false, err
+}
+
+// placeParents gives outliers among e's ancestors their place, oldest first, as if they came now. It returns the ancestors
+// that are missing for that, and then has placed none. Backfill asks for the state before instead.
+func (run *run) placeParents(e *eventgraph.Event, b Basis) (missing []eventgraph.EventID, err error) {
+	type visit struct {
+		event *eventgraph.Event
+		next  int // parent to look at
+	}
+	var order []*eventgraph.Event // of outliers, parents first
+	seen := map[eventgraph.EventID]bool{}
+	stack := []visit{{event: e}}
+	for len(stack) > 0 {
+		v := &stack[len(stack)-1]
+		if v.next == len(v.event.PrevEvents()) {
+			if v.event != e {
+				order = append(order, v.event)
+			}
+			stack = stack[:len(stack)-1]
+			continue
+		}
+		id := v.event.PrevEvents()[v.next]
+		v.next++
+		if seen[id] {
+			continue
+		}
+		seen[id] = true
+		s, err := run.stored(id)
+		switch {
+		case errors.Is(err, store.ErrNotFound):
+			missing = append(missing, id)
+		case err != nil:
+			return nil, err
+		case s.RoomID() != run.rm.id:
+			return nil, refuse("M_BAD_JSON", "prev event %s is of another room", id)
+		case placed(s):
+		case b.Backfill || len(seen) > maxPlaced:
+			missing = append(missing, id)
+		default:
+			stack = append(stack, visit{event: s.Event})
+		}
+	}
+	if len(missing) > 0 {
+		return missing, nil
+	}
+	for _, outlier := range order {
+		if err := run.accept(incoming{event: outlier, basis: Basis{Kind: Parents}}); err != nil {
+			return nil, err
+		}
+	}
+	return nil, nil
+}
+
+// claimed builds the state that a room server claims. Rejected events in it do not count.
+func (run *run) claimed(ids []eventgraph.EventID) (eventgraph.Hash, error) {
+	trie := eventgraph.OpenTrie(run, eventgraph.Hash{})
+	var missing []eventgraph.EventID
+	for _, id := range ids {
+		s, err := run.stored(id)
+		if errors.Is(err, store.ErrNotFound) {
+			missing = append(missing, id)
+			continue
+		}
+		if err != nil {
+			return eventgraph.Hash{}, err
+		}
+		tuple, ok := s.Tuple()
+		if !ok || s.RoomID() != run.rm.id {
+			return eventgraph.Hash{}, refuse("M_BAD_JSON", "%s in the claimed state is no state event of the room", id)
+		}
+		if s.Verdict == store.Rejected {
+			continue
+		}
+		if other, taken, err := trie.Get(tuple); err != nil {
+			return eventgraph.Hash{}, err
+		} else if taken && other != id {
+			return eventgraph.Hash{}, refuse("M_BAD_JSON", "%s and %s in the claimed state have the same place", id, other)
+		}
+		if err := trie.Set(tuple, id); err != nil {
+			return eventgraph.Hash{}, err
+		}
+	}
+	if len(missing) > 0 {
+		return eventgraph.Hash{}, &MissingError{Events: missing}
+	}
+	root, nodes := trie.Commit()
+	run.putNodes(nodes)
+	return root, nil
+}
+
+// keepNodes returns a function that takes back the trie nodes put since, so that claims that come to nothing leave nothing.
+func (run *run) keepNodes(wanted bool) (takeBack func()) {
+	if !wanted {
+		return func() {}
+	}
+	fresh := maps.Clone(run.fresh)
+	return func() { run.fresh = fresh }
+}
+
+// with is the state root with one tuple set.
+func (run *run) with(root eventgraph.Hash, t eventgraph.StateTuple, id eventgraph.EventID) (eventgraph.Hash, error) {
+	trie := eventgraph.OpenTrie(run, root)
+	if err := trie.Set(t, id); err != nil {
+		return root, err
+	}
+	after, nodes := trie.Commit()
+	run.putNodes(nodes)
+	return after, nil
+}
+
+// tipStates are the states after the forward extremities.
+func (run *run) tipStates() []eventgraph.Hash {
+	states := make([]eventgraph.Hash, 0, len(run.live.tips)+1)
+	for _, t := range run.live.tips {
+		states = append(states, t.after)
+	}
+	return states
+}
+
+// resolution is the outcome of a state resolution, with the trie nodes it made: they may have been collected since.
+type resolution struct {
+	root  eventgraph.Hash
+	nodes map[eventgraph.Hash][]byte
+}
+
+// maxResolutions bounds what a room remembers of its last resolutions: while a fork lasts each event asks for the same.
+const maxResolutions = 8
+
+// merge resolves states into one; no states are the empty state.
+func (run *run) merge(states []eventgraph.Hash) (eventgraph.Hash, error) {
+	slices.SortFunc(states, func(a, b eventgraph.Hash) int { return bytes.Compare(a[:], b[:]) })
+	states = slices.Compact(states)
+	switch len(states) {
+	case 0:
+		return eventgraph.Hash{}, nil
+	case 1:
+		return states[0], nil
+	}
+	var key []byte
+	for _, s := range states {
+		key = append(key, s[:]...)
+	}
+	known, ok := run.rm.resolved[string(key)]
+	if !ok {
+		root, nodes, err := stateres.Resolve(run.live.Version, states, run, run)
+		if err != nil {
+			return eventgraph.Hash{}, fmt.Errorf("resolve the state of %s: %w", run.rm.id, err)
+		}
+		known = resolution{root, nodes}
+		if len(run.rm.resolved) >= maxResolutions {
+			run.rm.resolved = nil
+		}
+		if run.rm.resolved == nil {
+			run.rm.resolved = map[string]resolution{}
+		}
+		run.rm.resolved[string(key)] = known
+	}
+	if _, here := run.nodes[known.root]; !here && known.root != run.live.State {
+		run.putNodes(known.nodes)
+	}
+	return known.root, nil
+}
+
+// memberChanges lists the memberships on which two states differ.
+func (run *run) memberChanges(was, now eventgraph.Hash) ([]memberChange, error) {
+	if was == now {
+		return nil, nil
+	}
+	var changes []memberChange
+	err := eventgraph.Diff(run, was, now, func(d eventgraph.Difference) error {
+		if d.Tuple.Type != "m.room.member" {
+			return nil
+		}
+		m := memberChange{user: eventgraph.UserID(d.Tuple.Key)}
+		if d.B != "" {
+			e, _, err := run.Event(d.B)
+			if err != nil {
+				return err
+			}
+			m.event = e
+		}
+		changes = append(changes, m)
+		return nil
+	})
+	return changes, err
+}

@@ -1,0 +1,169 @@
+package rooms
+
+import (
+	"errors"
+
+	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/eventgraph/auth"
+	"github.com/plexus-p2p/plexus/eventgraph/canonicaljson"
+	"github.com/plexus-p2p/plexus/store"
+)
+
+// MaySeeServer applies auth.MaySee to a held event, for a server. Every answer to a peer goes through it. Soft-failed events
+// are seen by the same rules as others (SS API, Soft failure), rejected ones by nobody. An outlier, of which no state is
+// known, is part of the room's state or its auth chain: servers in the room now may have it.
+func (r *Rooms) MaySeeServer(server eventgraph.ServerName, e *store.StoredEvent) (bool, error) {
+	if e.Verdict == store.Rejected {
+		return false, nil
+	}
+	if server == r.key.Server {
+		return true, nil
+	}
+	l, err := r.liveRoom(e.RoomID())
+	if errors.Is(err, store.ErrNotFound) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	now, err := r.serverSight(l.ID, l.State, server)
+	if err != nil {
+		return false, err
+	}
+	if !placed(e) {
+		return now.Joined, nil
+	}
+	if e.StateBefore == l.State && e.StateAfter == l.State && now.Joined {
+		return true, nil
+	}
+	before, err := r.serverSight(l.ID, e.StateBefore, server)
+	if err != nil {
+		return false, err
+	}
+	after := before
+	if e.StateAfter != e.StateBefore {
+		if after, err = r.serverSight(l.ID, e.StateAfter, server); err != nil {
+			return false, err
+		}
+	}
+	own := false
+	if tuple, ok := e.Tuple(); ok && tuple.Type == "m.room.member" {
+		own = eventgraph.UserID(tuple.Key).Server() == server
+	}
+	return auth.MaySee(before, after, now, own), nil
+}
+
+func (r *Rooms) serverSight(room eventgraph.RoomID, root eventgraph.Hash, server eventgraph.ServerName) (auth.Sight, error) {
+	c, err := r.census(room, root)
+	if err != nil {
+		return auth.Sight{}, err
+	}
+	visibility, err := historyVisibility(newState(r, root))
+	return auth.Sight{Visibility: visibility, Joined: c.joined[server] > 0, Invited: c.invited[server] > 0}, err
+}
+
+// MaySeeUser applies auth.MaySee to a held event, for a user. Every answer to a client goes through it. Soft-failed events are
+// not shown to clients, nor are redactions that do not apply to an event that is here (room version 3, Handling
+// redactions).
+func (r *Rooms) MaySeeUser(user eventgraph.UserID, e *store.StoredEvent) (bool, error) {
+	if e.Verdict == store.Rejected || e.Verdict == store.SoftFailed {
+		return false, nil
+	}
+	l, err := r.liveRoom(e.RoomID())
+	if errors.Is(err, store.ErrNotFound) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	now, err := r.userSight(l.State, user)
+	if err != nil {
+		return false, err
+	}
+	if !placed(e) {
+		return now.Joined, nil
+	}
+	if e.Type() == "m.room.redaction" {
+		if shown, err := r.applies(e); !shown || err != nil {
+			return false, err
+		}
+	}
+	before, err := r.userSight(e.StateBefore, user)
+	if err != nil {
+		return false, err
+	}
+	after := before
+	if e.StateAfter != e.StateBefore {
+		if after, err = r.userSight(e.StateAfter, user); err != nil {
+			return false, err
+		}
+	}
+	tuple, isState := e.Tuple()
+	own := isState && tuple.Type == "m.room.member" && tuple.Key == string(user)
+	if auth.MaySee(before, after, now, own) {
+		return true, nil
+	}
+	if now.Joined, err = r.joinedSince(l.ID, user, e); err != nil {
+		return false, err
+	}
+	return now.Joined && auth.MaySee(before, after, now, own), nil
+}
+
+// joinedSince says whether a user who has left again was joined at some time after the event: then it is as if they
+// were joined now.
+func (r *Rooms) joinedSince(room eventgraph.RoomID, user eventgraph.UserID, e *store.StoredEvent) (bool, error) {
+	m, err := r.member(room, user)
+	if m == nil || err != nil || !m.WasJoined || m.Event == "" {
+		return false, err
+	}
+	left, err := r.stored(m.Event)
+	if errors.Is(err, store.ErrNotFound) {
+		return false, nil
+	}
+	if err != nil || !placed(left) || left.Order <= e.Order {
+		return false, err
+	}
+	then, err := r.userSight(left.StateBefore, user)
+	return then.Joined, err
+}
+
+func (r *Rooms) userSight(root eventgraph.Hash, user eventgraph.UserID) (auth.Sight, error) {
+	state := newState(r, root)
+	visibility, err := historyVisibility(state)
+	if err != nil {
+		return auth.Sight{}, err
+	}
+	member, err := state.Event(eventgraph.StateTuple{Type: "m.room.member", Key: string(user)})
+	if member == nil || err != nil {
+		return auth.Sight{Visibility: visibility}, err
+	}
+	return auth.Sight{
+		Visibility: visibility,
+		Joined:     member.Membership() == "join",
+		Invited:    member.Membership() == "invite",
+	}, nil
+}
+
+func historyVisibility(s *State) (string, error) {
+	e, err := s.Event(eventgraph.StateTuple{Type: "m.room.history_visibility"})
+	if e == nil || err != nil {
+		return "", err
+	}
+	visibility, _ := canonicaljson.GetString(e.Content(), "history_visibility")
+	return visibility, nil
+}
+
+// applies says whether a redaction's target is here and the redaction may redact it.
+func (r *Rooms) applies(redaction *store.StoredEvent) (bool, error) {
+	target, err := r.stored(redaction.Redacts())
+	if errors.Is(err, store.ErrNotFound) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	if target.RedactedBy == redaction.ID() {
+		return true, nil
+	}
+	return mayRedact(newState(r, redaction.StateBefore), redaction.Event, target)
+}

@@ -1,0 +1,220 @@
+package rooms
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"slices"
+
+	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/eventgraph/auth"
+	"github.com/plexus-p2p/plexus/eventgraph/canonicaljson"
+	"github.com/plexus-p2p/plexus/store"
+)
+
+// Draft is what a local user wants to send.
+type Draft struct {
+	Room     eventgraph.RoomID
+	Sender   eventgraph.UserID
+	Type     string
+	StateKey *string
+	Content  json.RawMessage
+	Redacts  eventgraph.EventID
+	Txn      *store.ClientTxn // recorded with the event, under endpoint "send"
+	TS       int64            // ms; 0 = now (application services may set it)
+}
+
+// Send builds on at most 20 forward extremities, signs, and puts it through Accept. Sending a state event equal to the current
+// one answers that one's ID without a new event. *Refusal says why not (auth rules, not in the room, too large).
+func (r *Rooms) Send(ctx context.Context, d Draft) (eventgraph.EventID, error) {
+	if d.Sender.Server() != r.key.Server {
+		return "", refuse("M_FORBIDDEN", "%s is no user of this server", d.Sender)
+	}
+	var id eventgraph.EventID
+	err := r.inTurn(ctx, d.Room, func(run *run) (err error) {
+		id, err = run.send(d)
+		return err
+	})
+	if err != nil {
+		return "", err
+	}
+	return id, nil
+}
+
+// Build is Send without Accept: for invites that a remote server must sign first; Accept it with Parents afterwards.
+func (r *Rooms) Build(ctx context.Context, d Draft) (*eventgraph.Event, error) {
+	if d.Sender.Server() != r.key.Server {
+		return nil, refuse("M_FORBIDDEN", "%s is no user of this server", d.Sender)
+	}
+	var e *eventgraph.Event
+	err := r.inTurn(ctx, d.Room, func(run *run) error {
+		made, state, err := run.build(d)
+		if err != nil {
+			return err
+		}
+		e = made
+		return refusal(auth.Check(made, state))
+	})
+	if err != nil {
+		return nil, err
+	}
+	return e, nil
+}
+
+// send makes one event within a run.
+func (run *run) send(d Draft) (eventgraph.EventID, error) {
+	if d.Txn != nil {
+		if id, ok := run.txns[*d.Txn]; ok {
+			return id, nil
+		}
+		id, err := run.read.ClientTxnResult(*d.Txn, "send")
+		if err == nil {
+			return eventgraph.EventID(id), nil
+		}
+		if !errors.Is(err, store.ErrNotFound) {
+			return "", err
+		}
+	}
+	if !run.live.exists {
+		return "", refuse("M_FORBIDDEN", "nobody here is in room %s", run.rm.id)
+	}
+	if d.StateKey != nil {
+		id, err := run.sameState(d)
+		if id != "" || err != nil {
+			return id, err
+		}
+	}
+	e, _, err := run.build(d)
+	if err != nil {
+		return "", err
+	}
+	if d.Type == "m.room.redaction" && e.Redacts() != "" {
+		if err := run.mayRedactHere(e); err != nil {
+			return "", err
+		}
+	}
+	if err := run.accept(incoming{event: e, local: true, txn: d.Txn}); err != nil {
+		return "", err
+	}
+	return e.ID(), nil
+}
+
+// sameState answers the current state event's ID if the draft says nothing new.
+func (run *run) sameState(d Draft) (eventgraph.EventID, error) {
+	e, err := run.state(run.live.State).Event(eventgraph.StateTuple{Type: d.Type, Key: *d.StateKey})
+	if e == nil || err != nil || e.Sender() != d.Sender {
+		return "", err
+	}
+	content, err := canonicaljson.Canonicalize(d.Content, canonicaljson.Lenient)
+	if err != nil || !bytes.Equal(content, e.Content()) {
+		return "", nil // what is wrong with it, build says
+	}
+	return e.ID(), nil
+}
+
+// mayRedactHere refuses a redaction by a local user that would not apply: nobody would ever see it.
+func (run *run) mayRedactHere(e *eventgraph.Event) error {
+	target, err := run.stored(e.Redacts())
+	if errors.Is(err, store.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	may, err := mayRedact(run.state(run.live.State), e, target)
+	if err != nil {
+		return err
+	}
+	if !may {
+		return refuse("M_FORBIDDEN", "%s may not redact %s", e.Sender(), e.Redacts())
+	}
+	return nil
+}
+
+// maxPrevEvents is how many forward extremities an event merges (the spec's limit on prev_events).
+const maxPrevEvents = 20
+
+// maxDepth is the largest integer of canonical JSON.
+const maxDepth = 1<<53 - 1
+
+// parents chooses the forward extremities to build on, of more than maxPrevEvents the deepest, and the depth of an event on them.
+func (run *run) parents() (ids []eventgraph.EventID, states []eventgraph.Hash, depth int64) {
+	tips := slices.Clone(run.live.tips)
+	slices.SortStableFunc(tips, func(a, b tip) int {
+		switch {
+		case a.depth > b.depth:
+			return -1
+		case a.depth < b.depth:
+			return 1
+		}
+		return 0
+	})
+	for _, t := range tips[:min(len(tips), maxPrevEvents)] {
+		ids, states, depth = append(ids, t.id), append(states, t.after), max(depth, t.depth)
+	}
+	return ids, states, min(depth+1, maxDepth)
+}
+
+// compose fills in what the room decides of an event: parents, depth, auth events. It returns the state that the event is to be
+// checked against.
+func (run *run) compose(d Draft) (eventgraph.Draft, *State, error) {
+	ids, states, depth := run.parents()
+	before, err := run.merge(states)
+	if err != nil {
+		return eventgraph.Draft{}, nil, err
+	}
+	state := run.state(before)
+	content := d.Content
+	if d.Type == "m.room.member" {
+		if content, err = run.authorisedJoin(d, state); err != nil {
+			return eventgraph.Draft{}, nil, err
+		}
+	}
+	full := eventgraph.Draft{
+		RoomID: run.rm.id, Type: d.Type, StateKey: d.StateKey, Sender: d.Sender, Content: content, Redacts: d.Redacts,
+		PrevEvents: ids, Depth: depth, OriginServerTS: run.r.signingTime(d.TS),
+	}
+	for _, t := range auth.Selection(run.live.Version, full) {
+		id, ok, err := state.EventID(t)
+		if err != nil {
+			return eventgraph.Draft{}, nil, err
+		}
+		if ok {
+			full.AuthEvents = append(full.AuthEvents, id)
+		}
+	}
+	return full, state, nil
+}
+
+// build makes and signs an event on the room as it is in this run.
+func (run *run) build(d Draft) (*eventgraph.Event, *State, error) {
+	if !run.live.exists {
+		return nil, nil, refuse("M_FORBIDDEN", "nobody here is in room %s", run.rm.id)
+	}
+	full, state, err := run.compose(d)
+	if err != nil {
+		return nil, nil, err
+	}
+	e, err := eventgraph.Build(run.live.Version, full, run.r.key)
+	if err != nil {
+		return nil, nil, refusal(err)
+	}
+	return e, state, nil
+}
+
+// refusal turns what the pure packages find wrong with an event into a Refusal.
+func refusal(err error) error {
+	var refused *auth.Refused
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &refused):
+		return refuse("M_FORBIDDEN", "%s", refused.Error())
+	case errors.Is(err, eventgraph.ErrTooLarge):
+		return refuse("M_TOO_LARGE", "%s", err)
+	case errors.Is(err, eventgraph.ErrFormat):
+		return refuse("M_BAD_JSON", "%s", err)
+	}
+	return err
+}

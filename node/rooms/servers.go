@@ -1,0 +1,171 @@
+package rooms
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/eventgraph/auth"
+	"github.com/plexus-p2p/plexus/store"
+)
+
+// census counts, in one state of a room, the users of each server that are joined or invited. It is immutable.
+type census struct {
+	root            eventgraph.Hash
+	joined, invited map[eventgraph.ServerName]int
+}
+
+// Servers lists the servers with a joined user, sorted; store.ErrNotFound if the room is not held.
+func (r *Rooms) Servers(room eventgraph.RoomID) ([]eventgraph.ServerName, error) {
+	l, err := r.liveRoom(room)
+	if err != nil {
+		return nil, err
+	}
+	c, err := r.census(room, l.State)
+	if err != nil {
+		return nil, err
+	}
+	return slices.Sorted(maps.Keys(c.joined)), nil
+}
+
+// InRoom says whether the server has a user joined to the room now; it is cheap.
+func (r *Rooms) InRoom(room eventgraph.RoomID, server eventgraph.ServerName) bool {
+	l, err := r.liveRoom(room)
+	if err != nil {
+		r.logUnlessNotFound("who is in the room", room, err)
+		return false
+	}
+	return r.InRoomAt(room, l.State, server)
+}
+
+// InRoomAt says whether the server has a joined user in the state with that root.
+func (r *Rooms) InRoomAt(room eventgraph.RoomID, root eventgraph.Hash, server eventgraph.ServerName) bool {
+	c, err := r.census(room, root)
+	if err != nil {
+		r.logUnlessNotFound("who is in the room", room, err)
+		return false
+	}
+	return c.joined[server] > 0
+}
+
+// ServerAllowed applies the room's current m.room.server_acl; for a room not held it says no.
+func (r *Rooms) ServerAllowed(room eventgraph.RoomID, server eventgraph.ServerName) bool {
+	l, err := r.liveRoom(room)
+	if err != nil {
+		r.logUnlessNotFound("server ACL", room, err)
+		return false
+	}
+	allowed, err := serverAllowed(newState(r, l.State), server)
+	if err != nil {
+		r.logUnlessNotFound("server ACL", room, err)
+		return false
+	}
+	return allowed
+}
+
+func (r *Rooms) logUnlessNotFound(what string, room eventgraph.RoomID, err error) {
+	if !errors.Is(err, store.ErrNotFound) {
+		r.log.Error("cannot tell: "+what, "room", room, "err", err)
+	}
+}
+
+// serverAllowed applies the ACL of the run's current state to the server that gives us an event; "" is ourselves.
+func (run *run) serverAllowed(server eventgraph.ServerName) (bool, error) {
+	if server == "" {
+		return true, nil
+	}
+	return serverAllowed(run.state(run.live.State), server)
+}
+
+func serverAllowed(s *State, server eventgraph.ServerName) (bool, error) {
+	acl, err := s.Event(eventgraph.StateTuple{Type: "m.room.server_acl"})
+	if acl == nil || err != nil {
+		return err == nil, err
+	}
+	return auth.ServerAllowed(acl.Content(), server), nil
+}
+
+// census counts a state, by its difference to the one counted last in that room if there is one.
+func (r *Rooms) census(room eventgraph.RoomID, root eventgraph.Hash) (*census, error) {
+	if c, ok := r.censuses.Get(root); ok {
+		return c, nil
+	}
+	rm, err := r.enter(room)
+	if err != nil {
+		return nil, err
+	}
+	defer r.leave(rm)
+	rm.mu.Lock()
+	last := rm.census
+	rm.mu.Unlock()
+	if last == nil {
+		last = &census{}
+	}
+	c, err := r.countFrom(last, root)
+	if err != nil && last.root != (eventgraph.Hash{}) {
+		c, err = r.countFrom(&census{}, root) // the other state may not be kept any more
+	}
+	if err != nil {
+		return nil, fmt.Errorf("servers of %s: %w", room, err)
+	}
+	r.censuses.Add(root, c)
+	rm.mu.Lock()
+	rm.census = c
+	rm.mu.Unlock()
+	return c, nil
+}
+
+// countFrom counts the state at root, from one counted before.
+func (r *Rooms) countFrom(last *census, root eventgraph.Hash) (*census, error) {
+	c := &census{root: root, joined: last.joined, invited: last.invited}
+	copied := false
+	count := func(user eventgraph.UserID, id eventgraph.EventID, by int) error {
+		if id == "" {
+			return nil
+		}
+		e, _, err := r.Event(id)
+		if err != nil {
+			return err
+		}
+		switch e.Membership() {
+		case "join":
+			bump(c.joined, user.Server(), by)
+		case "invite":
+			bump(c.invited, user.Server(), by)
+		}
+		return nil
+	}
+	err := eventgraph.Diff(r, last.root, root, func(d eventgraph.Difference) error {
+		if d.Tuple.Type != "m.room.member" {
+			return nil
+		}
+		if !copied {
+			copied = true
+			c.joined, c.invited = clone(c.joined), clone(c.invited)
+		}
+		user := eventgraph.UserID(d.Tuple.Key)
+		if err := count(user, d.A, -1); err != nil {
+			return err
+		}
+		return count(user, d.B, +1)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+func clone(m map[eventgraph.ServerName]int) map[eventgraph.ServerName]int {
+	if m == nil {
+		return map[eventgraph.ServerName]int{}
+	}
+	return maps.Clone(m)
+}
+
+func bump(m map[eventgraph.ServerName]int, s eventgraph.ServerName, by int) {
+	if m[s] += by; m[s] == 0 {
+		delete(m, s)
+	}
+}

@@ -1,0 +1,155 @@
+package rooms
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/eventgraph/stateres"
+	"github.com/plexus-p2p/plexus/store"
+)
+
+// source is what a state is read from: a run, or the store.
+type source interface {
+	eventgraph.NodeReader
+	stateres.EventReader
+}
+
+// State is the state of a room at one root, read lazily from the store; an auth.State. It is for concurrent use.
+// It may be used after the snapshot that it was taken from: nodes and events of current and event states are kept.
+type State struct {
+	root eventgraph.Hash
+	from source
+
+	mu   sync.Mutex
+	trie *eventgraph.Trie
+	ids  map[eventgraph.StateTuple]eventgraph.EventID // what was asked before; "": absent
+}
+
+// maxStateMemory bounds the answers that one State keeps.
+const maxStateMemory = 256
+
+func newState(from source, root eventgraph.Hash) *State {
+	return &State{root: root, from: from, trie: eventgraph.OpenTrie(from, root), ids: map[eventgraph.StateTuple]eventgraph.EventID{}}
+}
+
+// CurrentState is the room's current resolved state; store.ErrNotFound.
+func (r *Rooms) CurrentState(room eventgraph.RoomID) (*State, error) {
+	l, err := r.liveRoom(room)
+	if err != nil {
+		return nil, err
+	}
+	return newState(r, l.State), nil
+}
+
+// StateAt is the state with that root, of an event or of the room at some time.
+func (r *Rooms) StateAt(room eventgraph.RoomID, root eventgraph.Hash) *State {
+	return newState(r, root)
+}
+
+// Root is the root of its trie: two states are the same if and only if their roots are.
+func (s *State) Root() eventgraph.Hash { return s.root }
+
+// Event is the state event at the tuple, nil if there is none.
+func (s *State) Event(t eventgraph.StateTuple) (*eventgraph.Event, error) {
+	id, ok, err := s.EventID(t)
+	if !ok || err != nil {
+		return nil, err
+	}
+	e, _, err := s.from.Event(id)
+	if err != nil {
+		return nil, fmt.Errorf("state event %s: %w", id, err)
+	}
+	return e, nil
+}
+
+// EventID is the ID of the state event at the tuple; false if there is none.
+func (s *State) EventID(t eventgraph.StateTuple) (eventgraph.EventID, bool, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if id, asked := s.ids[t]; asked {
+		return id, id != "", nil
+	}
+	id, ok, err := s.trie.Get(t)
+	if err != nil {
+		return "", false, err
+	}
+	if len(s.ids) < maxStateMemory {
+		s.ids[t] = id
+	}
+	return id, ok, nil
+}
+
+// Walk calls f for each tuple, in the same order for the same state. f must not use this State.
+func (s *State) Walk(f func(t eventgraph.StateTuple, id eventgraph.EventID) error) error {
+	return eventgraph.OpenTrie(s.from, s.root).Walk(f)
+}
+
+// state is the state at a root as this run sees it.
+func (run *run) state(root eventgraph.Hash) *State {
+	s := run.states[root]
+	if s == nil {
+		s = newState(run, root)
+		run.states[root] = s
+	}
+	return s
+}
+
+// liveRoom is the room as of its last commit; store.ErrNotFound.
+func (r *Rooms) liveRoom(id eventgraph.RoomID) (*live, error) {
+	rm, err := r.enter(id)
+	if err != nil {
+		return nil, err
+	}
+	defer r.leave(rm)
+	rm.mu.Lock()
+	l := rm.live
+	rm.mu.Unlock()
+	if l == nil {
+		err = r.store.View(func(read *store.Reader) (err error) {
+			l, err = rm.loaded(read)
+			return err
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	if !l.exists {
+		return nil, fmt.Errorf("room %s: %w", id, store.ErrNotFound)
+	}
+	return l, nil
+}
+
+// TrieNode makes Rooms an eventgraph.NodeReader.
+func (r *Rooms) TrieNode(h eventgraph.Hash) ([]byte, error) { return r.store.TrieNode(h) }
+
+// Event makes Rooms a stateres.EventReader: an event held in whatever verdict, and whether that is Rejected.
+func (r *Rooms) Event(id eventgraph.EventID) (*eventgraph.Event, bool, error) {
+	e, err := r.stored(id)
+	if err != nil {
+		return nil, false, err
+	}
+	return e.Event, e.Verdict == store.Rejected, nil
+}
+
+// stored reads an event from the newest snapshot; store.ErrNotFound.
+func (r *Rooms) stored(id eventgraph.EventID) (e *store.StoredEvent, err error) {
+	err = r.store.View(func(read *store.Reader) (err error) {
+		e, err = read.Event(id)
+		return err
+	})
+	return e, err
+}
+
+// member reads the member index; nil if there is nothing.
+func (r *Rooms) member(room eventgraph.RoomID, user eventgraph.UserID) (m *store.Member, err error) {
+	err = r.store.View(func(read *store.Reader) (err error) {
+		m, err = read.Member(room, user)
+		return err
+	})
+	if errors.Is(err, store.ErrNotFound) {
+		return nil, nil
+	}
+	return m, err
+}
