@@ -1,0 +1,192 @@
+package auth
+
+import (
+	"crypto/ed25519"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/plexus-p2p/plexus/eventgraph"
+)
+
+// room builds events of one room, written as lines: type, state key ("-" for none, "”" for the empty one), sender and
+// content. "@name" stands for a user of server a.example, "@name:b" for one of b.example.
+type room struct {
+	version eventgraph.RoomVersion
+	traits  eventgraph.Traits
+	id      eventgraph.RoomID
+	create  *eventgraph.Event
+	state   given
+	ts      int64
+}
+
+// base is the state that the rows start from. Only @alice has created the room, only @admin has 100.
+var base = []string{
+	`m.room.member @alice @alice {"membership":"join"}`,
+	`m.room.power_levels '' @alice {"users":{"@admin":100,"@mod":50,"@peer":50}}`,
+	`m.room.join_rules '' @alice {"join_rule":"invite"}`,
+	`m.room.member @admin @admin {"membership":"join"}`,
+	`m.room.member @mod @mod {"membership":"join"}`,
+	`m.room.member @peer @peer {"membership":"join"}`,
+	`m.room.member @carol @carol {"membership":"join"}`,
+	`m.room.member @erin:b @erin:b {"membership":"join"}`,
+	`m.room.member @invited @carol {"membership":"invite"}`,
+	`m.room.member @banned @admin {"membership":"ban"}`,
+	`m.room.member @knocker @knocker {"membership":"knock"}`,
+	`m.room.member @gone @gone {"membership":"leave"}`,
+}
+
+func newRoom(t *testing.T, v eventgraph.RoomVersion, createContent string) *room {
+	t.Helper()
+	traits, ok := v.Traits()
+	if !ok {
+		t.Fatalf("room version %s is not supported", v)
+	}
+	r := &room{version: v, traits: traits, state: make(given)}
+	if !traits.RoomIDFromCreate {
+		r.id = "!room:a.example"
+	}
+	if createContent == "" {
+		createContent = fmt.Sprintf(`{"creator":"@alice","room_version":%q}`, v)
+	}
+	r.create = r.event(t, `m.room.create '' @alice `+createContent, nil)
+	r.id = r.create.RoomID()
+	r.state[tupleCreate] = r.create
+	return r
+}
+
+// with puts events into the state.
+func (r *room) with(t *testing.T, lines ...string) *room {
+	t.Helper()
+	for _, line := range lines {
+		if tuple, ok := strings.CutPrefix(line, "without "); ok {
+			d := r.draft(t, tuple+" @alice {}")
+			delete(r.state, eventgraph.StateTuple{Type: d.Type, Key: *d.StateKey})
+			continue
+		}
+		e := r.event(t, line, nil)
+		tuple, _ := e.Tuple()
+		r.state[tuple] = e
+	}
+	return r
+}
+
+var userShort = regexp.MustCompile(`@(\w+)(:\w+\.example|:\w)?\b`)
+
+func expand(s string) string {
+	return userShort.ReplaceAllStringFunc(s, func(u string) string {
+		if strings.HasSuffix(u, ".example") {
+			return u
+		}
+		if name, server, ok := strings.Cut(u, ":"); ok {
+			return name + ":" + server + ".example"
+		}
+		return u + ":a.example"
+	})
+}
+
+func (r *room) draft(t *testing.T, line string) eventgraph.Draft {
+	t.Helper()
+	parts := strings.SplitN(expand(line), " ", 4)
+	if len(parts) != 4 {
+		t.Fatalf("no event: %s", line)
+	}
+	r.ts++
+	d := eventgraph.Draft{
+		RoomID: r.id, Type: parts[0], Sender: eventgraph.UserID(parts[2]), Content: json.RawMessage(parts[3]),
+		OriginServerTS: r.ts, Depth: 1,
+	}
+	switch key := parts[1]; key {
+	case "-":
+	case "''":
+		d.StateKey = new(string)
+	default:
+		d.StateKey = &key
+	}
+	return d
+}
+
+// event builds it, with the auth events that the room's state has for it, and changed by change.
+func (r *room) event(t *testing.T, line string, change func(*eventgraph.Draft)) *eventgraph.Event {
+	t.Helper()
+	d := r.draft(t, line)
+	if d.Type != typeCreate {
+		d.PrevEvents = []eventgraph.EventID{"$" + eventgraph.EventID(strings.Repeat("A", 43))}
+	}
+	for _, tuple := range Selection(r.version, d) {
+		if e := r.state[tuple]; e != nil {
+			d.AuthEvents = append(d.AuthEvents, e.ID())
+		}
+	}
+	if change != nil {
+		change(&d)
+	}
+	e, err := eventgraph.Build(r.version, d, keyOf(string(d.Sender.Server())))
+	if err != nil {
+		t.Fatalf("building %s: %v", line, err)
+	}
+	return e
+}
+
+// authEvents are what CheckAuthEvents wants for e.
+func (r *room) authEvents(e *eventgraph.Event) []*eventgraph.Event {
+	var events []*eventgraph.Event
+	for _, held := range r.state {
+		for _, id := range e.AuthEvents() {
+			if held.ID() == id {
+				events = append(events, held)
+			}
+		}
+	}
+	if r.traits.RoomIDFromCreate {
+		events = append(events, r.create)
+	}
+	return events
+}
+
+func keyOf(server string) eventgraph.SigningKey {
+	seed := make([]byte, ed25519.SeedSize)
+	copy(seed, server)
+	return eventgraph.SigningKey{Server: eventgraph.ServerName(server), ID: "ed25519:1", Private: ed25519.NewKeyFromSeed(seed)}
+}
+
+// wanted reads "3:5.1 6:4.1 12:5.1": from version 3 on refused by rule 5.1, from 6 on by 4.1, from 12 on by 5.1;
+// "ok" is allowed, "-" says that the row is not for those versions, as it is for those before the first.
+func wanted(t *testing.T, want string, v eventgraph.RoomVersion) (rule string, ok bool) {
+	t.Helper()
+	n, err := strconv.Atoi(string(v))
+	if err != nil {
+		t.Fatal(err)
+	}
+	rule = "-"
+	for _, part := range strings.Fields(want) {
+		from, r, found := strings.Cut(part, ":")
+		f, err := strconv.Atoi(from)
+		if err != nil || !found {
+			t.Fatalf("bad expectation %q", want)
+		}
+		if f <= n {
+			rule = r
+		}
+	}
+	return rule, rule != "-"
+}
+
+// expect compares a verdict.
+func expect(t *testing.T, err error, rule string) {
+	t.Helper()
+	var refused *Refused
+	switch {
+	case err == nil && rule == "ok":
+	case err == nil:
+		t.Errorf("allowed, want refused by rule %s", rule)
+	case !errors.As(err, &refused):
+		t.Errorf("error %v, want verdict %s", err, rule)
+	case refused.Rule != rule:
+		t.Errorf("%v, want %s", err, rule)
+	}
+}
