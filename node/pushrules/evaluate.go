@@ -1,0 +1,239 @@
+package pushrules
+
+import (
+	"bytes"
+	"encoding/json"
+	"strconv"
+	"strings"
+)
+
+// Event is what rules look at. It may be evaluated for several users, one after another.
+type Event struct {
+	ID       string
+	Type     string
+	Sender   string
+	RoomID   string
+	StateKey *string
+	Content  json.RawMessage
+
+	parsed  bool
+	content any
+}
+
+// Context is what must be known of the user and the room.
+type Context struct {
+	User        string // never notified of their own events
+	DisplayName string // in that room, "" if none
+	Members     int    // joined to the room
+	// Permission says whether the sender has the power level that notifications of this key ("room") need.
+	Permission func(key string) bool
+}
+
+// Outcome is what the first matching rule makes of an event.
+type Outcome struct {
+	Rule      string // its ID, "" if none matched
+	Notify    bool
+	Highlight bool // only if Notify
+	Actions   []Action
+}
+
+// Evaluate finds the first enabled rule that matches, in the order of kinds and of the rules of a kind.
+func (s *Ruleset) Evaluate(e *Event, c Context) Outcome {
+	if e.Sender == c.User {
+		return Outcome{}
+	}
+	for _, k := range []Kind{Override, Content, Room, Sender, Underride} {
+		rules := *s.of(k)
+		for i := range rules {
+			if r := &rules[i]; r.Enabled && r.matches(k, e, c) {
+				return r.outcome()
+			}
+		}
+	}
+	return Outcome{}
+}
+
+func (r *Rule) matches(k Kind, e *Event, c Context) bool {
+	switch k {
+	case Content:
+		body, ok := e.property("content.body").(string)
+		return ok && r.Pattern != nil && matchWords(*r.Pattern, body)
+	case Room:
+		return r.ID == e.RoomID
+	case Sender:
+		return r.ID == e.Sender
+	}
+	for i := range r.Conditions {
+		if !r.Conditions[i].holds(e, c) {
+			return false
+		}
+	}
+	return true
+}
+
+// outcome reads the actions; those not known here change nothing.
+func (r *Rule) outcome() Outcome {
+	o := Outcome{Rule: r.ID, Actions: r.Actions}
+	for _, a := range r.Actions {
+		switch v := decode(json.RawMessage(a)).(type) {
+		case string:
+			o.Notify = o.Notify || v == "notify"
+		case map[string]any:
+			if v["set_tweak"] == "highlight" {
+				value, given := v["value"]
+				o.Highlight = !given || value == true
+			}
+		}
+	}
+	o.Highlight = o.Highlight && o.Notify
+	return o
+}
+
+// holds says whether the condition is true of the event (CS API, Conditions). Unknown kinds never hold.
+func (c *Condition) holds(e *Event, in Context) bool {
+	switch c.Kind {
+	case "event_match":
+		value, ok := e.property(c.Key).(string)
+		if !ok || c.Pattern == nil {
+			return false
+		}
+		if c.Key == "content.body" {
+			return matchWords(*c.Pattern, value)
+		}
+		return matchGlob(*c.Pattern, value)
+	case "event_property_is":
+		value := scalar(e.property(c.Key))
+		return value != unsupported{} && value == c.Value
+	case "event_property_contains":
+		values, _ := e.property(c.Key).([]any)
+		for _, v := range values {
+			if v := scalar(v); v != (unsupported{}) && v == c.Value {
+				return true
+			}
+		}
+		return false
+	case "contains_display_name":
+		body, ok := e.property("content.body").(string)
+		return ok && in.DisplayName != "" && containsWords(strings.ToLower(body), strings.ToLower(in.DisplayName))
+	case "room_member_count":
+		return countHolds(c.Is, in.Members)
+	case "sender_notification_permission":
+		return in.Permission != nil && in.Permission(c.Key)
+	}
+	return false
+}
+
+// countHolds applies "2", "==2", "<3", ">=2", … to n.
+func countHolds(is string, n int) bool {
+	digits := strings.TrimLeft(is, "=<>")
+	want, err := strconv.Atoi(digits)
+	if err != nil {
+		return false
+	}
+	switch strings.TrimSuffix(is, digits) {
+	case "", "==":
+		return n == want
+	case "<":
+		return n < want
+	case ">":
+		return n > want
+	case "<=":
+		return n <= want
+	case ">=":
+		return n >= want
+	}
+	return false
+}
+
+// unsupported stands for what conditions do not compare: absent, arrays, objects, numbers that are no integers.
+type unsupported struct{}
+
+// property returns the decoded value at a dot-separated path (appendices, Dot-separated property paths);
+// unsupported{} if there is none.
+func (e *Event) property(path string) any {
+	first, rest, more := cutPath(path)
+	if !more {
+		switch first {
+		case "type":
+			return e.Type
+		case "sender":
+			return e.Sender
+		case "room_id":
+			return e.RoomID
+		case "event_id":
+			return e.ID
+		case "state_key":
+			if e.StateKey != nil {
+				return *e.StateKey
+			}
+		}
+	}
+	if first != "content" {
+		return unsupported{}
+	}
+	if !e.parsed {
+		e.parsed, e.content = true, decode(e.Content)
+	}
+	value := e.content
+	for more {
+		first, rest, more = cutPath(rest)
+		object, ok := value.(map[string]any)
+		if !ok {
+			return unsupported{}
+		}
+		if value, ok = object[first]; !ok {
+			return unsupported{}
+		}
+	}
+	return value
+}
+
+// cutPath splits the first name off a path. A backslash before a dot or another backslash makes it part of the name;
+// before anything else it is itself.
+func cutPath(path string) (first, rest string, more bool) {
+	i := strings.IndexAny(path, `.\`)
+	if i < 0 {
+		return path, "", false
+	}
+	if path[i] == '.' {
+		return path[:i], path[i+1:], true
+	}
+	var name strings.Builder
+	for i := 0; i < len(path); i++ {
+		switch {
+		case path[i] == '.':
+			return name.String(), path[i+1:], true
+		case path[i] == '\\' && i+1 < len(path) && (path[i+1] == '.' || path[i+1] == '\\'):
+			i++
+			fallthrough
+		default:
+			name.WriteByte(path[i])
+		}
+	}
+	return name.String(), "", false
+}
+
+// decode reads JSON with its numbers as written; unsupported{} if it is none.
+func decode(data json.RawMessage) any {
+	d := json.NewDecoder(bytes.NewReader(data))
+	d.UseNumber()
+	var v any
+	if err := d.Decode(&v); err != nil {
+		return unsupported{}
+	}
+	return v
+}
+
+// scalar is v if conditions compare it, integers as int64; else unsupported{}.
+func scalar(v any) any {
+	switch v := v.(type) {
+	case nil, string, bool:
+		return v
+	case json.Number:
+		const most = 1<<53 - 1 // canonical JSON's integers
+		if n, err := strconv.ParseInt(v.String(), 10, 64); err == nil && n >= -most && n <= most {
+			return n
+		}
+	}
+	return unsupported{}
+}

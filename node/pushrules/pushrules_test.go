@@ -1,0 +1,382 @@
+package pushrules
+
+import (
+	"encoding/json"
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const (
+	me    = "@me:here"
+	other = "@other:there"
+	room  = "!room:here"
+)
+
+func message(content string) *Event {
+	return &Event{ID: "$e", Type: "m.room.message", Sender: other, RoomID: room, Content: json.RawMessage(content)}
+}
+
+func in(members int) Context {
+	return Context{User: me, DisplayName: "Me Myself", Members: members, Permission: func(string) bool { return false }}
+}
+
+func TestDefaultRules(t *testing.T) {
+	t.Parallel()
+	state := func(e *Event, eventType, key string) *Event { e.Type, e.StateKey = eventType, &key; return e }
+	typed := func(e *Event, eventType string) *Event { e.Type = eventType; return e }
+	mayNotify := in(3)
+	mayNotify.Permission = func(key string) bool { return key == "room" }
+	own := message(`{"body":"hello"}`)
+	own.Sender = me
+
+	for _, test := range []struct {
+		name      string
+		event     *Event
+		context   Context
+		rule      string
+		notify    bool
+		highlight bool
+	}{
+		{"message in a group", message(`{"body":"hello"}`), in(3), ".m.rule.message", true, false},
+		{"message to one", message(`{"body":"hello"}`), in(2), ".m.rule.room_one_to_one", true, false},
+		{"own message", own, in(2), "", false, false},
+		{"encrypted in a group", typed(message(`{}`), "m.room.encrypted"), in(3), ".m.rule.encrypted", true, false},
+		{"encrypted to one", typed(message(`{}`), "m.room.encrypted"), in(2), ".m.rule.encrypted_room_one_to_one", true, false},
+		{"notice", message(`{"msgtype":"m.notice","body":"x"}`), in(2), ".m.rule.suppress_notices", false, false},
+		{"invite of me", state(message(`{"membership":"invite"}`), "m.room.member", me), in(2), ".m.rule.invite_for_me", true, false},
+		{"invite of another", state(message(`{"membership":"invite"}`), "m.room.member", other), in(2), ".m.rule.member_event", false, false},
+		{"mention", message(`{"body":"x","m.mentions":{"user_ids":["@a:b","@me:here"]}}`), in(3), ".m.rule.is_user_mention", true, true},
+		{"mention of another", message(`{"body":"x","m.mentions":{"user_ids":["@a:b"]}}`), in(3), ".m.rule.message", true, false},
+		{"mention of no list", message(`{"body":"x","m.mentions":{"user_ids":"@me:here"}}`), in(3), ".m.rule.message", true, false},
+		{"room mention", message(`{"body":"x","m.mentions":{"room":true}}`), mayNotify, ".m.rule.is_room_mention", true, true},
+		{"room mention without power", message(`{"body":"x","m.mentions":{"room":true}}`), in(3), ".m.rule.message", true, false},
+		{"room mention as a string", message(`{"body":"x","m.mentions":{"room":"true"}}`), mayNotify, ".m.rule.message", true, false},
+		{"tombstone", state(message(`{}`), "m.room.tombstone", ""), in(3), ".m.rule.tombstone", true, true},
+		{"tombstone that is no state", typed(message(`{}`), "m.room.tombstone"), in(3), "", false, false},
+		{"reaction", typed(message(`{}`), "m.reaction"), in(2), ".m.rule.reaction", false, false},
+		{"server ACL", state(message(`{}`), "m.room.server_acl", ""), in(3), ".m.rule.room.server_acl", false, false},
+		{"edit", message(`{"body":"x","m.relates_to":{"rel_type":"m.replace"}}`), in(2), ".m.rule.suppress_edits", false, false},
+		{"call", typed(message(`{}`), "m.call.invite"), in(2), ".m.rule.call", true, false},
+		{"topic", state(message(`{}`), "m.room.topic", ""), in(2), "", false, false},
+		{"content that is no JSON", message(`{`), in(3), ".m.rule.message", true, false},
+	} {
+		got := Default(me).Evaluate(test.event, test.context)
+		if got.Rule != test.rule || got.Notify != test.notify || got.Highlight != test.highlight {
+			t.Errorf("%s: %+v, want %q, notify %v, highlight %v", test.name, got, test.rule, test.notify, test.highlight)
+		}
+	}
+}
+
+func TestKindsAreCheckedInOrder(t *testing.T) {
+	t.Parallel()
+	rules := Default(me)
+	event := message(`{"body":"let us have some cake","n":3}`)
+	want := ".m.rule.room_one_to_one"
+	check := func() {
+		t.Helper()
+		if got := rules.Evaluate(event, in(2)).Rule; got != want {
+			t.Fatalf("rule %q, want %q", got, want)
+		}
+	}
+	check()
+	for _, step := range []struct {
+		kind Kind
+		rule string
+	}{
+		{Underride, `{"conditions":[],"actions":[]}`},
+		{Sender, `{"actions":[]}`},
+		{Room, `{"actions":[]}`},
+		{Content, `{"pattern":"cake","actions":[]}`},
+		{Override, `{"conditions":[{"kind":"event_property_is","key":"content.n","value":3}],"actions":["notify"]}`},
+	} {
+		r := parse(t, step.rule)
+		r.ID = map[Kind]string{Sender: other, Room: room}[step.kind]
+		if r.ID == "" {
+			r.ID = "mine"
+		}
+		if err := rules.Put(step.kind, r, "", ""); err != nil {
+			t.Fatal(err)
+		}
+		want = r.ID
+		check()
+	}
+	r, err := rules.Find(Override, master)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Enabled, want = true, master
+	check()
+}
+
+func TestConditions(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		condition, content string
+		want               bool
+	}{
+		// CS API, Conditions: the examples.
+		{`{"kind":"event_match","key":"content.topic","pattern":"lunc?*"}`, `{"topic":"Lunch plans"}`, true},
+		{`{"kind":"event_match","key":"content.topic","pattern":"lunc?*"}`, `{"topic":"LUNCH"}`, true},
+		{`{"kind":"event_match","key":"content.topic","pattern":"lunc?*"}`, `{"topic":" lunch"}`, false},
+		{`{"kind":"event_match","key":"content.topic","pattern":"lunc?*"}`, `{"topic":"lunc"}`, false},
+		{`{"kind":"event_match","key":"content.topic","pattern":"lunc?*"}`, `{"topic":null}`, false},
+		{`{"kind":"event_match","key":"content.topic","pattern":"*"}`, `{}`, false},
+		{`{"kind":"event_match","key":"content.body","pattern":"ex*ple"}`, `{"body":"An example event."}`, true},
+		{`{"kind":"event_match","key":"content.body","pattern":"ex*ple"}`, `{"body":"exple"}`, true},
+		{`{"kind":"event_match","key":"content.body","pattern":"ex*ple"}`, `{"body":"An exciting triple-whammy"}`, true},
+		{`{"kind":"event_match","key":"content.body","pattern":"ex*ple"}`, `{"body":"An annexed triples"}`, false},
+		{`{"kind":"event_property_is","key":"content.m\\.federate","value":true}`, `{"m.federate":true}`, true},
+		{`{"kind":"event_property_is","key":"content.m\\.federate","value":true}`, `{"m.federate":"true"}`, false},
+		{`{"kind":"event_property_is","key":"content.m\\.federate","value":true}`, `{"m.federate":1}`, false},
+		{`{"kind":"event_property_contains","key":"content.a","value":"#myroom:x"}`, `{"a":["#other:x","#myroom:x"]}`, true},
+		{`{"kind":"event_property_contains","key":"content.a","value":":x"}`, `{"a":["#other:x","#myroom:x"]}`, false},
+
+		{`{"kind":"event_property_is","key":"content.n","value":null}`, `{"n":null}`, true},
+		{`{"kind":"event_property_is","key":"content.n","value":null}`, `{}`, false},
+		{`{"kind":"event_property_is","key":"content.n","value":9007199254740991}`, `{"n":9007199254740991}`, true},
+		{`{"kind":"event_property_is","key":"content.n","value":9007199254740991}`, `{"n":9007199254740990}`, false},
+		{`{"kind":"event_property_is","key":"content.n","value":9007199254740993}`, `{"n":9007199254740993}`, false},
+		{`{"kind":"event_property_is","key":"content.n","value":1.5}`, `{"n":1.5}`, false},
+		{`{"kind":"event_property_is","key":"content.n","value":{}}`, `{"n":{}}`, false},
+		{`{"kind":"event_property_is","key":"content.n"}`, `{"n":[]}`, false},
+		{`{"kind":"event_property_contains","key":"content.a","value":7}`, `{"a":[{},7]}`, true},
+		{`{"kind":"event_property_contains","key":"content.a","value":7}`, `{"a":{"7":7}}`, false},
+		{`{"kind":"event_property_is","key":"content.a\\\\b.c","value":1}`, `{"a\\b":{"c":1}}`, true},
+		{`{"kind":"event_property_is","key":"content.a\\b","value":1}`, `{"a\\b":1}`, true},
+		{`{"kind":"contains_display_name"}`, `{"body":"hello ME MYSELF!"}`, true},
+		{`{"kind":"contains_display_name"}`, `{"body":"hello me myselfish"}`, false},
+		{`{"kind":"room_member_count","is":"3"}`, `{}`, true},
+		{`{"kind":"room_member_count","is":"==3"}`, `{}`, true},
+		{`{"kind":"room_member_count","is":"<3"}`, `{}`, false},
+		{`{"kind":"room_member_count","is":"<=3"}`, `{}`, true},
+		{`{"kind":"room_member_count","is":">2"}`, `{}`, true},
+		{`{"kind":"room_member_count","is":">=4"}`, `{}`, false},
+		{`{"kind":"room_member_count","is":"=>3"}`, `{}`, false},
+		{`{"kind":"room_member_count","is":"many"}`, `{}`, false},
+		{`{"kind":"sender_notification_permission","key":"room"}`, `{}`, false},
+		{`{"kind":"org.example.unknown"}`, `{}`, false},
+		{`{"kind":7}`, `{}`, false},
+	} {
+		var c Condition
+		if err := json.Unmarshal([]byte(test.condition), &c); err != nil {
+			t.Fatal(err)
+		}
+		if got := c.holds(message(test.content), in(3)); got != test.want {
+			t.Errorf("%s of %s: %v", test.condition, test.content, got)
+		}
+	}
+}
+
+func TestMatchWords(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		pattern, text string
+		want          bool
+	}{
+		{"cake", "the CAKE is", true},
+		{"cake", "cakes", false},
+		{"cake", "pancake", false},
+		{"cake", "pancake cake", true},
+		{"cake", "cake_", false},
+		{"cake", "«cake»", true},
+		{"Äpfel", "zwei äpfel", true},
+		{"@room", "hi@room now", true},
+		{"c?ke", "a c-ke", true},
+		{"c?ke", "a cake", true},
+		{"c?ke", "a ckke2", false},
+		{"cake*", "cakewalk today", true},
+		{"*", "", true},
+		{"a*b*c", "xaybc abxbxc", true},
+		{"a*b*c", "xa yb zcd", false},
+		{"?", "", false},
+	} {
+		if got := matchWords(test.pattern, test.text); got != test.want {
+			t.Errorf("matchWords(%q, %q) = %v", test.pattern, test.text, got)
+		}
+	}
+}
+
+func TestPutPositions(t *testing.T) {
+	t.Parallel()
+	rules := Default(me)
+	put := func(id, before, after string) error {
+		return rules.Put(Override, Rule{ID: id, Actions: []Action{}}, before, after)
+	}
+	own := func() string {
+		var ids []string
+		for _, r := range rules.Override {
+			if !r.Default {
+				ids = append(ids, r.ID)
+			}
+		}
+		return strings.Join(ids, " ")
+	}
+	for _, step := range []struct {
+		id, before, after string
+		err               error
+		want              string
+	}{
+		{"a", "", "", nil, "a"},
+		{"b", "", "", nil, "b a"},
+		{"c", "a", "", nil, "b c a"},
+		{"d", "", "b", nil, "b d c a"},
+		{"e", "b", "a", nil, "e b d c a"},
+		{"a", "", "", nil, "e b d c a"},
+		{"a", "e", "", nil, "a e b d c"},
+		{"f", "nobody", "", ErrPosition, "a e b d c"},
+		{"f", "", ".m.rule.tombstone", ErrPosition, "a e b d c"},
+		{"a", "a", "", ErrPosition, "a e b d c"},
+		{".f", "", "", ErrInvalid, "a e b d c"},
+		{"f/g", "", "", ErrInvalid, "a e b d c"},
+		{"", "", "", ErrInvalid, "a e b d c"},
+	} {
+		if err := put(step.id, step.before, step.after); !errors.Is(err, step.err) {
+			t.Errorf("put %q: %v, want %v", step.id, err, step.err)
+		}
+		if own() != step.want {
+			t.Fatalf("after putting %q: %s, want %s", step.id, own(), step.want)
+		}
+	}
+	if rules.Override[0].ID != master || !rules.Override[len(rules.Override)-1].Default {
+		t.Error("the user's own rules must stand between the master rule and the other predefined ones")
+	}
+	if err := rules.Delete(Override, "e"); err != nil || own() != "a b d c" {
+		t.Errorf("delete: %v, %s", err, own())
+	}
+	if err := rules.Delete(Override, master); !errors.Is(err, ErrNotFound) {
+		t.Errorf("delete of a predefined rule: %v", err)
+	}
+}
+
+func TestChangesOfRules(t *testing.T) {
+	t.Parallel()
+	rules := Default(me)
+	for _, invalid := range []string{
+		`{"actions":[7]}`, `{"actions":[{"sound":"x"}]}`, `{}`, `{"pattern":"","actions":[]}`,
+		`{"pattern":"` + strings.Repeat("x", maxPattern+1) + `","actions":[]}`,
+	} {
+		r := parse(t, invalid)
+		r.ID = "x"
+		if err := rules.Put(Content, r, "", ""); !errors.Is(err, ErrInvalid) {
+			t.Errorf("%.60s: %v", invalid, err)
+		}
+	}
+	actions := []Action{Action(`"dont_notify"`), Action(`"notify"`), Action(`{"set_tweak":"highlight","value":false}`)}
+	if err := rules.SetActions(Underride, ".m.rule.message", actions); err != nil {
+		t.Fatal(err)
+	}
+	if got := rules.Evaluate(message(`{}`), in(3)); !got.Notify || got.Highlight || len(got.Actions) != 2 {
+		t.Errorf("after SetActions: %+v", got)
+	}
+	if err := rules.SetActions("underfoot", "x", actions); !errors.Is(err, ErrNotFound) {
+		t.Errorf("unknown kind: %v", err)
+	}
+}
+
+func TestJSONRoundTrip(t *testing.T) {
+	t.Parallel()
+	rules := Default(me)
+	custom := parse(t, `{"conditions":[{"kind":"x","z":{"a":1}}],"actions":["notify",{"set_tweak":"x","value":[1]}]}`)
+	custom.ID = "custom"
+	if err := rules.Put(Underride, custom, "", ""); err != nil {
+		t.Fatal(err)
+	}
+	first, err := json.Marshal(rules)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		`"content":[]`, `{"kind":"x","z":{"a":1}}`, `{"set_tweak":"x","value":[1]}`,
+		`{"rule_id":".m.rule.master","default":true,"enabled":false,"conditions":[],"actions":[]}`,
+	} {
+		if !strings.Contains(string(first), want) {
+			t.Errorf("%s is missing in %s", want, first)
+		}
+	}
+	var again Ruleset
+	if err := json.Unmarshal(first, &again); err != nil {
+		t.Fatal(err)
+	}
+	again.Complete(me)
+	second, err := json.Marshal(&again)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(first) != string(second) {
+		t.Errorf("read and written again:\n%s\n%s", first, second)
+	}
+}
+
+func TestComplete(t *testing.T) {
+	t.Parallel()
+	rules := Default(me)
+	rules.Override = slices.DeleteFunc(rules.Override, func(r Rule) bool { return r.ID == ".m.rule.reaction" })
+	rules.Override = append(rules.Override, predefined(".m.rule.roomnotif", []Action{notify}))
+	if r, err := rules.Find(Override, ".m.rule.tombstone"); err != nil {
+		t.Fatal(err)
+	} else {
+		r.Enabled = false
+	}
+	if err := rules.Put(Override, Rule{ID: "own", Actions: []Action{}}, "", ""); err != nil {
+		t.Fatal(err)
+	}
+	rules.Complete(me)
+	var ids []string
+	for _, r := range rules.Override {
+		ids = append(ids, r.ID)
+	}
+	want := []string{master, "own"}
+	for _, r := range Default(me).Override[1:] {
+		want = append(want, r.ID)
+	}
+	if !slices.Equal(ids, want) {
+		t.Errorf("override rules %v, want %v", ids, want)
+	}
+	if r, err := rules.Find(Override, ".m.rule.tombstone"); err != nil || r.Enabled {
+		t.Errorf("what the user had disabled: %+v, %v", r, err)
+	}
+}
+
+func FuzzMatchWords(f *testing.F) {
+	f.Add("ex*ple", "An exciting triple-whammy")
+	f.Add("c?ke", "a cake")
+	f.Add("a*b*c", "xaybc")
+	f.Fuzz(func(t *testing.T, pattern, text string) {
+		if len(pattern) > 12 || len(text) > 24 {
+			return
+		}
+		if got, want := matchWords(pattern, text), slowMatchWords(pattern, text); got != want {
+			t.Errorf("matchWords(%q, %q) = %v, want %v", pattern, text, got, want)
+		}
+	})
+}
+
+// slowMatchWords tries every part of the text.
+func slowMatchWords(pattern, text string) bool {
+	runes := []rune(strings.ToLower(text))
+	at := func(i int) rune {
+		if i < 0 || i >= len(runes) {
+			return ' '
+		}
+		return runes[i]
+	}
+	for i := 0; i <= len(runes); i++ {
+		for j := i; j <= len(runes); j++ {
+			if boundary(at(i-1), at(i)) && boundary(at(j-1), at(j)) && matchGlob(pattern, string(runes[i:j])) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func parse(t *testing.T, rule string) Rule {
+	t.Helper()
+	var r Rule
+	if err := json.Unmarshal([]byte(rule), &r); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
