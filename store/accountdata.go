@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 
@@ -61,4 +62,22 @@ func (tx *Tx) PutAccountData(user eventgraph.UserID, room eventgraph.RoomID, d *
 		return 0, err
 	}
 	return tx.Log(Change{Kind: ChangeAccountData, User: user, Room: room, Key: d.Type})
+}
+
+// DeleteAllAccountData removes all account data of a user, without logging it: there is no client left to tell.
+func (tx *Tx) DeleteAllAccountData(user eventgraph.UserID) error {
+	var keys [][]byte
+	err := tx.scan(key(tableAccountData).str(string(user)), nil, false, func(k, _ []byte) (bool, error) {
+		keys = append(keys, bytes.Clone(k))
+		return true, nil
+	})
+	if err != nil {
+		return err
+	}
+	for _, k := range keys {
+		if err := tx.delete(k); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -78,3 +78,41 @@ func (r *Reader) Receipts(room eventgraph.RoomID, user eventgraph.UserID, receip
 func receiptKey(room eventgraph.RoomID, user eventgraph.UserID, receiptType, thread string) []byte {
 	return key(tableReceipt).str(string(room)).str(string(user)).str(receiptType).str(thread)
 }
+
+// ReadUpTo is the order of the last event that the user's receipts of the thread ("" = unthreaded) say is read: the further of
+// m.read and m.read.private (CS API, Marking notifications as read). ErrNotFound if there is neither.
+func (r *Reader) ReadUpTo(room eventgraph.RoomID, user eventgraph.UserID, thread string) (order int64, err error) {
+	found := false
+	for _, receiptType := range []string{"m.read", "m.read.private"} {
+		receipt, err := r.Receipt(room, user, receiptType, thread)
+		if errors.Is(err, ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return 0, err
+		}
+		at, err := r.OrderOf(receipt.Event)
+		if err != nil {
+			return 0, err
+		}
+		if !found || at > order {
+			found, order = true, at
+		}
+	}
+	if !found {
+		return 0, ErrNotFound
+	}
+	return order, nil
+}
+
+// OrderOf is the event's place in its room's order, 0 if the event is not held or has none.
+func (r *Reader) OrderOf(id eventgraph.EventID) (int64, error) {
+	e, err := r.Event(id)
+	if errors.Is(err, ErrNotFound) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	return e.Order, nil
+}

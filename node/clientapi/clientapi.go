@@ -58,10 +58,13 @@ type Config struct {
 // API serves the client API. It is also federation.Local. It has no goroutine of its own.
 type API struct {
 	Config
-	remote Remote
-	routes routeTree
-	limits *limits
-	tokens *tokenCache
+	remote  Remote
+	routes  routeTree
+	limits  *limits
+	tokens  *tokenCache
+	auths   *authSessions
+	hashing hashing
+	unreads *unreadCache
 }
 
 // New makes the API; SetRemote must be called before Handler serves (federation and the API know each other).
@@ -69,7 +72,7 @@ func New(c Config) *API {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	a := &API{Config: c, limits: newLimits(c.Now), tokens: newTokenCache()}
+	a := &API{Config: c, limits: newLimits(c.Now), tokens: newTokenCache(), auths: newAuthSessions(c.Now), hashing: newHashing(), unreads: newUnreadCache()}
 	a.discoveryRoutes()
 	a.accountRoutes()
 	a.roomRoutes()
@@ -84,15 +87,7 @@ func (a *API) SetRemote(r Remote) { a.remote = r }
 // Handler serves the API.
 func (a *API) Handler() http.Handler { return http.HandlerFunc(a.serve) }
 
-// CreateUser makes an account without a client (plexus user add).
-func (a *API) CreateUser(ctx context.Context, localpart, password string) (eventgraph.UserID, error) {
-	panic("clientapi: skeleton")
-}
-
 // federation.Local.
-func (a *API) Profile(ctx context.Context, user eventgraph.UserID, field string) (json.RawMessage, error) {
-	panic("clientapi: skeleton")
-}
 func (a *API) Devices(ctx context.Context, user eventgraph.UserID) (json.RawMessage, error) {
 	panic("clientapi: skeleton")
 }

@@ -1,8 +1,110 @@
 package clientapi
 
-import "net/http"
+import (
+	"html/template"
+	"net/http"
 
-// discoveryRoutes registers what a client asks before or without logging in.
-func (a *API) discoveryRoutes() {}
+	"github.com/plexus-p2p/plexus/eventgraph"
+)
 
-func (a *API) page(w http.ResponseWriter, r *http.Request) {}
+// specVersions are the versions of the spec whose client API is offered. r0.6.1 is what nio and other older clients
+// look for.
+var specVersions = []string{
+	"r0.6.1", "v1.1", "v1.2", "v1.3", "v1.4", "v1.5", "v1.6", "v1.7", "v1.8", "v1.9", "v1.10", "v1.11", "v1.12",
+}
+
+// discoveryRoutes registers what a client asks to learn what is here.
+func (a *API) discoveryRoutes() {
+	a.route("GET", "/_matrix/client/versions", public, a.versions)
+	a.route("GET", "/.well-known/matrix/client", public, a.wellKnown)
+	a.route("GET", "/_matrix/client/v3/capabilities", authed, a.capabilities)
+	a.route("GET", "/_matrix/client/v3/voip/turnServer", authed, a.turnServer)
+	a.route("GET", "/_matrix/client/unstable/org.matrix.msc4143/rtc/transports", authed, a.rtcTransports)
+	a.route("GET", "/_matrix/client/v3/thirdparty/protocols", authed, a.thirdPartyProtocols)
+	a.route("GET", "/_matrix/client/v3/room_keys/version", authed, a.keyBackupVersion)
+}
+
+func (a *API) versions(*request) (any, error) {
+	return map[string]any{"versions": specVersions, "unstable_features": map[string]bool{}}, nil
+}
+
+// wellKnown names the address that the client has used: there is no other.
+func (a *API) wellKnown(q *request) (any, error) {
+	return map[string]any{"m.homeserver": map[string]string{"base_url": "http://" + q.Host}}, nil
+}
+
+func (a *API) capabilities(*request) (any, error) {
+	available := map[eventgraph.RoomVersion]string{}
+	for _, v := range eventgraph.SupportedVersions() {
+		available[v] = "stable"
+	}
+	enabled := func(yes bool) any { return map[string]bool{"enabled": yes} }
+	return map[string]any{"capabilities": map[string]any{
+		"m.room_versions":            map[string]any{"default": eventgraph.DefaultRoomVersion, "available": available},
+		"m.change_password":          enabled(true),
+		"m.profile_fields":           enabled(true),
+		"m.set_displayname":          enabled(true),
+		"m.set_avatar_url":           enabled(true),
+		"m.3pid_changes":             enabled(false),
+		"m.get_login_token":          enabled(false),
+		"m.forget_forced_upon_leave": enabled(false),
+	}}, nil
+}
+
+// turnServer offers none: calls between devices of one network need no relay.
+func (a *API) turnServer(*request) (any, error) { return nil, nil }
+
+// rtcTransports lists no selective forwarding unit (MSC4143).
+func (a *API) rtcTransports(*request) (any, error) {
+	return map[string]any{"rtc_transports": []any{}}, nil
+}
+
+// thirdPartyProtocols lists no bridged network.
+func (a *API) thirdPartyProtocols(*request) (any, error) { return nil, nil }
+
+// keyBackupVersion says that there is no backup of room keys; clients take only M_NOT_FOUND for that.
+func (a *API) keyBackupVersion(*request) (any, error) {
+	return nil, notFound("There is no backup of room keys.")
+}
+
+// page is what a person sees who opens the address in a browser. Any web page can make a browser load it, so it says
+// nothing that names an identity, user, room or peer, and no page may frame or read it.
+func (a *API) page(w http.ResponseWriter, r *http.Request) {
+	if r.Method != http.MethodGet && r.Method != http.MethodHead {
+		w.Header().Set("Allow", "GET, HEAD")
+		a.writeError(w, r, fail(http.StatusMethodNotAllowed, "M_UNRECOGNIZED", "Here is only a page to read."))
+		return
+	}
+	header := w.Header()
+	header.Set("Content-Type", "text/html; charset=utf-8")
+	header.Set("Content-Security-Policy", "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
+	header.Set("X-Frame-Options", "DENY")
+	header.Set("X-Content-Type-Options", "nosniff")
+	header.Set("Referrer-Policy", "no-referrer")
+	header.Set("Cross-Origin-Resource-Policy", "same-origin")
+	header.Set("Cache-Control", "no-store")
+	connected := a.PeersConnected != nil && a.PeersConnected() > 0
+	pageTemplate.Execute(w, struct {
+		Address   string
+		Connected bool
+	}{"http://" + r.Host, connected}) // an error here means that the browser has gone
+}
+
+var pageTemplate = template.Must(template.New("page").Parse(`<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<meta name="color-scheme" content="light dark">
+<title>plexus</title>
+</head>
+<body>
+<h1>plexus is running</h1>
+<p>This is a Matrix homeserver on this device. To use it, open a Matrix client on this device and enter this
+address as its homeserver:</p>
+<p><strong>{{.Address}}</strong></p>
+<p>To make an account the client asks for a registration token: it was printed where plexus was started.</p>
+<p>{{if .Connected}}Other devices are connected.{{else}}No other device is connected at the moment.{{end}}</p>
+</body>
+</html>
+`))

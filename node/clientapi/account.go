@@ -1,0 +1,192 @@
+package clientapi
+
+import (
+	"encoding/json"
+	"slices"
+
+	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/node/rooms"
+	"github.com/plexus-p2p/plexus/store"
+)
+
+// accountRoutes registers what concerns accounts, devices and the data that users keep.
+func (a *API) accountRoutes() {
+	a.route("GET", "/_matrix/client/v3/login", public, a.loginFlows)
+	a.route("POST", "/_matrix/client/v3/login", public, a.login)
+	a.route("POST", "/_matrix/client/v3/logout", authed, a.logout)
+	a.route("POST", "/_matrix/client/v3/logout/all", authed, a.logoutAll)
+	a.route("POST", "/_matrix/client/v3/register", public, a.register)
+	a.route("GET", "/_matrix/client/v3/register/available", public, a.registerAvailable)
+	a.route("GET", "/_matrix/client/v1/register/m.login.registration_token/validity", public, a.registrationTokenValidity)
+	a.route("GET", "/_matrix/client/v3/account/whoami", authed, a.whoami)
+	a.route("POST", "/_matrix/client/v3/account/password", authed, a.changePassword)
+	a.route("POST", "/_matrix/client/v3/account/deactivate", authed, a.deactivate)
+	a.route("GET", "/_matrix/client/v3/account/3pid", authed, a.thirdPartyIDs)
+
+	a.route("GET", "/_matrix/client/v3/devices", authed, a.getDevices)
+	a.route("GET", "/_matrix/client/v3/devices/{deviceId}", authed, a.getDevice)
+	a.route("PUT", "/_matrix/client/v3/devices/{deviceId}", authed, a.putDevice)
+	a.route("DELETE", "/_matrix/client/v3/devices/{deviceId}", authed, a.deleteDevice)
+	a.route("POST", "/_matrix/client/v3/delete_devices", authed, a.postDeleteDevices)
+
+	a.route("POST", "/_matrix/client/v3/user/{userId}/filter", authed, a.postFilter)
+	a.route("GET", "/_matrix/client/v3/user/{userId}/filter/{filterId}", authed, a.getFilter)
+	a.route("GET", "/_matrix/client/v3/user/{userId}/account_data/{type}", authed, a.getAccountData(globalData))
+	a.route("PUT", "/_matrix/client/v3/user/{userId}/account_data/{type}", authed, a.putAccountData(globalData))
+	a.route("GET", "/_matrix/client/v3/user/{userId}/rooms/{roomId}/account_data/{type}", authed, a.getAccountData(roomData))
+	a.route("PUT", "/_matrix/client/v3/user/{userId}/rooms/{roomId}/account_data/{type}", authed, ofKnownRoom(a.putAccountData(roomData)))
+	a.route("GET", "/_matrix/client/v3/user/{userId}/rooms/{roomId}/tags", authed, a.getTags)
+	a.route("PUT", "/_matrix/client/v3/user/{userId}/rooms/{roomId}/tags/{tag}", authed, ofKnownRoom(a.putTag))
+	a.route("DELETE", "/_matrix/client/v3/user/{userId}/rooms/{roomId}/tags/{tag}", authed, ofKnownRoom(a.deleteTag))
+
+	a.route("GET", "/_matrix/client/v3/profile/{userId}", authed, a.getProfile)
+	a.route("GET", "/_matrix/client/v3/profile/{userId}/{keyName}", authed, a.getProfileField)
+	a.route("PUT", "/_matrix/client/v3/profile/{userId}/{keyName}", authed, a.putProfileField)
+	a.route("DELETE", "/_matrix/client/v3/profile/{userId}/{keyName}", authed, a.deleteProfileField)
+	a.route("GET", "/_matrix/client/v3/presence/{userId}/status", authed, a.getPresence)
+	a.route("PUT", "/_matrix/client/v3/presence/{userId}/status", authed, a.putPresence)
+	a.route("POST", "/_matrix/client/v3/user_directory/search", authed, a.searchUsers)
+
+	a.pushRuleRoutes()
+}
+
+// whoami is GET /account/whoami.
+func (a *API) whoami(q *request) (any, error) {
+	return map[string]any{"user_id": q.user, "device_id": q.device, "is_guest": false}, nil
+}
+
+// thirdPartyIDs is GET /account/3pid: none can be added.
+func (a *API) thirdPartyIDs(*request) (any, error) {
+	return map[string]any{"threepids": []any{}}, nil
+}
+
+// changePassword is POST /account/password. The caller's own device stays logged in.
+func (a *API) changePassword(q *request) (any, error) {
+	var body struct {
+		Auth          *authData `json:"auth"`
+		NewPassword   string    `json:"new_password"`
+		LogoutDevices *bool     `json:"logout_devices"`
+	}
+	if err := q.decode(&body); err != nil {
+		return nil, err
+	}
+	if err := a.confirm(q, body.Auth, "change password"); err != nil {
+		return nil, err
+	}
+	if err := checkNewPassword(body.NewPassword); err != nil {
+		return nil, err
+	}
+	hash, err := a.hashing.hash(q.Context(), body.NewPassword)
+	if err != nil {
+		return nil, err
+	}
+	var others []store.DeviceID
+	if body.LogoutDevices == nil || *body.LogoutDevices {
+		if others, err = a.deviceIDs(q.user); err != nil {
+			return nil, err
+		}
+		others = slices.DeleteFunc(others, func(id store.DeviceID) bool { return id == q.device })
+	}
+	var ended []store.TokenHash
+	_, err = a.Store.Update(q.Context(), func(tx *store.Tx) error {
+		account, err := tx.Account(q.user)
+		if err != nil {
+			return err
+		}
+		account.PasswordHash = hash
+		if err := tx.PutAccount(account); err != nil {
+			return err
+		}
+		ended, err = removeDevices(tx, q.user, others)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	a.tokens.drop(ended...)
+	return nil, nil
+}
+
+// deactivate is POST /account/deactivate: the account can never be used again, its name stays taken, and the user leaves all
+// rooms. With erase, what no event holds (profile, account data) is removed too.
+func (a *API) deactivate(q *request) (any, error) {
+	var body struct {
+		Auth  *authData `json:"auth"`
+		Erase bool      `json:"erase"`
+	}
+	if err := q.decode(&body); err != nil {
+		return nil, err
+	}
+	if err := a.confirm(q, body.Auth, "deactivate"); err != nil {
+		return nil, err
+	}
+	var ended []store.TokenHash
+	_, err := a.Store.Update(q.Context(), func(tx *store.Tx) error {
+		account, err := tx.Account(q.user)
+		if err != nil {
+			return err
+		}
+		account.Deactivated, account.PasswordHash = true, ""
+		if err := tx.PutAccount(account); err != nil {
+			return err
+		}
+		var ids []store.DeviceID
+		err = tx.Devices(q.user, func(d *store.Device) (bool, error) {
+			ids = append(ids, d.ID)
+			return true, nil
+		})
+		if err != nil {
+			return err
+		}
+		if ended, err = removeDevices(tx, q.user, ids); err != nil || !body.Erase {
+			return err
+		}
+		if err := tx.DeleteAllAccountData(q.user); err != nil {
+			return err
+		}
+		_, err = tx.PutProfile(q.user, nil)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	a.tokens.drop(ended...)
+	a.leaveAll(q)
+	return map[string]string{"id_server_unbind_result": "success"}, nil
+}
+
+// leaveAll lets the user leave every room that they are in or invited to. A room that cannot be left is logged and passed
+// over: the account is deactivated already.
+func (a *API) leaveAll(q *request) {
+	var members []store.Member
+	err := a.Store.View(func(r *store.Reader) error {
+		return r.RoomsOf(q.user, func(m *store.Member) (bool, error) {
+			if m.Membership == "join" || m.Membership == "invite" || m.Membership == "knock" {
+				members = append(members, *m)
+			}
+			return true, nil
+		})
+	})
+	if err != nil {
+		a.Log.Error("a deactivated user stays in rooms", "error", err)
+		return
+	}
+	stateKey := string(q.user)
+	for _, m := range members {
+		var err error
+		if m.Outside {
+			err = a.remote.Leave(q.Context(), m.Room, q.user, "")
+		} else {
+			_, err = a.Rooms.Send(q.Context(), rooms.Draft{
+				Room: m.Room, Sender: q.user, Type: "m.room.member", StateKey: &stateKey,
+				Content: json.RawMessage(`{"membership":"leave"}`),
+			})
+		}
+		if err != nil {
+			a.Log.Warn("a deactivated user stays in a room", "error", err)
+		}
+	}
+}
+
+// isLocal says whether the user belongs to this server; the account need not exist.
+func (a *API) isLocal(user eventgraph.UserID) bool { return user.Server() == a.Server }

@@ -1,0 +1,144 @@
+package clientapi
+
+import (
+	"crypto/rand"
+	"errors"
+	"net/http"
+	"net/netip"
+	"strings"
+
+	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/store"
+)
+
+// Bounds of devices: a client chooses their IDs and names, and each login may make one.
+const (
+	maxDeviceID   = 255  // bytes
+	maxDeviceName = 1000 // bytes
+	maxDevices    = 200  // of one user
+)
+
+// loginFlows is GET /login.
+func (a *API) loginFlows(*request) (any, error) {
+	return map[string]any{"flows": []any{map[string]string{"type": stagePassword}}}, nil
+}
+
+// login is POST /login (CS API, Login), by password only.
+func (a *API) login(q *request) (any, error) {
+	var body struct {
+		authData
+		newDevice
+	}
+	if err := q.decode(&body); err != nil {
+		return nil, err
+	}
+	if body.Type != stagePassword {
+		return nil, fail(http.StatusBadRequest, "M_UNKNOWN", "Only "+stagePassword+" can be used to log in here.")
+	}
+	if id := body.Identifier; id != nil && id.Type != "" && id.Type != "m.id.user" {
+		return nil, forbidden("Log in with a user name: other identifiers are not known here.")
+	}
+	name := body.named()
+	if name == "" {
+		return nil, missingParam("The user to log in is missing.")
+	}
+	if err := body.newDevice.check(); err != nil {
+		return nil, err
+	}
+	account, err := a.checkPassword(q, a.userNamed(name), body.Password)
+	if err != nil {
+		return nil, err
+	}
+	return a.logIn(q, account.User, body.newDevice)
+}
+
+// userNamed is the local user of a full ID or localpart. Localparts have no capitals here, but phones type them.
+func (a *API) userNamed(name string) eventgraph.UserID {
+	name = strings.ToLower(strings.TrimSpace(name))
+	if strings.HasPrefix(name, "@") {
+		return eventgraph.UserID(name)
+	}
+	return eventgraph.UserID("@" + name + ":" + string(a.Server))
+}
+
+// newDevice is what login and registration say of the device.
+type newDevice struct {
+	DeviceID    store.DeviceID `json:"device_id"`
+	DisplayName string         `json:"initial_device_display_name"`
+}
+
+func (d newDevice) check() error {
+	if len(d.DeviceID) > maxDeviceID {
+		return invalidParam("device_id is too long.")
+	}
+	if len(d.DisplayName) > maxDeviceName {
+		return invalidParam("initial_device_display_name is too long.")
+	}
+	return nil
+}
+
+// logIn gives the user's device, new or known, a new access token; its older one ends.
+func (a *API) logIn(q *request, user eventgraph.UserID, d newDevice) (any, error) {
+	if d.DeviceID == "" {
+		d.DeviceID = store.DeviceID(rand.Text()[:10])
+	}
+	token, hash := newToken()
+	var ended []store.TokenHash
+	_, err := a.Store.Update(q.Context(), func(tx *store.Tx) error {
+		ended = ended[:0]
+		account, err := tx.Account(user)
+		if err != nil {
+			return err
+		}
+		if account.Deactivated {
+			return fail(http.StatusForbidden, "M_USER_DEACTIVATED", "This account has been deactivated.")
+		}
+		device, err := tx.Device(user, d.DeviceID)
+		switch {
+		case err == nil:
+			ended = append(ended, device.Token)
+		case errors.Is(err, store.ErrNotFound):
+			count := 0
+			if err := tx.Devices(user, func(*store.Device) (bool, error) { count++; return true, nil }); err != nil {
+				return err
+			}
+			if count >= maxDevices {
+				return forbidden("The account has too many devices: log one out first.")
+			}
+			device = &store.Device{User: user, ID: d.DeviceID, DisplayName: d.DisplayName}
+		default:
+			return err
+		}
+		device.Token, device.Origin = hash, a.Peer
+		device.LastSeenTS, device.LastSeenIP = a.Now().UnixMilli(), remoteIP(q.Request)
+		return tx.PutDevice(device)
+	})
+	if err != nil {
+		return nil, err
+	}
+	a.tokens.drop(ended...)
+	return map[string]any{"user_id": user, "access_token": token, "device_id": d.DeviceID, "home_server": a.Server}, nil
+}
+
+// remoteIP is the caller's address without its port.
+func remoteIP(r *http.Request) string {
+	remote, err := netip.ParseAddrPort(r.RemoteAddr)
+	if err != nil {
+		return ""
+	}
+	return remote.Addr().Unmap().WithZone("").String()
+}
+
+// logout is POST /logout: the token and its device with all its keys go.
+func (a *API) logout(q *request) (any, error) {
+	return nil, a.deleteDevices(q, q.user, []store.DeviceID{q.device})
+}
+
+// logoutAll is POST /logout/all.
+func (a *API) logoutAll(q *request) (any, error) {
+	ids, err := a.deviceIDs(q.user)
+	if err != nil {
+		return nil, err
+	}
+	return nil, a.deleteDevices(q, q.user, ids)
+}

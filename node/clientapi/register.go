@@ -1,0 +1,194 @@
+package clientapi
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+
+	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/node/pushrules"
+	"github.com/plexus-p2p/plexus/store"
+)
+
+// maxAccounts is far more than the people of one device; it bounds what open registration can fill.
+const maxAccounts = 1000
+
+// register is POST /register.
+func (a *API) register(q *request) (any, error) {
+	switch q.URL.Query().Get("kind") {
+	case "", "user":
+	case "guest":
+		return nil, fail(http.StatusForbidden, "M_GUEST_ACCESS_FORBIDDEN", "There are no guest accounts here.")
+	default:
+		return nil, invalidParam("kind must be user or guest.")
+	}
+	if a.Registration == RegistrationClosed {
+		return nil, forbidden("Registration is closed.")
+	}
+	var body struct {
+		Auth         *authData `json:"auth"`
+		Username     *string   `json:"username"`
+		Password     string    `json:"password"`
+		InhibitLogin bool      `json:"inhibit_login"`
+		newDevice
+	}
+	if err := q.decode(&body); err != nil {
+		return nil, err
+	}
+	// The name is checked before authentication, so that nobody proves anything in vain.
+	var user eventgraph.UserID
+	if body.Username != nil {
+		var err error
+		if user, err = a.newUserID(*body.Username); err != nil {
+			return nil, err
+		}
+		if err := a.available(user); err != nil {
+			return nil, err
+		}
+	}
+	if err := body.newDevice.check(); err != nil {
+		return nil, err
+	}
+
+	stage, check := stageDummy, func(*authData) error { return nil }
+	if a.Registration == RegistrationToken {
+		stage, check = stageToken, func(d *authData) error { return a.checkRegistrationToken(d.Token) }
+	}
+	if err := a.interactive(body.Auth, "register", stage, check); err != nil {
+		return nil, err
+	}
+
+	if user == "" {
+		user = eventgraph.UserID("@" + strings.ToLower(rand.Text()[:10]) + ":" + string(a.Server))
+	}
+	if err := a.createAccount(q.Context(), user, body.Password); err != nil {
+		return nil, err
+	}
+	if body.InhibitLogin {
+		return map[string]any{"user_id": user, "home_server": a.Server}, nil
+	}
+	return a.logIn(q, user, body.newDevice)
+}
+
+// CreateUser makes an account without a client (plexus user add).
+func (a *API) CreateUser(ctx context.Context, localpart, password string) (eventgraph.UserID, error) {
+	user, err := a.newUserID(localpart)
+	if err != nil {
+		return "", err
+	}
+	return user, a.createAccount(ctx, user, password)
+}
+
+// newUserID checks the localpart of a new account (appendices, User Identifiers): no historical characters.
+func (a *API) newUserID(localpart string) (eventgraph.UserID, error) {
+	outside := func(c rune) bool {
+		return (c < 'a' || c > 'z') && (c < '0' || c > '9') && !strings.ContainsRune("._=-/+", c)
+	}
+	if localpart == "" || strings.ContainsFunc(localpart, outside) {
+		return "", fail(http.StatusBadRequest, "M_INVALID_USERNAME", "A user name has only a–z, 0–9 and . _ = - / +")
+	}
+	user, err := eventgraph.ParseUserID("@" + localpart + ":" + string(a.Server))
+	if err != nil {
+		return "", fail(http.StatusBadRequest, "M_INVALID_USERNAME", "The user name is too long.")
+	}
+	return user, nil
+}
+
+var errUserInUse = fail(http.StatusBadRequest, "M_USER_IN_USE", "That user name is taken.")
+
+// available answers M_USER_IN_USE if the account exists, deactivated or not.
+func (a *API) available(user eventgraph.UserID) error {
+	_, err := a.account(user)
+	switch {
+	case err == nil:
+		return errUserInUse
+	case errors.Is(err, store.ErrNotFound):
+		return nil
+	default:
+		return err
+	}
+}
+
+// registerAvailable is GET /register/available.
+func (a *API) registerAvailable(q *request) (any, error) {
+	user, err := a.newUserID(q.URL.Query().Get("username"))
+	if err != nil {
+		return nil, err
+	}
+	if err := a.available(user); err != nil {
+		return nil, err
+	}
+	return map[string]bool{"available": true}, nil
+}
+
+// registrationTokenValidity is GET /register/m.login.registration_token/validity.
+func (a *API) registrationTokenValidity(q *request) (any, error) {
+	if a.Registration != RegistrationToken {
+		return nil, forbidden("No token is needed or accepted here.")
+	}
+	token := q.URL.Query().Get("token")
+	if token == "" {
+		return nil, missingParam("token is missing.")
+	}
+	err := a.checkRegistrationToken(token)
+	var refused *matrixError
+	if errors.As(err, &refused) && refused.Code != "M_FORBIDDEN" {
+		return nil, err
+	}
+	return map[string]bool{"valid": err == nil}, nil
+}
+
+// checkNewPassword answers for a password that cannot be set.
+func checkNewPassword(password string) error {
+	if password == "" {
+		return missingParam("A password is needed.")
+	}
+	if len(password) > maxPassword {
+		return invalidParam(fmt.Sprintf("A password has at most %d bytes.", maxPassword))
+	}
+	return nil
+}
+
+// createAccount makes the account with its default push rules and a display name: server names are long, so people
+// would else be shown by little but their server's name.
+func (a *API) createAccount(ctx context.Context, user eventgraph.UserID, password string) error {
+	if err := checkNewPassword(password); err != nil {
+		return err
+	}
+	hash, err := a.hashing.hash(ctx, password)
+	if err != nil {
+		return err
+	}
+	name, err := json.Marshal(user.Localpart())
+	if err != nil {
+		return err
+	}
+	_, err = a.Store.Update(ctx, func(tx *store.Tx) error {
+		if _, err := tx.Account(user); !errors.Is(err, store.ErrNotFound) {
+			if err == nil {
+				err = errUserInUse
+			}
+			return err
+		}
+		count := 0
+		if err := tx.Accounts(func(*store.Account) (bool, error) { count++; return true, nil }); err != nil {
+			return err
+		}
+		if count >= maxAccounts {
+			return forbidden("There are as many accounts as this server keeps.")
+		}
+		if err := tx.PutAccount(&store.Account{User: user, PasswordHash: hash, CreatedTS: a.Now().UnixMilli()}); err != nil {
+			return err
+		}
+		if err := a.putPushRules(tx, user, pushrules.Default(string(user))); err != nil {
+			return err
+		}
+		_, err := tx.PutProfile(user, map[string]json.RawMessage{"displayname": name})
+		return err
+	})
+	return err
+}

@@ -1,0 +1,189 @@
+package clientapi
+
+import (
+	"crypto/rand"
+	"crypto/subtle"
+	"errors"
+	"net/http"
+	"strings"
+	"time"
+
+	lru "github.com/hashicorp/golang-lru/v2"
+
+	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/store"
+)
+
+// Stages of User-Interactive Authentication. Every flow here has exactly one, so a session is either open or done, and
+// no completed stages need to be kept.
+const (
+	stagePassword = "m.login.password"
+	stageToken    = "m.login.registration_token"
+	stageDummy    = "m.login.dummy"
+)
+
+// authData is the "auth" of a request (CS API, User-interactive API in the REST API).
+type authData struct {
+	Type       string          `json:"type"`
+	Session    string          `json:"session"`
+	Identifier *userIdentifier `json:"identifier"`
+	User       string          `json:"user"` // deprecated form of Identifier
+	Password   string          `json:"password"`
+	Token      string          `json:"token"`
+}
+
+// userIdentifier is the spec's user identifier object; only m.id.user is known here.
+type userIdentifier struct {
+	Type string `json:"type"`
+	User string `json:"user"`
+}
+
+// named is the user that the client has named, in either form; "" if none.
+func (d *authData) named() string {
+	if d.Identifier != nil {
+		return d.Identifier.User
+	}
+	return d.User
+}
+
+// Bounds of sessions: strangers can open them.
+const (
+	maxSessions    = 1000 // the one quiet for longest goes
+	sessionExpires = 15 * time.Minute
+)
+
+// authSession is an authentication under way, for one operation only.
+type authSession struct {
+	operation string
+	expires   time.Time
+}
+
+// authSessions is for concurrent use.
+type authSessions struct {
+	now  func() time.Time
+	open *lru.Cache[string, authSession]
+}
+
+func newAuthSessions(now func() time.Time) *authSessions {
+	s := &authSessions{now: now}
+	s.open, _ = lru.New[string, authSession](maxSessions) // fails only on a size below 1
+	return s
+}
+
+// begin opens a session for the operation.
+func (s *authSessions) begin(operation string) string {
+	id := rand.Text()
+	s.open.Add(id, authSession{operation, s.now().Add(sessionExpires)})
+	return id
+}
+
+// valid says whether the session is open and was begun for that operation.
+func (s *authSessions) valid(id, operation string) bool {
+	session, ok := s.open.Get(id)
+	return ok && session.operation == operation && s.now().Before(session.expires)
+}
+
+func (s *authSessions) end(id string) { s.open.Remove(id) }
+
+// interactive lets a request for the operation pass if auth proves the stage; else it answers the 401 that asks for it.
+// check returns nil, an error with M_FORBIDDEN that the client may answer by trying again, or what failed.
+// The operation names what is done to what by whom, so that a proof serves nothing else.
+func (a *API) interactive(auth *authData, operation, stage string, check func(*authData) error) error {
+	ask := &matrixError{Status: http.StatusUnauthorized, Extra: map[string]any{
+		"flows":  []any{map[string]any{"stages": []string{stage}}},
+		"params": map[string]any{},
+	}}
+	if auth == nil || (auth.Type == "" && auth.Session == "") {
+		ask.Extra["session"] = a.auths.begin(operation)
+		return ask
+	}
+	// A client that skips the first request has no session to name.
+	if auth.Session != "" && !a.auths.valid(auth.Session, operation) {
+		ask.Code, ask.Message = "M_UNKNOWN", "That session is not known, or no more: start again."
+		ask.Extra["session"] = a.auths.begin(operation)
+		return ask
+	}
+	if auth.Session == "" {
+		auth.Session = a.auths.begin(operation)
+	}
+	ask.Extra["session"] = auth.Session
+	if auth.Type != stage {
+		if auth.Type != "" {
+			ask.Code, ask.Message = "M_UNRECOGNIZED", "That authentication type is not offered here."
+		}
+		return ask
+	}
+	err := check(auth)
+	var refused *matrixError
+	switch {
+	case err == nil:
+		a.auths.end(auth.Session)
+		return nil
+	case errors.As(err, &refused) && refused.Code == "M_FORBIDDEN":
+		ask.Code, ask.Message = refused.Code, refused.Message
+		return ask
+	default:
+		return err
+	}
+}
+
+// confirm asks the caller to prove by password that they are the user of their access token. The operation need not name the
+// user.
+func (a *API) confirm(q *request, auth *authData, operation string) error {
+	return a.interactive(auth, operation+" "+string(q.user), stagePassword, func(d *authData) error {
+		if name := d.named(); name != "" && name != string(q.user) && name != q.user.Localpart() {
+			return forbidden("That is another user.")
+		}
+		_, err := a.checkPassword(q, q.user, d.Password)
+		return err
+	})
+}
+
+// checkPassword returns the account if the password is its own; M_FORBIDDEN or M_USER_DEACTIVATED if not.
+func (a *API) checkPassword(q *request, user eventgraph.UserID, password string) (*store.Account, error) {
+	if a.RateLimits {
+		if err := a.limits.guess(string(user)); err != nil {
+			return nil, err
+		}
+	}
+	account, err := a.account(user)
+	if errors.Is(err, store.ErrNotFound) {
+		return nil, forbidden("Wrong user name or password.")
+	}
+	if err != nil {
+		return nil, err
+	}
+	if account.Deactivated {
+		return nil, fail(http.StatusForbidden, "M_USER_DEACTIVATED", "This account has been deactivated.")
+	}
+	ok, err := a.hashing.matches(q.Context(), account.PasswordHash, password)
+	if err != nil {
+		return nil, err
+	}
+	if !ok {
+		return nil, forbidden("Wrong user name or password.")
+	}
+	return account, nil
+}
+
+// account reads a local account; store.ErrNotFound.
+func (a *API) account(user eventgraph.UserID) (account *store.Account, err error) {
+	err = a.Store.View(func(r *store.Reader) (err error) {
+		account, err = r.Account(user)
+		return err
+	})
+	return account, err
+}
+
+// checkRegistrationToken answers nil if the token lets its holder register.
+func (a *API) checkRegistrationToken(token string) error {
+	if a.RateLimits {
+		if err := a.limits.guess("registration token"); err != nil {
+			return err
+		}
+	}
+	if a.RegistrationToken == "" || subtle.ConstantTimeCompare([]byte(strings.TrimSpace(token)), []byte(a.RegistrationToken)) != 1 {
+		return forbidden("That is not the registration token.")
+	}
+	return nil
+}

@@ -1,0 +1,368 @@
+package clientapi
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"sync"
+
+	lru "github.com/hashicorp/golang-lru/v2"
+
+	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/eventgraph/auth"
+	"github.com/plexus-p2p/plexus/node/pushrules"
+	"github.com/plexus-p2p/plexus/store"
+)
+
+// Unread counts are not stored: they follow from push rules, receipts and the room's order. What the rules made of each
+// event is kept in memory, so that a new event costs one evaluation per user, and a moved receipt none.
+
+// Bounds of counting. A client shows "99+" long before; but a person who joins a room of a million messages and reads none
+// must not cost an evaluation of all.
+const (
+	maxUnreadScan  = 1000 // newest events of a room that are evaluated; also the highest count
+	maxUnreadRooms = 1000 // (user, room) pairs whose notifications are kept, each at most 32 KB, most far less
+	maxThreadHops  = 3    // relations followed to find an event's thread (CS API, Marking notifications as read)
+)
+
+// unreadCounts is unread_notifications of /sync.
+type unreadCounts struct {
+	Highlights    int `json:"highlight_count"`
+	Notifications int `json:"notification_count"`
+}
+
+func (c *unreadCounts) add(n notification) {
+	c.Notifications++
+	if n.highlight {
+		c.Highlights++
+	}
+}
+
+// mainThread is the thread of events that are in none.
+const mainThread = "main"
+
+// notification is an event that the rules notify of.
+type notification struct {
+	order     int64
+	thread    string // root's event ID, or mainThread
+	highlight bool
+}
+
+// notified is what is known of one user in one room: events with from < order ≤ upTo have been evaluated under these rules.
+type notified struct {
+	rules      [sha256.Size]byte
+	from, upTo int64
+	list       []notification
+}
+
+type unreadKey struct {
+	user eventgraph.UserID
+	room eventgraph.RoomID
+}
+
+// unreadCache keeps what has been evaluated. It is for concurrent use; a *notified in it is never changed.
+type unreadCache struct {
+	users *lru.Cache[unreadKey, *notified]
+	rooms *lru.Cache[eventgraph.RoomID, *roomFacts]
+}
+
+func newUnreadCache() *unreadCache {
+	c := &unreadCache{}
+	c.users, _ = lru.New[unreadKey, *notified](maxUnreadRooms) // fails only on a size below 1
+	c.rooms, _ = lru.New[eventgraph.RoomID, *roomFacts](maxUnreadRooms)
+	return c
+}
+
+// roomFacts is what rules ask of a room's state; it is for concurrent use.
+type roomFacts struct {
+	root    eventgraph.Hash
+	members int
+
+	once   sync.Once
+	levels *auth.Levels
+}
+
+// unread counts a user's unread notifications as of one snapshot.
+type unread struct {
+	api     *API
+	r       *store.Reader
+	user    eventgraph.UserID
+	rules   *pushrules.Ruleset
+	ignored map[eventgraph.UserID]bool
+	hash    [sha256.Size]byte // of rules and ignored as stored
+}
+
+// newUnread reads the user's rules from the snapshot.
+func (a *API) newUnread(r *store.Reader, user eventgraph.UserID) (*unread, error) {
+	u := &unread{api: a, r: r, user: user}
+	hash := sha256.New()
+	for _, dataType := range []string{typePushRules, typeIgnoredList} {
+		data, err := r.AccountData(user, "", dataType)
+		if err != nil && !errors.Is(err, store.ErrNotFound) {
+			return nil, err
+		}
+		if data != nil {
+			hash.Write(data.Content)
+		}
+		hash.Write([]byte{0})
+	}
+	hash.Sum(u.hash[:0])
+	return u, nil
+}
+
+// load reads what is needed only where there is something to evaluate.
+func (u *unread) load() (err error) {
+	if u.rules != nil {
+		return nil
+	}
+	if u.ignored, err = ignoredUsers(u.r, u.user); err != nil {
+		return err
+	}
+	u.rules, err = readPushRules(u.r, u.user)
+	return err
+}
+
+// ignoredUsers reads m.ignored_user_list (CS API, Ignoring Users).
+func ignoredUsers(r *store.Reader, user eventgraph.UserID) (map[eventgraph.UserID]bool, error) {
+	data, err := r.AccountData(user, "", typeIgnoredList)
+	if errors.Is(err, store.ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var content struct {
+		Users map[eventgraph.UserID]json.RawMessage `json:"ignored_users"`
+	}
+	if json.Unmarshal(data.Content, &content) != nil {
+		return nil, nil // a client may have put anything there
+	}
+	ignored := make(map[eventgraph.UserID]bool, len(content.Users))
+	for other := range content.Users {
+		ignored[other] = true
+	}
+	return ignored, nil
+}
+
+// room counts for a room that the user is joined to: over all threads or, if byThread, of the main thread and of each other
+// one that has any.
+func (u *unread) room(id eventgraph.RoomID, byThread bool) (unreadCounts, map[string]unreadCounts, error) {
+	var counts unreadCounts
+	room, err := u.r.Room(id)
+	if err != nil {
+		return counts, nil, err
+	}
+	read, err := u.r.ReadUpTo(id, u.user, "")
+	if errors.Is(err, store.ErrNotFound) {
+		read, err = u.joinedAt(id)
+	}
+	if err != nil {
+		return counts, nil, err
+	}
+	n, err := u.evaluated(room, read)
+	if err != nil {
+		return counts, nil, err
+	}
+	threads := map[string]unreadCounts{}
+	threadRead := map[string]int64{}
+	for _, one := range n.list {
+		if one.order <= read {
+			continue
+		}
+		upTo, ok := threadRead[one.thread]
+		if !ok {
+			upTo, err = u.r.ReadUpTo(id, u.user, one.thread)
+			if errors.Is(err, store.ErrNotFound) {
+				upTo = read
+			} else if err != nil {
+				return counts, nil, err
+			}
+			threadRead[one.thread] = upTo
+		}
+		if one.order <= upTo {
+			continue
+		}
+		if byThread && one.thread != mainThread {
+			c := threads[one.thread]
+			c.add(one)
+			threads[one.thread] = c
+		} else {
+			counts.add(one)
+		}
+	}
+	return counts, threads, nil
+}
+
+// joinedAt is where reading begins for a user who has no receipt in the room: their membership.
+func (u *unread) joinedAt(room eventgraph.RoomID) (int64, error) {
+	member, err := u.r.Member(room, u.user)
+	if errors.Is(err, store.ErrNotFound) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	return u.r.OrderOf(member.Event)
+}
+
+// evaluated returns what the rules make of the events after read, at most maxUnreadScan of them.
+func (u *unread) evaluated(room *store.Room, read int64) (*notified, error) {
+	newest := room.NextOrder - 1
+	from := max(read, newest-maxUnreadScan)
+	key := unreadKey{u.user, room.ID}
+	known, ok := u.api.unreads.users.Get(key)
+	if !ok || known.rules != u.hash || known.from > from {
+		known = &notified{rules: u.hash, from: from, upTo: from}
+	}
+	if known.upTo >= newest {
+		return known, nil
+	}
+	if err := u.load(); err != nil {
+		return nil, err
+	}
+	next := &notified{rules: u.hash, from: max(known.from, from), upTo: newest}
+	for _, one := range known.list {
+		if one.order > next.from {
+			next.list = append(next.list, one)
+		}
+	}
+	context, err := u.context(room)
+	if err != nil {
+		return nil, err
+	}
+	err = u.r.Timeline(room.ID, max(known.upTo, next.from)+1, false, func(e *store.StoredEvent) (bool, error) {
+		if e.Order > newest {
+			return false, nil
+		}
+		if e.Sender() == u.user || u.ignored[e.Sender()] {
+			return true, nil
+		}
+		context.Permission = func(key string) bool { return u.mayNotify(room, e.Sender(), key) }
+		event := pushrules.Event{
+			ID: string(e.ID()), Type: e.Type(), Sender: string(e.Sender()), RoomID: string(room.ID), Content: e.Content(),
+		}
+		if stateKey, ok := e.StateKey(); ok {
+			event.StateKey = &stateKey
+		}
+		outcome := u.rules.Evaluate(&event, context)
+		if !outcome.Notify {
+			return true, nil
+		}
+		thread, err := u.threadOf(e)
+		next.list = append(next.list, notification{e.Order, thread, outcome.Highlight})
+		return err == nil, err
+	})
+	if err != nil {
+		return nil, err
+	}
+	u.api.unreads.users.Add(key, next)
+	return next, nil
+}
+
+// context is what the rules ask of the user and the room, but for the sender's permission.
+func (u *unread) context(room *store.Room) (pushrules.Context, error) {
+	context := pushrules.Context{User: string(u.user)}
+	facts, err := u.facts(room)
+	if err != nil {
+		return context, err
+	}
+	context.Members = facts.members
+	member, err := u.r.Member(room.ID, u.user)
+	if errors.Is(err, store.ErrNotFound) {
+		return context, nil
+	}
+	if err != nil {
+		return context, err
+	}
+	event, err := u.r.Event(member.Event)
+	if err != nil {
+		return context, err
+	}
+	return context, optionalString(profileOfMember(event.Event)["displayname"], &context.DisplayName)
+}
+
+func optionalString(value json.RawMessage, s *string) error {
+	if value == nil {
+		return nil
+	}
+	return json.Unmarshal(value, s)
+}
+
+// facts reads what rules ask of the room's current state, or takes it from the cache if the state is still the same.
+func (u *unread) facts(room *store.Room) (*roomFacts, error) {
+	if facts, ok := u.api.unreads.rooms.Get(room.ID); ok && facts.root == room.State {
+		return facts, nil
+	}
+	facts := &roomFacts{root: room.State}
+	err := u.r.MembersOf(room.ID, func(m *store.Member) (bool, error) {
+		if m.Membership == "join" {
+			facts.members++
+		}
+		return true, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	u.api.unreads.rooms.Add(room.ID, facts)
+	return facts, nil
+}
+
+// defaultNotificationLevel is what a notification of any kind needs unless the power levels say otherwise
+// (m.room.power_levels, notifications).
+const defaultNotificationLevel = 50
+
+// mayNotify says whether the sender's power allows notifications of that key. If the state cannot be read, it does not.
+func (u *unread) mayNotify(room *store.Room, sender eventgraph.UserID, key string) bool {
+	facts, err := u.facts(room)
+	if err != nil {
+		return false
+	}
+	state := u.api.Rooms.StateAt(room.ID, room.State)
+	facts.once.Do(func() {
+		if facts.levels, err = auth.PowerLevels(state); err != nil {
+			u.api.Log.Error("power levels cannot be read", "error", err)
+		}
+	})
+	if facts.levels == nil {
+		return false
+	}
+	needed, ok := facts.levels.Notifications[key]
+	if !ok {
+		needed = defaultNotificationLevel
+	}
+	power, err := auth.UserPower(sender, state)
+	return err == nil && (power.IsCreator || power.Level >= needed)
+}
+
+// threadOf is the root of the event's thread, or mainThread: relations are followed for a few hops, so that a reaction
+// counts with the thread of what it reacts to.
+func (u *unread) threadOf(e *store.StoredEvent) (string, error) {
+	event := e.Event
+	for range maxThreadHops {
+		if !bytes.Contains(event.Content(), []byte("m.relates_to")) {
+			break
+		}
+		var content struct {
+			Relation struct {
+				Type  string             `json:"rel_type"`
+				Event eventgraph.EventID `json:"event_id"`
+			} `json:"m.relates_to"`
+		}
+		if json.Unmarshal(event.Content(), &content) != nil || content.Relation.Event == "" {
+			break
+		}
+		if content.Relation.Type == "m.thread" {
+			return string(content.Relation.Event), nil
+		}
+		parent, err := u.r.Event(content.Relation.Event)
+		if errors.Is(err, store.ErrNotFound) {
+			break
+		}
+		if err != nil {
+			return "", err
+		}
+		event = parent.Event
+	}
+	return mainThread, nil
+}
