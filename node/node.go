@@ -118,9 +118,9 @@ func Open(ctx context.Context, c Config) (_ *Node, err error) {
 	n.rooms = rooms.New(rooms.Config{Store: n.store, Key: n.keys.signing(), Now: c.Now, Log: c.Log})
 	n.api = clientapi.New(clientapi.Config{
 		Store: n.store, Rooms: n.rooms, Ephemeral: n.ephemeral,
-		Server: n.keys.server, Registration: c.Registration, RegistrationToken: n.token,
+		Server: n.keys.server, Peer: n.keys.peer, Registration: c.Registration, RegistrationToken: n.token,
 		RateLimits: !c.NoRateLimits, PeersConnected: func() int { return len(n.transport.Peers()) },
-		Now: c.Now, Log: c.Log,
+		Hosts: hostsOf(c.ClientAddrs), Now: c.Now, Log: c.Log,
 	})
 
 	// The transport serves requests from its first moment; what it serves waits until the federation stands.
@@ -272,4 +272,15 @@ func (n *Node) Close() error {
 		errs = append(errs, n.store.Close())
 	}
 	return errors.Join(errs...)
+}
+
+// hostsOf strips the ports of the addresses: under these hosts clients may address us.
+func hostsOf(addrs []string) []string {
+	var hosts []string
+	for _, addr := range addrs {
+		if host, _, err := net.SplitHostPort(addr); err == nil {
+			hosts = append(hosts, host)
+		}
+	}
+	return hosts
 }

@@ -49,7 +49,7 @@ type Config struct {
 	RateLimits        bool
 	PeersConnected    func() int // for the page at GET /
 	// Hosts are the hosts (without port) of the configured client addresses: requests may name them beside localhost and
-	// loopback addresses. An unspecified address ("0.0.0.0", "::") allows every IP literal.
+	// loopback addresses. An unspecified address ("", "0.0.0.0", "::") allows every IP literal.
 	Hosts []string
 	Now   func() time.Time
 	Log   *slog.Logger

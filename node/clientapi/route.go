@@ -318,6 +318,9 @@ func (a *API) hostAllowed(r *http.Request) bool {
 		return true
 	}
 	return slices.ContainsFunc(a.Hosts, func(h string) bool {
+		if h == "" { // ":8008": every address
+			return true
+		}
 		allowed, err := netip.ParseAddr(h)
 		return err == nil && (allowed.IsUnspecified() || allowed.Unmap().WithZone("") == ip)
 	})
