@@ -1,0 +1,640 @@
+package eventgraph
+
+import (
+	"bytes"
+	"crypto/ed25519"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// testKey is a signing key made of a number: of a server whose identity key and device key are one.
+func testKey(n byte) SigningKey {
+	private := ed25519.NewKeyFromSeed(bytes.Repeat([]byte{n}, ed25519.SeedSize))
+	public := private.Public().(ed25519.PublicKey)
+	return SigningKey{NewServerName(public), NewPeerID(public).KeyID(), private}
+}
+
+func user(local string, k SigningKey) UserID {
+	return UserID("@" + local + ":" + string(k.Server))
+}
+
+// testRing is a KeyRing of those keys, for any time.
+type testRing []SigningKey
+
+func (r testRing) Key(server ServerName, id KeyID, ts int64, strict bool) (ed25519.PublicKey, error) {
+	for _, k := range r {
+		if k.Server == server && k.ID == id {
+			return k.Private.Public().(ed25519.PublicKey), nil
+		}
+	}
+	return nil, ErrKeyUnknown
+}
+
+func pointer(s string) *string { return &s }
+
+func roomOf(v RoomVersion) RoomID {
+	if t, _ := v.Traits(); t.RoomIDFromCreate {
+		return RoomID("!" + numberedID(0)[1:])
+	}
+	return "!room:example.org"
+}
+
+// idIn returns an event ID in that version's alphabet.
+func idIn(v RoomVersion, n int) EventID {
+	t, _ := v.Traits()
+	h := sha256.Sum256(fmt.Append(nil, n))
+	return EventID("$" + t.idEncoding().EncodeToString(h[:]))
+}
+
+func draft(v RoomVersion, typ, content string, k SigningKey) Draft {
+	return Draft{
+		RoomID: roomOf(v), Type: typ, Sender: user("alice", k), Content: json.RawMessage(content),
+		PrevEvents: []EventID{idIn(v, 1)}, AuthEvents: []EventID{idIn(v, 2), idIn(v, 3)}, Depth: 7, OriginServerTS: 1_700_000_000_000,
+	}
+}
+
+func mustBuild(t testing.TB, v RoomVersion, d Draft, k SigningKey) *Event {
+	t.Helper()
+	e, err := Build(v, d, k)
+	if err != nil {
+		t.Fatalf("Build in version %s: %v", v, err)
+	}
+	return e
+}
+
+// same fails the test unless two events agree in all that can be asked of them.
+func same(t *testing.T, a, b *Event) {
+	t.Helper()
+	show := func(e *Event) string {
+		key, isState := e.StateKey()
+		return fmt.Sprintf("%s %s %s %s %q %v %s %s %s %v %v %d %d %s %s", e.ID(), e.Version(), e.RoomID(), e.Type(), key, isState,
+			e.Sender(), e.Content(), e.Membership(), e.PrevEvents(), e.AuthEvents(), e.Depth(), e.OriginServerTS(), e.Redacts(), e.Raw())
+	}
+	if show(a) != show(b) {
+		t.Errorf("events differ:\n%s\n%s", show(a), show(b))
+	}
+}
+
+// TestBuildParseLoad: what was built parses, loads and verifies as itself, in every version.
+func TestBuildParseLoad(t *testing.T) {
+	t.Parallel()
+	k := testKey(1)
+	for _, v := range SupportedVersions() {
+		d := draft(v, "m.room.member", `{"membership":"join","displayname":"Zoë \u0001 \"<&>\" \uD83D\uDE00"}`, k)
+		d.StateKey = pointer(string(d.Sender))
+		e := mustBuild(t, v, d, k)
+		if e.Version() != v || e.RoomID() != d.RoomID || e.Type() != d.Type || e.Sender() != d.Sender || e.Depth() != d.Depth ||
+			e.OriginServerTS() != d.OriginServerTS || !slices.Equal(e.PrevEvents(), d.PrevEvents) || !slices.Equal(e.AuthEvents(), d.AuthEvents) {
+			t.Errorf("version %s: %s is not the draft", v, e.Raw())
+		}
+		if tuple, ok := e.Tuple(); !ok || tuple != (StateTuple{d.Type, *d.StateKey}) || e.Membership() != "join" {
+			t.Errorf("version %s: tuple %v %v, membership %q", v, tuple, ok, e.Membership())
+		}
+		if want := `{"displayname":"Zoë \u0001 \"<&>\" 😀","membership":"join"}`; string(e.Content()) != want {
+			t.Errorf("version %s: content %s, want %s", v, e.Content(), want)
+		}
+		traits, _ := v.Traits()
+		if !isHashID(string(e.ID()), '$', traits.idEncoding()) {
+			t.Errorf("version %s: event ID %s", v, e.ID())
+		}
+		// From a peer: spaces, "unsigned" with whatever numbers, and members in another order.
+		var loose map[string]any
+		dec := json.NewDecoder(bytes.NewReader(e.Raw()))
+		dec.UseNumber()
+		if err := dec.Decode(&loose); err != nil {
+			t.Fatal(err)
+		}
+		loose["unsigned"] = map[string]any{"age": 1.5, "zz": -0.0}
+		indented, err := json.MarshalIndent(loose, " ", "\t")
+		if err != nil {
+			t.Fatal(err)
+		}
+		parsed, err := ParseEvent(v, indented)
+		if err != nil {
+			t.Fatalf("version %s: %v", v, err)
+		}
+		same(t, e, parsed)
+		loaded, err := LoadEvent(v, e.ID(), e.Raw())
+		if err != nil {
+			t.Fatalf("version %s: %v", v, err)
+		}
+		same(t, e, loaded)
+		for _, e := range []*Event{e, parsed, loaded, e.Redact()} {
+			if err := e.VerifySignatures(testRing{k}); err != nil {
+				t.Errorf("version %s: %v", v, err)
+			}
+			if e.HashMismatch() {
+				t.Errorf("version %s: hash mismatch", v)
+			}
+		}
+	}
+}
+
+func TestCreateEventNamesItsRoom(t *testing.T) {
+	t.Parallel()
+	k := testKey(1)
+	d := Draft{Type: "m.room.create", StateKey: pointer(""), Sender: user("alice", k), Content: json.RawMessage(`{"room_version":"12"}`), Depth: 1}
+	e := mustBuild(t, "12", d, k)
+	if want := RoomID("!" + e.ID()[1:]); e.RoomID() != want || bytes.Contains(e.Raw(), []byte("room_id")) {
+		t.Errorf("room %s, want %s, in %s", e.RoomID(), want, e.Raw())
+	}
+	loaded, err := LoadEvent("12", e.ID(), e.Raw())
+	if err != nil {
+		t.Fatal(err)
+	}
+	same(t, e, loaded)
+	same(t, e, e.Redact())
+	if _, err := Build("11", d, k); !errors.Is(err, ErrFormat) {
+		t.Errorf("version 11 without room_id: %v", err)
+	}
+	// One that claims a room ID is well-formed, and its room is the one that it claims (v12, rule 1.2 rejects it).
+	d.RoomID = roomOf("12")
+	if e := mustBuild(t, "12", d, k); e.RoomID() != d.RoomID {
+		t.Errorf("room %s, want %s", e.RoomID(), d.RoomID)
+	}
+	for _, d := range []Draft{{Type: "m.room.message", Sender: d.Sender}, {Type: "m.room.create", StateKey: pointer("x"), Sender: d.Sender}, {Type: "m.room.create", Sender: d.Sender}} {
+		if _, err := Build("12", d, k); !errors.Is(err, ErrFormat) {
+			t.Errorf("%s without room_id: %v", d.Type, err)
+		}
+	}
+}
+
+// edited returns a well-formed event of that version with members set (nil: removed), its hash made anew if asked.
+func edited(t testing.TB, v RoomVersion, set map[string]any, rehash bool) []byte {
+	t.Helper()
+	k := testKey(1)
+	e := mustBuild(t, v, draft(v, "m.room.message", `{"body":"x"}`, k), k)
+	var members map[string]json.RawMessage
+	if err := json.Unmarshal(e.Raw(), &members); err != nil {
+		t.Fatal(err)
+	}
+	for key, val := range set {
+		switch val := val.(type) {
+		case nil:
+			delete(members, key)
+		case json.RawMessage:
+			members[key] = val
+		default:
+			raw, err := json.Marshal(val)
+			if err != nil {
+				t.Fatal(err)
+			}
+			members[key] = raw
+		}
+	}
+	raw, err := json.Marshal(members)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !rehash {
+		return raw
+	}
+	split, err := splitSigned(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := contentHash(split)
+	members["hashes"] = json.RawMessage(`{"sha256":"` + encodeBase64(h[:]) + `"}`)
+	if raw, err = json.Marshal(members); err != nil {
+		t.Fatal(err)
+	}
+	return raw
+}
+
+func ids(v RoomVersion, n int) []EventID {
+	list := []EventID{}
+	for i := range n {
+		list = append(list, idIn(v, i))
+	}
+	return list
+}
+
+func TestFormat(t *testing.T) {
+	t.Parallel()
+	raw := func(s string) json.RawMessage { return json.RawMessage(s) }
+	long := func(n int) string { return strings.Repeat("x", n) }
+	for _, c := range []struct {
+		name     string
+		versions string // space-separated; "" is all
+		set      map[string]any
+		want     error // nil: accepted
+	}{
+		{"unchanged", "", nil, nil},
+		{"unknown member", "", map[string]any{"org.example": map[string]int{"x": 1}}, nil},
+		{"origin", "", map[string]any{"origin": "example.org"}, nil},
+		{"no type", "", map[string]any{"type": nil}, ErrFormat},
+		{"type a number", "", map[string]any{"type": 1}, ErrFormat},
+		{"type of 255 bytes", "", map[string]any{"type": long(255)}, nil},
+		{"type of 256 bytes", "", map[string]any{"type": long(256)}, ErrTooLarge},
+		{"type of 255 letters, 256 bytes", "", map[string]any{"type": long(254) + "é"}, ErrTooLarge},
+		{"state key empty", "", map[string]any{"state_key": ""}, nil},
+		{"state key null", "", map[string]any{"state_key": raw("null")}, ErrFormat},
+		{"state key of 255 bytes", "", map[string]any{"state_key": long(255)}, nil},
+		{"state key of 256 bytes", "", map[string]any{"state_key": long(256)}, ErrTooLarge},
+		{"no sender", "", map[string]any{"sender": nil}, ErrFormat},
+		{"sender without server", "", map[string]any{"sender": "@alice"}, ErrFormat},
+		{"sender historical", "", map[string]any{"sender": "@Al ice\x01é:example.org"}, nil},
+		{"sender empty localpart", "", map[string]any{"sender": "@:example.org"}, nil},
+		{"sender too long", "", map[string]any{"sender": "@" + long(250) + ":example.org"}, ErrTooLarge},
+		{"no room", "", map[string]any{"room_id": nil}, ErrFormat},
+		{"room too long", "3 11", map[string]any{"room_id": "!" + long(250) + ":example.org"}, ErrTooLarge},
+		{"room without server", "3 11", map[string]any{"room_id": "!abc"}, ErrFormat},
+		{"room a hash", "3 11", map[string]any{"room_id": roomOf("12")}, ErrFormat},
+		{"room with server", "12", map[string]any{"room_id": "!room:example.org"}, ErrFormat},
+		{"room no canonical hash", "12", map[string]any{"room_id": "!" + strings.Repeat("_", 43)}, ErrFormat},
+		{"no content", "", map[string]any{"content": nil}, ErrFormat},
+		{"content a list", "", map[string]any{"content": []int{}}, ErrFormat},
+		{"content null", "", map[string]any{"content": raw("null")}, ErrFormat},
+		{"no hashes", "", map[string]any{"hashes": nil}, ErrFormat},
+		{"hashes a string", "", map[string]any{"hashes": "x"}, ErrFormat},
+		{"hashes without sha256", "", map[string]any{"hashes": map[string]string{"md5": "x"}}, ErrFormat},
+		{"hash not base64", "", map[string]any{"hashes": map[string]string{"sha256": "!!"}}, ErrFormat},
+		{"no signatures", "", map[string]any{"signatures": nil}, ErrFormat},
+		{"signatures a list", "", map[string]any{"signatures": []int{}}, ErrFormat},
+		{"signatures of strings", "", map[string]any{"signatures": map[string]string{"a": "b"}}, ErrFormat},
+		{"signature a number", "", map[string]any{"signatures": map[string]any{"a": map[string]int{"ed25519:1": 1}}}, ErrFormat},
+		{"signatures empty", "", map[string]any{"signatures": map[string]string{}}, nil},
+		{"no depth", "", map[string]any{"depth": nil}, ErrFormat},
+		{"depth a string", "", map[string]any{"depth": "1"}, ErrFormat},
+		{"depth negative", "", map[string]any{"depth": -1}, ErrFormat},
+		{"depth at the limit", "", map[string]any{"depth": 1<<53 - 1}, nil},
+		{"depth over the limit", "6 12", map[string]any{"depth": 1 << 53}, ErrFormat},
+		{"depth over the later limit", "3 5", map[string]any{"depth": 1<<63 - 1}, nil},
+		{"depth over 64 bits", "", map[string]any{"depth": raw("9223372036854775808")}, ErrFormat},
+		{"depth a fraction", "", map[string]any{"depth": raw("1.0")}, ErrFormat},
+		{"no time", "", map[string]any{"origin_server_ts": nil}, ErrFormat},
+		{"time a string", "", map[string]any{"origin_server_ts": "1"}, ErrFormat},
+		{"time negative", "", map[string]any{"origin_server_ts": -5}, nil},
+		{"no prev_events", "", map[string]any{"prev_events": nil}, ErrFormat},
+		{"prev_events empty", "", map[string]any{"prev_events": []int{}}, nil},
+		{"prev_events of pairs", "", map[string]any{"prev_events": [][]string{{"$a:b", "c"}}}, ErrFormat},
+		{"prev_events a string", "", map[string]any{"prev_events": "$a"}, ErrFormat},
+		{"prev_events of version 1", "", map[string]any{"prev_events": []string{"$a:example.org"}}, ErrFormat},
+		{"20 prev_events", "4 12", map[string]any{"prev_events": ids("12", 20)}, nil},
+		{"21 prev_events", "4 12", map[string]any{"prev_events": ids("12", 21)}, ErrFormat},
+		{"10 auth_events", "4 12", map[string]any{"auth_events": ids("12", 10)}, nil},
+		{"11 auth_events", "4 12", map[string]any{"auth_events": ids("12", 11)}, ErrFormat},
+		{"the other alphabet", "3", map[string]any{"prev_events": []string{"$-" + strings.Repeat("A", 42)}}, ErrFormat},
+		{"the other alphabet", "4 12", map[string]any{"prev_events": []string{"$+" + strings.Repeat("A", 42)}}, ErrFormat},
+		{"a fraction in content", "6 12", map[string]any{"content": raw(`{"x":1.5}`)}, ErrFormat},
+		{"a fraction in content", "3 4 5", map[string]any{"content": raw(`{"x":1.5}`)}, nil},
+		{"a repeated member", "", map[string]any{"content": raw(`{"x":1,"x":2}`)}, ErrFormat},
+		{"a lone surrogate", "", map[string]any{"content": raw(`{"x":"\ud800"}`)}, ErrFormat},
+	} {
+		versions := strings.Fields(c.versions)
+		if len(versions) == 0 {
+			for _, v := range SupportedVersions() {
+				versions = append(versions, string(v))
+			}
+		}
+		for _, v := range versions {
+			_, err := ParseEvent(RoomVersion(v), edited(t, RoomVersion(v), c.set, false))
+			if (c.want == nil) != (err == nil) || !errors.Is(err, c.want) {
+				t.Errorf("%s, version %s: %v, want %v", c.name, v, err, c.want)
+			}
+		}
+	}
+	for _, v := range []RoomVersion{"", "1", "2", "13", "012", "+3", "org.example"} {
+		if _, err := ParseEvent(v, edited(t, "10", nil, false)); !errors.Is(err, ErrFormat) {
+			t.Errorf("version %q: %v", v, err)
+		}
+	}
+	for _, in := range []string{"", "{", "[]", "null", `"x"`, "{}", "{}{}"} {
+		if _, err := ParseEvent("12", []byte(in)); !errors.Is(err, ErrFormat) {
+			t.Errorf("%q: %v", in, err)
+		}
+	}
+}
+
+// TestEventSize: 65536 bytes with signatures and without "unsigned" are allowed, one more is not.
+func TestEventSize(t *testing.T) {
+	t.Parallel()
+	k := testKey(1)
+	build := func(n int) (*Event, error) {
+		return Build("12", draft("12", "m.room.message", `{"body":"`+strings.Repeat("x", n)+`"}`, k), k)
+	}
+	empty, err := build(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	largest, err := build(maxEvent - len(empty.Raw()))
+	if err != nil || len(largest.Raw()) != maxEvent {
+		t.Fatalf("largest: %v", err)
+	}
+	if _, err := build(maxEvent - len(empty.Raw()) + 1); !errors.Is(err, ErrTooLarge) {
+		t.Errorf("one byte more: %v", err)
+	}
+	if _, err := largest.WithSignature(testKey(2)); !errors.Is(err, ErrTooLarge) {
+		t.Errorf("another signature: %v", err)
+	}
+	withUnsigned := slices.Concat(largest.Raw()[:maxEvent-1], []byte(`,"unsigned":{"age":1}}`))
+	if e, err := ParseEvent("12", withUnsigned); err != nil {
+		t.Errorf("with unsigned: %v", err)
+	} else {
+		same(t, largest, e)
+	}
+	if _, err := ParseEvent("12", slices.Concat(bytes.Repeat([]byte(" "), maxRawEvent), largest.Raw())); !errors.Is(err, ErrTooLarge) {
+		t.Errorf("spaces without end: %v", err)
+	}
+}
+
+// TestWrongHash: content that the hash does not cover is redacted away; ID and signature hold.
+func TestWrongHash(t *testing.T) {
+	t.Parallel()
+	k := testKey(1)
+	for _, v := range SupportedVersions() {
+		e := mustBuild(t, v, draft(v, "m.room.message", `{"body":"hello"}`, k), k)
+		for _, raw := range [][]byte{bytes.Replace(e.Raw(), []byte("hello"), []byte("hullo"), 1), e.Redact().Raw()} {
+			got, err := ParseEvent(v, raw)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !got.HashMismatch() || !got.Redact().HashMismatch() || string(got.Content()) != "{}" {
+				t.Errorf("version %s: mismatch %v, content %s", v, got.HashMismatch(), got.Content())
+			}
+			same(t, e.Redact(), got)
+			if err := got.VerifySignatures(testRing{k}); err != nil {
+				t.Errorf("version %s: %v", v, err)
+			}
+		}
+		// A hash of other length is a wrong one, padding is not.
+		h := contentHash(must(splitSigned(e.Raw())))
+		if got, err := ParseEvent(v, bytes.Replace(e.Raw(), []byte(encodeBase64(h[:])), []byte("AAAA"), 1)); err != nil || !got.HashMismatch() {
+			t.Errorf("version %s: short hash: %v", v, err)
+		}
+		if got, err := ParseEvent(v, bytes.Replace(e.Raw(), []byte(encodeBase64(h[:])), []byte(encodeBase64(h[:])+"="), 1)); err != nil || got.HashMismatch() {
+			t.Errorf("version %s: padded hash: %v", v, err)
+		}
+	}
+}
+
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
+}
+
+// TestLenientNumbers: versions 3 to 5 hash number literals as written; so does a copy that travelled on.
+func TestLenientNumbers(t *testing.T) {
+	t.Parallel()
+	k := testKey(1)
+	content := `{"a":1.50,"b":-0,"c":1E+3,"d":123456789012345678901234567890}`
+	for _, v := range []RoomVersion{"3", "4", "5"} {
+		e := mustBuild(t, v, draft(v, "m.room.message", content, k), k)
+		if string(e.Content()) != content {
+			t.Errorf("version %s: %s", v, e.Content())
+		}
+		if got, err := ParseEvent(v, e.Raw()); err != nil || got.HashMismatch() {
+			t.Errorf("version %s: %v", v, err)
+		}
+	}
+	for _, n := range []string{"1.50", "-0", "1E+3", "9007199254740992", "-9007199254740992"} {
+		if _, err := Build("6", draft("6", "m.room.message", `{"a":`+n+`}`, k), k); !errors.Is(err, ErrFormat) {
+			t.Errorf("version 6: %s: %v", n, err)
+		}
+	}
+}
+
+func TestRedaction(t *testing.T) {
+	t.Parallel()
+	levels := `"ban":1,"events":{"x":1},"events_default":1,"kick":1,"redact":1,"state_default":1,"users":{"a":1},"users_default":1`
+	for _, c := range []struct {
+		from, to   int // versions
+		typ        string
+		in, wanted string
+	}{
+		{3, 12, "m.room.message", `{"body":"x"}`, `{}`},
+		{3, 12, "m.room.name", `{"name":"x"}`, `{}`},
+		{3, 8, "m.room.member", `{"membership":"join","join_authorised_via_users_server":"@a:b","displayname":"x","third_party_invite":{"signed":{}}}`, `{"membership":"join"}`},
+		{9, 10, "m.room.member", `{"membership":"join","join_authorised_via_users_server":"@a:b","displayname":"x","third_party_invite":{"signed":{}}}`, `{"join_authorised_via_users_server":"@a:b","membership":"join"}`},
+		{11, 12, "m.room.member", `{"membership":"invite","third_party_invite":{"signed":{"mxid":"@a:b"},"display_name":"x"}}`, `{"membership":"invite","third_party_invite":{"signed":{"mxid":"@a:b"}}}`},
+		{11, 12, "m.room.member", `{"membership":"invite","third_party_invite":{"display_name":"x"}}`, `{"membership":"invite","third_party_invite":{}}`},
+		{11, 12, "m.room.member", `{"membership":"invite","third_party_invite":"x"}`, `{"membership":"invite"}`},
+		{3, 10, "m.room.create", `{"creator":"@a:b","room_version":"3","m.federate":false}`, `{"creator":"@a:b"}`},
+		{11, 12, "m.room.create", `{"creator":"@a:b","room_version":"3","m.federate":false}`, `{"creator":"@a:b","m.federate":false,"room_version":"3"}`},
+		{3, 7, "m.room.join_rules", `{"join_rule":"restricted","allow":[],"x":1}`, `{"join_rule":"restricted"}`},
+		{8, 12, "m.room.join_rules", `{"join_rule":"restricted","allow":[],"x":1}`, `{"allow":[],"join_rule":"restricted"}`},
+		{3, 10, "m.room.power_levels", `{` + levels + `,"invite":1,"notifications":{}}`, `{` + levels + `}`},
+		{11, 12, "m.room.power_levels", `{` + levels + `,"notifications":{},"invite":1}`, `{` + strings.Replace(levels, `"kick"`, `"invite":1,"kick"`, 1) + `}`},
+		{3, 5, "m.room.aliases", `{"aliases":["#a:b"],"x":1}`, `{"aliases":["#a:b"]}`},
+		{6, 12, "m.room.aliases", `{"aliases":["#a:b"]}`, `{}`},
+		{3, 12, "m.room.history_visibility", `{"history_visibility":"joined","x":1}`, `{"history_visibility":"joined"}`},
+		{3, 10, "m.room.redaction", `{"redacts":"$x","reason":"y"}`, `{}`},
+		{11, 12, "m.room.redaction", `{"redacts":"$x","reason":"y"}`, `{"redacts":"$x"}`},
+	} {
+		for n := c.from; n <= c.to; n++ {
+			v, k := RoomVersion(fmt.Sprint(n)), testKey(1)
+			d := draft(v, c.typ, c.in, k)
+			d.StateKey = pointer("")
+			e := mustBuild(t, v, d, k)
+			r := e.Redact()
+			if string(r.Content()) != c.wanted {
+				t.Errorf("version %s: %s redacted to %s, want %s", v, c.typ, r.Content(), c.wanted)
+			}
+			if r.ID() != e.ID() || r.RoomID() != e.RoomID() || !bytes.Equal(r.Redact().Raw(), r.Raw()) {
+				t.Errorf("version %s: %s: redaction changes more than content", v, c.typ)
+			}
+		}
+	}
+}
+
+// TestRedactionTopLevel: which members stay beside content.
+func TestRedactionTopLevel(t *testing.T) {
+	t.Parallel()
+	set := map[string]any{"origin": "o", "prev_state": []int{}, "membership": "join", "state_key": "", "event_id": "$x", "redacts": "$x", "org.example": 1, "age": 1}
+	always := []string{"auth_events", "content", "depth", "event_id", "hashes", "origin_server_ts", "prev_events", "room_id", "sender", "signatures", "state_key", "type"}
+	for _, v := range SupportedVersions() {
+		want := slices.Clone(always)
+		if traits, _ := v.Traits(); !traits.RedactsInContent {
+			want = append(want, "membership", "origin", "prev_state")
+		}
+		e, err := ParseEvent(v, edited(t, v, set, true))
+		if err != nil || e.HashMismatch() {
+			t.Fatalf("version %s: %v", v, err)
+		}
+		var got map[string]json.RawMessage
+		if err := json.Unmarshal(e.Redact().Raw(), &got); err != nil {
+			t.Fatal(err)
+		}
+		slices.Sort(want)
+		if keys := slices.Sorted(maps.Keys(got)); !slices.Equal(keys, want) {
+			t.Errorf("version %s keeps %v, want %v", v, keys, want)
+		}
+	}
+}
+
+func TestRedacts(t *testing.T) {
+	t.Parallel()
+	k := testKey(1)
+	for _, v := range SupportedVersions() {
+		target := idIn(v, 9)
+		d := draft(v, "m.room.redaction", `{"reason":"spam"}`, k)
+		d.Redacts = target
+		e := mustBuild(t, v, d, k)
+		traits, _ := v.Traits()
+		inContent := strings.Contains(string(e.Content()), "redacts")
+		if e.Redacts() != target || inContent != traits.RedactsInContent || strings.Count(string(e.Raw()), "redacts") != 1 {
+			t.Errorf("version %s: redacts %q in %s", v, e.Redacts(), e.Raw())
+		}
+		for _, val := range []any{1, "", "x", strings.Repeat("$", 256)} {
+			set := map[string]any{"type": "m.room.redaction", "redacts": val, "content": map[string]any{"redacts": val}}
+			if e, err := ParseEvent(v, edited(t, v, set, true)); err != nil || e.Redacts() != "" {
+				t.Errorf("version %s: redacts %v: %q, %v", v, val, e.Redacts(), err)
+			}
+		}
+		other, err := ParseEvent(v, edited(t, v, map[string]any{"redacts": target, "content": map[string]any{"redacts": target}}, true))
+		if err != nil || other.Redacts() != "" {
+			t.Errorf("version %s: a message redacts %q, %v", v, other.Redacts(), err)
+		}
+	}
+}
+
+func TestProtoFinish(t *testing.T) {
+	t.Parallel()
+	k := testKey(1)
+	for _, v := range SupportedVersions() {
+		d := draft(v, "m.room.member", `{"membership":"join"}`, k)
+		d.StateKey = pointer(string(d.Sender))
+		proto, err := Proto(v, d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var members map[string]any
+		if err := json.Unmarshal(proto, &members); err != nil {
+			t.Fatal(err)
+		}
+		members["hashes"], members["signatures"], members["event_id"], members["unsigned"] = "x", 1, 2, 0.5
+		members["origin"] = "example.org"
+		e, err := Finish(v, must(json.Marshal(members)), 42, k)
+		if err != nil {
+			t.Fatalf("version %s: %v", v, err)
+		}
+		if e.OriginServerTS() != 42 || e.Membership() != "join" || e.HashMismatch() || bytes.Contains(e.Raw(), []byte("event_id")) {
+			t.Errorf("version %s: %s", v, e.Raw())
+		}
+		if err := e.VerifySignatures(testRing{k}); err != nil {
+			t.Errorf("version %s: %v", v, err)
+		}
+		for _, bad := range []string{"", "[]", "{}", `{"type":"x"}`, `{"content":1,"type":"x"}`} {
+			if _, err := Finish(v, json.RawMessage(bad), 42, k); !errors.Is(err, ErrFormat) {
+				t.Errorf("version %s: template %q: %v", v, bad, err)
+			}
+		}
+	}
+	for _, d := range []Draft{{Content: json.RawMessage("[]")}, {Content: json.RawMessage("{")}, {Type: "\xff"}, {StateKey: pointer("\xff")}} {
+		if _, err := Proto("12", d); !errors.Is(err, ErrFormat) {
+			t.Errorf("%v: %v", d, err)
+		}
+	}
+}
+
+// TestSortTopologically: on random graphs in random order, parents come first, and the result is the same.
+func TestSortTopologically(t *testing.T) {
+	t.Parallel()
+	k := testKey(1)
+	rng := rand.New(rand.NewPCG(1, 2))
+	for range 20 {
+		var events []*Event
+		for i := range 40 {
+			d := draft("12", "m.room.message", fmt.Sprintf(`{"body":"%d"}`, i), k)
+			d.PrevEvents, d.AuthEvents = nil, nil
+			// Depth and time are the sender's and say nothing.
+			d.Depth, d.OriginServerTS = rng.Int64N(3), rng.Int64N(3)
+			for range rng.IntN(4) {
+				if i > 0 {
+					d.PrevEvents = append(d.PrevEvents, events[rng.IntN(i)].ID())
+				}
+			}
+			if i > 0 && rng.IntN(3) == 0 {
+				d.AuthEvents = append(d.AuthEvents, events[rng.IntN(i)].ID(), idIn("12", i))
+			}
+			events = append(events, mustBuild(t, "12", d, k))
+		}
+		want := SortTopologically(events)
+		position := map[EventID]int{}
+		for i, e := range want {
+			position[e.ID()] = i
+			for _, p := range slices.Concat(e.PrevEvents(), e.AuthEvents()) {
+				if at, ok := position[p]; !ok && slices.ContainsFunc(events, func(e *Event) bool { return e.ID() == p }) || at > i {
+					t.Fatalf("%s comes before its parent %s", e.ID(), p)
+				}
+			}
+		}
+		if len(position) != len(events) {
+			t.Fatalf("%d events of %d", len(position), len(events))
+		}
+		shuffled := slices.Concat(events, events[:5])
+		rng.Shuffle(len(shuffled), func(i, j int) { shuffled[i], shuffled[j] = shuffled[j], shuffled[i] })
+		if got := SortTopologically(shuffled); !slices.EqualFunc(got, want, func(a, b *Event) bool { return a.ID() == b.ID() }) {
+			t.Fatal("the order depends on that of the input")
+		}
+	}
+}
+
+// TestSortTies: depth, then time, then ID.
+func TestSortTies(t *testing.T) {
+	t.Parallel()
+	k := testKey(1)
+	var events []*Event
+	for _, dt := range [][2]int64{{2, 1}, {1, 9}, {1, 3}, {1, 3}, {0, 50}} {
+		d := draft("12", "m.room.message", fmt.Sprintf(`{"n":%d}`, len(events)), k)
+		d.PrevEvents, d.AuthEvents, d.Depth, d.OriginServerTS = nil, nil, dt[0], dt[1]
+		events = append(events, mustBuild(t, "12", d, k))
+	}
+	low, high := events[2], events[3]
+	if low.ID() > high.ID() {
+		low, high = high, low
+	}
+	want := []*Event{events[4], low, high, events[1], events[0]}
+	if got := SortTopologically(events); !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+	if got := SortTopologically(nil); len(got) != 0 {
+		t.Errorf("of nothing: %v", got)
+	}
+}
+
+func FuzzParseEvent(f *testing.F) {
+	k := testKey(1)
+	for _, v := range SupportedVersions() {
+		f.Add(string(v), edited(f, v, nil, false))
+		f.Add(string(v), edited(f, v, map[string]any{"type": "m.room.member", "content": json.RawMessage(`{"membership":"join","join_authorised_via_users_server":"@a:b"}`)}, true))
+	}
+	f.Add("12", mustBuild(f, "12", Draft{Type: "m.room.create", StateKey: pointer(""), Sender: user("a", k)}, k).Raw())
+	f.Add("5", []byte(`{"a":1.50,"\u0000":"\ud83d\ude00"}`))
+	f.Fuzz(func(t *testing.T, version string, raw []byte) {
+		v := RoomVersion(version)
+		e, err := ParseEvent(v, raw)
+		if err != nil {
+			if !errors.Is(err, ErrFormat) && !errors.Is(err, ErrTooLarge) {
+				t.Fatalf("error of no kind: %v", err)
+			}
+			return
+		}
+		again, err := ParseEvent(v, e.Raw())
+		if err != nil {
+			t.Fatalf("its own bytes do not parse: %v", err)
+		}
+		same(t, e, again)
+		loaded, err := LoadEvent(v, e.ID(), e.Raw())
+		if err != nil {
+			t.Fatalf("its own bytes do not load: %v", err)
+		}
+		same(t, e, loaded)
+		redacted, err := ParseEvent(v, e.Redact().Raw())
+		if err != nil || redacted.ID() != e.ID() {
+			t.Fatalf("redaction changes the ID or does not parse: %v", err)
+		}
+		if err := e.VerifySignatures(testRing{k}); err != nil && !errors.Is(err, ErrSignature) && !errors.Is(err, ErrKeyUnknown) {
+			t.Fatalf("error of no kind: %v", err)
+		}
+	})
+}
