@@ -1,6 +1,7 @@
 package eventgraph
 
 import (
+	"crypto/ed25519"
 	"fmt"
 	"slices"
 
@@ -95,7 +96,7 @@ func parseCertificate(raw []byte) (*Certificate, error) {
 		if err != nil {
 			return nil, err
 		}
-		if _, _, repeated := c.device(d.PeerID); repeated {
+		if c.device(d.PeerID) != nil {
 			return nil, fmt.Errorf("%w: device %s stands twice", ErrFormat, d.PeerID)
 		}
 		c.Devices = append(c.Devices, d)
@@ -144,22 +145,34 @@ func parseDevice(raw []byte) (CertifiedDevice, error) {
 	return d, nil
 }
 
-// device finds the peer's entry, whatever the time.
-func (c *Certificate) device(p PeerID) (i int, d CertifiedDevice, ok bool) {
-	i = slices.IndexFunc(c.Devices, func(d CertifiedDevice) bool { return d.PeerID == p })
-	if i < 0 {
-		return i, d, false
+// device finds the peer's entry, whatever the time; nil if there is none.
+func (c *Certificate) device(p PeerID) *CertifiedDevice {
+	for i := range c.Devices {
+		if c.Devices[i].PeerID == p {
+			return &c.Devices[i]
+		}
 	}
-	return i, c.Devices[i], true
+	return nil
+}
+
+// deviceOf finds the entry of that key, whatever the time; nil if there is none.
+func (c *Certificate) deviceOf(key ed25519.PublicKey) *CertifiedDevice {
+	encoded := encodeBase64(key)
+	for i := range c.Devices {
+		if c.Devices[i].Key == encoded {
+			return &c.Devices[i]
+		}
+	}
+	return nil
 }
 
 // Device returns the device certified for the peer at ts.
 func (c *Certificate) Device(p PeerID, ts int64) (CertifiedDevice, bool) {
-	_, d, ok := c.device(p)
-	if !ok || !d.countsAt(ts) {
+	d := c.device(p)
+	if d == nil || !d.countsAt(ts) {
 		return CertifiedDevice{}, false
 	}
-	return d, true
+	return *d, true
 }
 
 // Common returns c with only those devices that stand the same in other too: what counts of two

@@ -132,7 +132,7 @@ func parseCanonical(v RoomVersion, t *Traits, canonical []byte) (*Event, error) 
 	return r, nil
 }
 
-// LoadEvent takes bytes that Raw gave, from our own disk, without checking them again. HashMismatch of the
+// LoadEvent takes bytes that Raw gave, from our own disk, without checking them again, and keeps them. HashMismatch of the
 // result is false: redaction changes content rightly too, so whoever stores an event keeps that mark beside it.
 func LoadEvent(v RoomVersion, id EventID, raw []byte) (*Event, error) {
 	t, err := traitsOf(v)

@@ -26,7 +26,8 @@ const (
 	certificateField = "plexus.certificate"
 )
 
-// KeyDocument is the answer of /_matrix/key/v2/server (SS API, Publishing Keys). It is not to be changed.
+// KeyDocument is the answer of /_matrix/key/v2/server (SS API, Publishing Keys). It comes from SignKeyDocument or
+// ParseKeyDocument, and is not to be changed.
 type KeyDocument struct {
 	ServerName    ServerName
 	ValidUntilTS  int64
@@ -34,6 +35,8 @@ type KeyDocument struct {
 	OldVerifyKeys map[KeyID]OldVerifyKey
 	Certificate   *Certificate // nil where identity and device key are one
 	Raw           []byte       // canonical, with signatures
+
+	identity ed25519.PublicKey // in ServerName
 }
 
 // OldVerifyKey counts for signatures made up to ExpiredTS, in ms.
@@ -121,6 +124,7 @@ func parseKeyDocument(raw []byte) (*KeyDocument, error) {
 	d := &KeyDocument{Raw: canonical, VerifyKeys: map[KeyID]ed25519.PublicKey{}, OldVerifyKeys: map[KeyID]OldVerifyKey{}}
 	f := fields{in: canonical}
 	d.ServerName = f.serverName()
+	d.identity = d.ServerName.PublicKey()
 	d.ValidUntilTS = f.count("valid_until_ts", true)
 	verifyKeys := f.object("verify_keys", true)
 	oldKeys := f.object("old_verify_keys", false)
@@ -201,14 +205,10 @@ func parseVerifyKey(m canonicaljson.Member) (KeyID, ed25519.PublicKey, error) {
 
 // ours says whether the key may ever have signed for the server name: the identity key, or one certified.
 func (d *KeyDocument) ours(key ed25519.PublicKey) bool {
-	if key.Equal(d.ServerName.PublicKey()) {
+	if key.Equal(d.identity) {
 		return true
 	}
-	if d.Certificate == nil {
-		return false
-	}
-	_, _, ok := d.Certificate.device(NewPeerID(key))
-	return ok
+	return d.Certificate != nil && d.Certificate.deviceOf(key) != nil
 }
 
 // AsOf returns the document as a receiver may use it whose clock shows now, in ms: valid until the lesser of
@@ -246,11 +246,11 @@ func (d *KeyDocument) KeyFor(id KeyID, ts int64, strict bool) (ed25519.PublicKey
 		return nil, fmt.Errorf("key %s of %s: %w", id, d.ServerName, ErrKeyUnknown)
 	}
 	// The identity key counts for its name by itself; a device key while it is certified.
-	if !key.Equal(d.ServerName.PublicKey()) {
+	if !key.Equal(d.identity) {
 		if d.Certificate == nil {
 			return nil, fmt.Errorf("key %s of %s: %w", id, d.ServerName, ErrKeyUnknown)
 		}
-		if _, ok := d.Certificate.Device(NewPeerID(key), ts); !ok {
+		if dev := d.Certificate.deviceOf(key); dev == nil || !dev.countsAt(ts) {
 			return nil, fmt.Errorf("%w: key %s of %s is not certified for that time", ErrSignature, id, d.ServerName)
 		}
 	}
@@ -263,8 +263,8 @@ func (d *KeyDocument) KeyFor(id KeyID, ts int64, strict bool) (ed25519.PublicKey
 // keyNamedByItself finds a key that verify_keys does not list, by the key ID that the key itself makes: the
 // identity key while its file lies elsewhere, or a certified device that did not write this document.
 func (d *KeyDocument) keyNamedByItself(id KeyID) ed25519.PublicKey {
-	if identity := d.ServerName.PublicKey(); identity != nil && NewPeerID(identity).KeyID() == id {
-		return identity
+	if NewPeerID(d.identity).KeyID() == id {
+		return d.identity
 	}
 	if d.Certificate != nil {
 		for _, dev := range d.Certificate.Devices {
@@ -282,7 +282,7 @@ func (d *KeyDocument) Speaks(p PeerID, ts int64) bool {
 	if ts > d.ValidUntilTS {
 		return false
 	}
-	if key := p.PublicKey(); key != nil && key.Equal(d.ServerName.PublicKey()) {
+	if NewPeerID(d.identity) == p {
 		return true
 	}
 	if d.Certificate == nil {

@@ -46,7 +46,7 @@ func (e *Event) requiredSigners() ([]ServerName, bool) {
 }
 
 // VerifySignatures checks the signatures of RequiredSigners over the redacted form. ErrSignature is
-// final; ErrKeyUnknown and ErrKeyNotValid mean that a key document must be fetched (KeysNeeded).
+// final for this copy (signatures are not part of the ID: another copy may carry the right ones); ErrKeyUnknown and ErrKeyNotValid mean that a key document must be fetched.
 // Signatures under keys that ring does not know, or that had expired, are skipped; of the others all
 // must be right, and one is needed from each signer (SS API, Validating hashes and signatures).
 func (e *Event) VerifySignatures(ring KeyRing) error {
