@@ -35,8 +35,7 @@ func Resolve(v eventgraph.RoomVersion, states []eventgraph.Hash, nodes eventgrap
 	if len(states) == 0 {
 		return eventgraph.Hash{}, nil, errors.New("resolving no states")
 	}
-	traits, ok := v.Traits()
-	if !ok {
+	if _, ok := v.Traits(); !ok {
 		return eventgraph.Hash{}, nil, fmt.Errorf("resolving states of unsupported room version %q", v)
 	}
 	states = slices.Clone(states)
@@ -46,15 +45,7 @@ func Resolve(v eventgraph.RoomVersion, states []eventgraph.Hash, nodes eventgrap
 		return states[0], nil, nil
 	}
 
-	r := &resolver{
-		traits: traits,
-		states: states,
-		nodes:  nodes,
-		events: events,
-		known:  make(map[eventgraph.EventID]*node),
-		base:   eventgraph.OpenTrie(nodes, states[0]),
-		levels: make(map[powerKey]power),
-	}
+	r := newResolver(v, states, nodes, events)
 	if err := r.resolve(); err != nil {
 		return eventgraph.Hash{}, nil, err
 	}
@@ -74,6 +65,21 @@ type resolver struct {
 	full       []*node                                        // the full conflicted set
 	resolved   map[eventgraph.StateTuple]*node                // what the iterative auth checks have put over the state they started from
 	levels     map[powerKey]power                             // of senders, by their auth events
+}
+
+// newResolver takes distinct states, sorted, and a supported version.
+func newResolver(v eventgraph.RoomVersion, states []eventgraph.Hash, nodes eventgraph.NodeReader, events EventReader) *resolver {
+	traits, _ := v.Traits()
+	return &resolver{
+		traits:   traits,
+		states:   states,
+		nodes:    nodes,
+		events:   events,
+		known:    make(map[eventgraph.EventID]*node),
+		base:     eventgraph.OpenTrie(nodes, states[0]),
+		resolved: make(map[eventgraph.StateTuple]*node),
+		levels:   make(map[powerKey]power),
+	}
 }
 
 // node is an event of the auth graph.
@@ -106,7 +112,6 @@ func (r *resolver) resolve() error {
 		return err
 	}
 	// Step 2.
-	r.resolved = make(map[eventgraph.StateTuple]*node)
 	if err := r.apply(powerful); err != nil {
 		return err
 	}
