@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"log/slog"
+	"math/rand/v2"
 	"net/http"
 	"time"
 
@@ -65,6 +66,8 @@ type API struct {
 	auths   *authSessions
 	hashing hashing
 	unreads *unreadCache
+	boot    uint32 // tells this process' ephemeral counters from those of others
+	sent    *sentMembers
 }
 
 // New makes the API; SetRemote must be called before Handler serves (federation and the API know each other).
@@ -72,7 +75,7 @@ func New(c Config) *API {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	a := &API{Config: c, limits: newLimits(c.Now), tokens: newTokenCache(), auths: newAuthSessions(c.Now), hashing: newHashing(), unreads: newUnreadCache()}
+	a := &API{Config: c, limits: newLimits(c.Now), tokens: newTokenCache(), auths: newAuthSessions(c.Now), hashing: newHashing(), unreads: newUnreadCache(), boot: rand.Uint32(), sent: newSentMembers()}
 	a.discoveryRoutes()
 	a.accountRoutes()
 	a.roomRoutes()

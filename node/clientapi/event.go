@@ -17,6 +17,7 @@ type viewer struct {
 	withoutRoom bool  // /sync implies the room (ClientEventWithoutRoomID)
 	federation  bool  // filter's event_format: the event as peers have it
 	because     bool  // inside a redacted_because
+	bare        bool  // state beside a timeline: without what was replaced and the viewer's membership
 
 	roots   map[eventgraph.Hash]string    // state root: the user's membership by it
 	members map[eventgraph.EventID]string // member event: its membership
@@ -116,22 +117,10 @@ func (a *API) appendUnsigned(b []byte, r *store.Reader, e *store.StoredEvent, v 
 		b = append(b, `,"transaction_id":`...)
 		b = appendString(b, t.TxnID)
 	}
-	if membership, err := v.membershipAt(r, e); err != nil {
-		return nil, err
-	} else if membership != "" {
-		b = append(b, `,"membership":`...)
-		b = appendString(b, membership)
-	}
-	if replaced, err := replacedState(r, e); err != nil {
-		return nil, err
-	} else if replaced != nil {
-		b = append(b, `,"replaces_state":`...)
-		b = appendString(b, string(replaced.ID()))
-		if see, err := a.Rooms.MaySeeUser(v.user, replaced); err != nil {
+	if !v.bare {
+		var err error
+		if b, err = a.appendContext(b, r, e, v); err != nil {
 			return nil, err
-		} else if see {
-			b = append(b, `,"prev_content":`...)
-			b = append(b, replaced.Content()...)
 		}
 	}
 	if e.RedactedBy != "" && !v.because {
@@ -150,6 +139,30 @@ func (a *API) appendUnsigned(b []byte, r *store.Reader, e *store.StoredEvent, v 
 		}
 	}
 	return append(b, '}'), nil
+}
+
+// appendContext writes those parts of UnsignedData that follow from the room's state around the event.
+func (a *API) appendContext(b []byte, r *store.Reader, e *store.StoredEvent, v *viewer) ([]byte, error) {
+	membership, err := v.membershipAt(r, e)
+	if err != nil {
+		return nil, err
+	}
+	if membership != "" {
+		b = append(b, `,"membership":`...)
+		b = appendString(b, membership)
+	}
+	replaced, err := replacedState(r, e)
+	if err != nil || replaced == nil {
+		return b, err
+	}
+	b = append(b, `,"replaces_state":`...)
+	b = appendString(b, string(replaced.ID()))
+	see, err := a.Rooms.MaySeeUser(v.user, replaced)
+	if see {
+		b = append(b, `,"prev_content":`...)
+		b = append(b, replaced.Content()...)
+	}
+	return b, err
 }
 
 // membershipAt is the viewer's membership after the event; "" where the state is not known.

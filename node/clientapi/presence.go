@@ -60,15 +60,20 @@ func (a *API) getPresence(q *request) (any, error) {
 	if !ok {
 		return map[string]any{"presence": "offline"}, nil
 	}
-	answer := map[string]any{
+	return a.presenceContent(presence), nil
+}
+
+// presenceContent is the content of m.presence, and the answer of GET /presence/{userId}/status.
+func (a *API) presenceContent(presence ephemeral.Presence) map[string]any {
+	content := map[string]any{
 		"presence":         presence.State,
 		"currently_active": presence.CurrentlyActive,
 		"last_active_ago":  max(a.Now().Sub(presence.LastActive).Milliseconds(), 0),
 	}
 	if presence.StatusMsg != "" {
-		answer["status_msg"] = presence.StatusMsg
+		content["status_msg"] = presence.StatusMsg
 	}
-	return answer, nil
+	return content
 }
 
 // shareRoom says whether both users are joined to a room.

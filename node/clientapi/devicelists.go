@@ -1,0 +1,196 @@
+package clientapi
+
+import (
+	"errors"
+	"slices"
+
+	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/store"
+)
+
+// company is whom a user shares rooms with, as of one snapshot, and how that changed in a span: the device lists that their
+// clients must follow (CS API, Tracking the device list for a user). Any shared room counts, encrypted or not: clients of a
+// room that becomes encrypted then follow everybody in it already.
+type company struct {
+	r      *store.Reader
+	user   eventgraph.UserID
+	mine   map[eventgraph.RoomID]bool // nil: not read yet
+	shared map[eventgraph.UserID]bool // answers given
+	met    map[eventgraph.UserID]bool // new in a room of the user's
+	parted map[eventgraph.UserID]bool // gone from a room of the user's
+}
+
+func newCompany(r *store.Reader, user eventgraph.UserID) *company {
+	return &company{
+		r: r, user: user,
+		shared: map[eventgraph.UserID]bool{}, met: map[eventgraph.UserID]bool{}, parted: map[eventgraph.UserID]bool{},
+	}
+}
+
+// shares says whether both are joined to a room.
+func (c *company) shares(other eventgraph.UserID) (bool, error) {
+	if shares, ok := c.shared[other]; ok {
+		return shares, nil
+	}
+	if c.mine == nil {
+		c.mine = map[eventgraph.RoomID]bool{}
+		err := c.r.RoomsOf(c.user, func(m *store.Member) (bool, error) {
+			c.mine[m.Room] = m.Membership == "join"
+			return true, nil
+		})
+		if err != nil {
+			return false, err
+		}
+	}
+	shares := false
+	err := c.r.RoomsOf(other, func(m *store.Member) (bool, error) {
+		shares = m.Membership == "join" && c.mine[m.Room]
+		return !shares, nil
+	})
+	if err == nil {
+		c.shared[other] = shares
+	}
+	return shares, err
+}
+
+// joined takes in a room that the user is joined to at the end of the span, with whose member events changed in it.
+func (c *company) joined(span *roomSpan, changed []eventgraph.Difference) error {
+	if span.fresh {
+		return c.addMembers(span.room, c.met)
+	}
+	for _, d := range changed {
+		before, err := c.wasJoined(d.A)
+		if err != nil {
+			return err
+		}
+		after, err := c.wasJoined(d.B)
+		if err != nil {
+			return err
+		}
+		if user := eventgraph.UserID(d.Tuple.Key); after && !before {
+			c.met[user] = true
+		} else if before && !after {
+			c.parted[user] = true
+		}
+	}
+	return nil
+}
+
+// left takes in a room that the user has left in the span.
+func (c *company) left(span *roomSpan) error { return c.addMembers(span.room, c.parted) }
+
+func (c *company) addMembers(room eventgraph.RoomID, into map[eventgraph.UserID]bool) error {
+	return c.r.MembersOf(room, func(m *store.Member) (bool, error) {
+		if m.Membership == "join" && m.User != c.user {
+			into[m.User] = true
+		}
+		return true, nil
+	})
+}
+
+func (c *company) wasJoined(id eventgraph.EventID) (bool, error) {
+	if id == "" {
+		return false, nil
+	}
+	e, err := c.r.Event(id)
+	return err == nil && e.Membership() == "join", err
+}
+
+// deviceLists sums up, given whose keys changed.
+func (c *company) deviceLists(keysChanged []eventgraph.UserID) (*deviceLists, error) {
+	lists := &deviceLists{Changed: []eventgraph.UserID{}, Left: []eventgraph.UserID{}}
+	for _, user := range keysChanged {
+		c.met[user] = true
+	}
+	for user := range c.met {
+		shares, err := c.shares(user)
+		if err != nil {
+			return nil, err
+		}
+		if shares || user == c.user {
+			lists.Changed = append(lists.Changed, user)
+		}
+	}
+	for user := range c.parted {
+		shares, err := c.shares(user)
+		if err != nil {
+			return nil, err
+		}
+		if !shares && user != c.user {
+			lists.Left = append(lists.Left, user)
+		}
+	}
+	slices.Sort(lists.Changed)
+	slices.Sort(lists.Left)
+	return lists, nil
+}
+
+// keyChanges is GET /keys/changes: the device_lists that a sync between two tokens would have.
+func (a *API) keyChanges(q *request) (any, error) {
+	var from, to syncToken
+	for name, into := range map[string]*syncToken{"from": &from, "to": &to} {
+		param := q.URL.Query().Get(name)
+		if param == "" {
+			return nil, missingParam(name + " is missing.")
+		}
+		t, err := parseSyncToken(param)
+		if err != nil {
+			return nil, invalidParam(name + " is not a token of this server.")
+		}
+		if t.incarnation != a.Store.Incarnation() {
+			t.pos = 0 // of an older life: everything may have changed since
+		}
+		*into = t
+	}
+	var lists *deviceLists
+	err := a.Store.View(func(r *store.Reader) error {
+		// "to" is a hint only (keys.yaml): all that is known now is told.
+		changed := newChanges(q.user, q.device)
+		if err := changed.gather(r, from.pos, r.Position()); err != nil {
+			return err
+		}
+		company := newCompany(r, q.user)
+		v := a.newViewer(q.user, q.device)
+		for room := range changed.timeline {
+			if err := company.takeIn(a, room, from.pos, r.Position(), v); err != nil {
+				return err
+			}
+		}
+		users := make([]eventgraph.UserID, 0, len(changed.deviceLists))
+		for user := range changed.deviceLists {
+			users = append(users, user)
+		}
+		var err error
+		lists, err = company.deviceLists(users)
+		return err
+	})
+	return lists, err
+}
+
+// takeIn looks at one room's changes of membership.
+func (c *company) takeIn(a *API, room eventgraph.RoomID, since, upTo store.Position, v *viewer) error {
+	m, err := c.r.Member(room, c.user)
+	if isNotFound(err) || err == nil && m.Outside {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	span, err := a.span(c.r, m, since, upTo, v)
+	if err != nil {
+		return err
+	}
+	switch {
+	case m.Membership == "join":
+		changed, err := memberChanges(c.r, span)
+		if err != nil {
+			return err
+		}
+		return c.joined(span, changed)
+	case span.left && !span.fresh:
+		return c.left(span)
+	}
+	return nil
+}
+
+func isNotFound(err error) bool { return errors.Is(err, store.ErrNotFound) }

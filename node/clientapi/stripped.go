@@ -1,0 +1,66 @@
+package clientapi
+
+import (
+	"encoding/json"
+
+	"github.com/plexus-p2p/plexus/eventgraph"
+)
+
+// strippedTypes are the state events that stripped state should contain (CS API, Stripped state).
+var strippedTypes = []string{
+	"m.room.create", "m.room.name", "m.room.avatar", "m.room.topic", "m.room.join_rules", "m.room.canonical_alias",
+	"m.room.encryption",
+}
+
+// maxStripped bounds the stripped state of a room that another server tells us of.
+const maxStripped = 50
+
+// strippedState is a list of stripped state events; sender is who sent the user's member event.
+type strippedState struct {
+	events []json.RawMessage
+	sender eventgraph.UserID
+}
+
+// strippedFields are all that stripped state may have.
+type strippedFields struct {
+	Content  json.RawMessage   `json:"content"`
+	Sender   eventgraph.UserID `json:"sender"`
+	StateKey *string           `json:"state_key"`
+	Type     string            `json:"type"`
+}
+
+func (f *strippedFields) valid() bool {
+	var content map[string]json.RawMessage
+	return f.Type != "" && f.StateKey != nil && f.Sender != "" && json.Unmarshal(f.Content, &content) == nil
+}
+
+// addForeign prunes what another server gave as stripped state, and drops what is no state event (CS API, Stripped state:
+// servers cannot pass through what they receive over federation).
+func (s *strippedState) addForeign(list []byte) {
+	var events []json.RawMessage
+	if json.Unmarshal(list, &events) != nil {
+		return
+	}
+	for _, raw := range events[:min(len(events), maxStripped)] {
+		s.add(raw)
+	}
+}
+
+// addMember adds the user's own member event and remembers its sender.
+func (s *strippedState) addMember(pdu []byte, user eventgraph.UserID) {
+	var f strippedFields
+	if json.Unmarshal(pdu, &f) == nil && f.valid() && f.Type == "m.room.member" && *f.StateKey == string(user) {
+		s.sender = f.Sender
+		s.add(pdu)
+	}
+}
+
+func (s *strippedState) add(raw json.RawMessage) {
+	var f strippedFields
+	if json.Unmarshal(raw, &f) != nil || !f.valid() {
+		return
+	}
+	if pruned, err := json.Marshal(&f); err == nil {
+		s.events = append(s.events, pruned)
+	}
+}

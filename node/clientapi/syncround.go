@@ -1,0 +1,566 @@
+package clientapi
+
+import (
+	"encoding/json"
+	"errors"
+	"maps"
+	"slices"
+
+	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/node/ephemeral"
+	"github.com/plexus-p2p/plexus/store"
+)
+
+// syncRound answers a sync request from one snapshot.
+type syncRound struct {
+	*syncRequest
+	a       *API
+	changes *changes
+	counter ephemeral.Counter // of typing and presence, taken before they are looked at
+	answer  *syncAnswer
+
+	r       *store.Reader
+	v       *viewer
+	ignored map[eventgraph.UserID]bool
+	typing  map[eventgraph.RoomID]bool // rooms where it changed
+	company *company
+	counts  *unread
+	members []*store.StoredEvent // sent with this answer
+}
+
+// read builds the answer. It is given to store.View.
+func (s *syncRound) read(r *store.Reader) error {
+	s.r, s.v = r, s.a.newViewer(s.user, s.device)
+	s.v.withoutRoom, s.v.federation = true, s.filter.EventFormat == "federation"
+	upTo := r.Position()
+	if s.since == nil {
+		s.changes.upTo = upTo
+	} else if err := s.changes.gather(r, s.changes.upTo, upTo); err != nil {
+		return err
+	}
+	s.answer = &syncAnswer{}
+	s.company = newCompany(r, s.user)
+	next := syncToken{
+		incarnation: s.a.Store.Incarnation(), pos: upTo, toDevice: upTo, boot: s.a.boot, ephemeral: s.counter,
+		device: deviceTag(s.user, s.device),
+	}
+	var present []eventgraph.UserID
+	s.typing, present = s.ephemeralChanges()
+	for _, part := range []func() error{
+		s.rooms,
+		s.accountData,
+		func() error { return s.presence(present) },
+		func() error { return s.toDevice(&next) },
+		s.deviceLists,
+		s.keyCounts,
+	} {
+		if err := part(); err != nil {
+			return err
+		}
+	}
+	s.answer.NextBatch = next.String()
+	return nil
+}
+
+// empty says whether the client would learn nothing.
+func (s *syncRound) empty() bool {
+	a := s.answer
+	return a.AccountData == nil && a.Presence == nil && a.ToDevice == nil && a.DeviceLists == nil && a.Rooms == nil &&
+		!s.changes.keyCounts
+}
+
+// finish is called when the answer goes out.
+func (s *syncRound) finish() *syncAnswer {
+	if len(s.members) > 0 {
+		s.a.sent.add(deviceKey{s.user, s.device}, s.changes.upTo, s.members)
+	}
+	return s.answer
+}
+
+func (s *syncRound) ephemeralChanges() (map[eventgraph.RoomID]bool, []eventgraph.UserID) {
+	after := ephemeral.Counter(0)
+	if s.since != nil {
+		after = s.since.ephemeral
+	}
+	rooms, users := s.a.Ephemeral.Changed(after)
+	typing := make(map[eventgraph.RoomID]bool, len(rooms))
+	for _, room := range rooms {
+		typing[room] = true
+	}
+	return typing, users
+}
+
+// rooms fills in all rooms that have something to tell.
+func (s *syncRound) rooms() error {
+	var err error
+	if s.ignored, err = ignoredUsers(s.r, s.user); err != nil {
+		return err
+	}
+	out := &syncRooms{
+		Join: map[eventgraph.RoomID]*joinedRoom{}, Invite: map[eventgraph.RoomID]*invitedRoom{},
+		Knock: map[eventgraph.RoomID]*knockedRoom{}, Leave: map[eventgraph.RoomID]*leftRoom{},
+	}
+	if s.since == nil || s.fullState {
+		var members []*store.Member
+		err = s.r.RoomsOf(s.user, func(m *store.Member) (bool, error) {
+			members = append(members, m)
+			return true, nil
+		})
+		for _, m := range members {
+			if err == nil {
+				err = s.room(out, m)
+			}
+		}
+	} else {
+		ids := s.changes.rooms()
+		for room := range s.typing {
+			ids = append(ids, room)
+		}
+		slices.Sort(ids)
+		for _, id := range slices.Compact(ids) {
+			m, err := s.r.Member(id, s.user)
+			if err == nil {
+				err = s.room(out, m)
+			}
+			if err != nil && !errors.Is(err, store.ErrNotFound) {
+				return err
+			}
+		}
+	}
+	if len(out.Join)+len(out.Invite)+len(out.Knock)+len(out.Leave) > 0 {
+		s.answer.Rooms = out
+	}
+	return err
+}
+
+// sincePosition is 0 for a full sync.
+func (s *syncRound) sincePosition() store.Position {
+	if s.since == nil {
+		return 0
+	}
+	return s.since.pos
+}
+
+// room fills in one room of the user's.
+func (s *syncRound) room(out *syncRooms, m *store.Member) error {
+	moved := m.Position > s.sincePosition()
+	switch m.Membership {
+	case "join":
+		if m.Outside {
+			return nil // the room is still being brought in
+		}
+		room, err := s.joined(m)
+		if room != nil {
+			out.Join[m.Room] = room
+		}
+		return err
+	case "invite", "knock":
+		if !moved || !s.filter.room(m.Room) {
+			return nil
+		}
+		stripped, err := s.a.inviteState(s.r, m)
+		if err != nil {
+			return err
+		}
+		list := emptyList()
+		list.add(stripped.events...)
+		if m.Membership == "knock" {
+			out.Knock[m.Room] = &knockedRoom{list}
+		} else if !s.ignored[stripped.sender] {
+			out.Invite[m.Room] = &invitedRoom{list}
+		}
+	case "leave", "ban":
+		if !moved || s.since == nil && (!s.filter.Room.IncludeLeave || m.Forgotten) {
+			return nil
+		}
+		room, err := s.left(m)
+		if room != nil {
+			out.Leave[m.Room] = room
+		}
+		return err
+	}
+	return nil
+}
+
+// joined fills in a room that the user is joined to; nil if there is nothing to tell.
+func (s *syncRound) joined(m *store.Member) (*joinedRoom, error) {
+	room := &joinedRoom{Timeline: timelineBatch{Events: []json.RawMessage{}}, Ephemeral: emptyList(), AccountData: emptyList()}
+	s.stateLists(&room.roomStateLists, nil)
+	fresh, told := s.since == nil, false
+	if fresh || s.fullState || s.changes.timeline[m.Room] {
+		span, err := s.a.span(s.r, m, s.sincePosition(), s.changes.upTo, s.v)
+		if err != nil {
+			return nil, err
+		}
+		changed, err := memberChanges(s.r, span)
+		if err != nil {
+			return nil, err
+		}
+		if s.since != nil {
+			if err := s.company.joined(span, changed); err != nil {
+				return nil, err
+			}
+		}
+		if !s.filter.room(m.Room) {
+			return nil, nil
+		}
+		fresh = span.fresh
+		if fresh || s.fullState || len(changed) > 0 {
+			if room.Summary, err = s.a.summary(s.r, m.Room, span.ending, s.user); err != nil {
+				return nil, err
+			}
+		}
+		if told, err = s.events(span, room.Summary, &room.roomStateLists, &room.Timeline); err != nil {
+			return nil, err
+		}
+		told = told || fresh || s.fullState || room.Summary != nil
+	} else if !s.filter.room(m.Room) {
+		return nil, nil
+	}
+	if err := s.ephemeral(m.Room, fresh, &room.Ephemeral); err != nil {
+		return nil, err
+	}
+	if err := s.roomAccountData(m.Room, fresh, &room.AccountData); err != nil {
+		return nil, err
+	}
+	read := slices.ContainsFunc(s.changes.receipts[m.Room], func(ref receiptRef) bool { return ref.user == s.user })
+	if !told && !read && len(room.Ephemeral.Events) == 0 && len(room.AccountData.Events) == 0 {
+		return nil, nil
+	}
+	return room, s.unread(m.Room, room)
+}
+
+// left fills in a room that the user has left or was removed from; nil if there is nothing to tell.
+func (s *syncRound) left(m *store.Member) (*leftRoom, error) {
+	room := &leftRoom{Timeline: timelineBatch{Events: []json.RawMessage{}}, AccountData: emptyList()}
+	s.stateLists(&room.roomStateLists, nil)
+	if m.Outside { // an invite rejected, a knock withdrawn
+		if m.Forgotten || !s.filter.room(m.Room) {
+			return nil, nil
+		}
+		return room, nil
+	}
+	span, err := s.a.span(s.r, m, s.sincePosition(), s.changes.upTo, s.v)
+	if err != nil {
+		return nil, err
+	}
+	if !span.fresh {
+		if err := s.company.left(span); err != nil {
+			return nil, err
+		}
+	}
+	if m.Forgotten && span.fresh || !s.filter.room(m.Room) {
+		return nil, nil
+	}
+	_, err = s.events(span, nil, &room.roomStateLists, &room.Timeline)
+	return room, err
+}
+
+// events fills in timeline and state; it says whether there are any.
+func (s *syncRound) events(span *roomSpan, sum *roomSummary, lists *roomStateLists, batch *timelineBatch) (bool, error) {
+	f := &s.filter.Room
+	show := &timelineView{user: s.user, ignored: s.ignored, filter: &f.Timeline, limit: f.Timeline.limit(usualTimeline, mostTimeline)}
+	if !f.Timeline.room(span.room) {
+		show.filter = &eventFilter{Types: []string{}}
+	}
+	tl, err := s.a.timeline(s.r, span, show)
+	if err != nil {
+		return false, err
+	}
+	var state []*store.StoredEvent
+	if f.State.room(span.room) && (!span.left || !span.fresh || span.member.WasJoined) {
+		state, err = s.a.state(s.r, span, tl, s.stateWanted(span, tl, sum))
+		if err != nil {
+			return false, err
+		}
+	}
+	s.members = append(append(s.members, state...), tl.events...)
+	if batch.Events, err = s.a.clientEvents(s.r, tl.events, s.v); err != nil {
+		return false, err
+	}
+	batch.Limited, batch.PrevBatch = tl.limited, s.a.roomToken(tl.prev)
+	s.v.bare = true
+	raw, err := s.a.clientEvents(s.r, state, s.v)
+	s.v.bare = false
+	s.stateLists(lists, raw)
+	return len(tl.events) > 0 || len(state) > 0 || tl.limited, err
+}
+
+// stateWanted says which state the client needs beside this timeline.
+func (s *syncRound) stateWanted(span *roomSpan, tl *roomTimeline, sum *roomSummary) *stateWanted {
+	f := &s.filter.Room.State
+	w := &stateWanted{full: span.fresh || s.fullState, after: s.stateAfter || s.unstableAfter, lazy: f.LazyLoadMembers, filter: f}
+	if !w.lazy {
+		return w
+	}
+	w.members = map[eventgraph.UserID]bool{}
+	for _, e := range tl.events {
+		w.members[e.Sender()] = true
+	}
+	if w.full {
+		w.members[s.user] = true
+	}
+	if sum != nil {
+		for _, hero := range sum.Heroes {
+			w.members[hero] = true
+		}
+	}
+	w.sent = func(user eventgraph.UserID, id eventgraph.EventID) bool {
+		return !w.full && !f.IncludeRedundantMembers &&
+			s.a.sent.has(deviceKey{s.user, s.device}, s.sincePosition(), sentMember{span.room, user}, id)
+	}
+	return w
+}
+
+// stateLists puts the state under the names that the client asked for.
+func (s *syncRound) stateLists(lists *roomStateLists, state []json.RawMessage) {
+	list := emptyList()
+	list.add(state...)
+	*lists = roomStateLists{}
+	if s.stateAfter {
+		lists.StateAfter = &list
+	}
+	if s.unstableAfter {
+		lists.UnstableAfter = &list
+	}
+	if !s.stateAfter && !s.unstableAfter {
+		lists.State = &list
+	}
+}
+
+func (s *syncRound) unread(id eventgraph.RoomID, room *joinedRoom) (err error) {
+	if s.counts == nil {
+		if s.counts, err = s.a.newUnread(s.r, s.user); err != nil {
+			return err
+		}
+	}
+	room.Unread, room.UnreadThread, err = s.counts.room(id, s.filter.Room.Timeline.UnreadThreadNotifications)
+	return err
+}
+
+// accountData fills in the global account data: all, or what changed.
+func (s *syncRound) accountData() error {
+	list := emptyList()
+	f := &s.filter.AccountData
+	add := func(d *store.AccountData) (bool, error) {
+		if d.Type != typePushRules && f.kind(d.Type, "") {
+			list.add(typeAndContent(d.Type, d.Content))
+		}
+		return true, nil
+	}
+	pushRules := s.since == nil
+	if s.since == nil {
+		if err := s.r.AllAccountData(s.user, "", add); err != nil {
+			return err
+		}
+	} else {
+		for _, dataType := range s.changes.accountData[""] {
+			pushRules = pushRules || dataType == typePushRules
+			if err := s.oneAccountData("", dataType, add); err != nil {
+				return err
+			}
+		}
+	}
+	if pushRules && f.kind(typePushRules, "") {
+		rules, err := readPushRules(s.r, s.user)
+		if err != nil {
+			return err
+		}
+		content, err := json.Marshal(pushRulesContent{rules})
+		if err != nil {
+			return err
+		}
+		list.add(typeAndContent(typePushRules, content))
+	}
+	s.answer.AccountData = list.some()
+	return nil
+}
+
+// roomAccountData adds what the user keeps for one room: all, or what changed.
+func (s *syncRound) roomAccountData(room eventgraph.RoomID, all bool, list *eventList) error {
+	f := &s.filter.Room.AccountData
+	if !f.room(room) {
+		return nil
+	}
+	add := func(d *store.AccountData) (bool, error) {
+		if f.kind(d.Type, "") {
+			list.add(typeAndContent(d.Type, d.Content))
+		}
+		return true, nil
+	}
+	if all {
+		return s.r.AllAccountData(s.user, room, add)
+	}
+	for _, dataType := range s.changes.accountData[room] {
+		if err := s.oneAccountData(room, dataType, add); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *syncRound) oneAccountData(room eventgraph.RoomID, dataType string, add func(*store.AccountData) (bool, error)) error {
+	d, err := s.r.AccountData(s.user, room, dataType)
+	if errors.Is(err, store.ErrNotFound) {
+		return nil
+	}
+	if err == nil {
+		_, err = add(d)
+	}
+	return err
+}
+
+// ephemeral adds who types, and receipts: all, or what changed.
+func (s *syncRound) ephemeral(room eventgraph.RoomID, all bool, list *eventList) error {
+	f := &s.filter.Room.Ephemeral
+	if !f.room(room) {
+		return nil
+	}
+	if f.kind("m.typing", "") && (all || s.typing[room]) {
+		users, _ := s.a.Ephemeral.Typing(room)
+		users = slices.DeleteFunc(slices.Clone(users), func(u eventgraph.UserID) bool { return s.ignored[u] })
+		if len(users) > 0 || !all {
+			list.add(typingEvent(users))
+		}
+	}
+	if !f.kind("m.receipt", "") {
+		return nil
+	}
+	receipts := receiptContent{}
+	if all {
+		err := s.r.Receipts(room, "", "", func(p *store.Receipt) (bool, error) {
+			if (receiptRef{p.User, p.Type}).visibleTo(s.user) {
+				receipts.add(p)
+			}
+			return true, nil
+		})
+		if err != nil {
+			return err
+		}
+	} else {
+		for _, ref := range s.changes.receipts[room] {
+			err := s.r.Receipts(room, ref.user, ref.receiptType, func(p *store.Receipt) (bool, error) {
+				receipts.add(p)
+				return true, nil
+			})
+			if err != nil {
+				return err
+			}
+		}
+	}
+	if len(receipts) > 0 {
+		content, err := json.Marshal(receipts)
+		if err != nil {
+			return err
+		}
+		list.add(typeAndContent("m.receipt", content))
+	}
+	return nil
+}
+
+// receiptContent is the content of m.receipt: event, type, user.
+type receiptContent map[eventgraph.EventID]map[string]map[eventgraph.UserID]receiptData
+
+type receiptData struct {
+	TS     int64  `json:"ts"`
+	Thread string `json:"thread_id,omitempty"`
+}
+
+func (c receiptContent) add(p *store.Receipt) {
+	if c[p.Event] == nil {
+		c[p.Event] = map[string]map[eventgraph.UserID]receiptData{}
+	}
+	if c[p.Event][p.Type] == nil {
+		c[p.Event][p.Type] = map[eventgraph.UserID]receiptData{}
+	}
+	c[p.Event][p.Type][p.User] = receiptData{p.TS, p.Thread}
+}
+
+func typingEvent(users []eventgraph.UserID) json.RawMessage {
+	b := []byte(`{"content":{"user_ids":[`)
+	for i, user := range users {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = appendString(b, string(user))
+	}
+	return append(b, `]},"type":"m.typing"}`...)
+}
+
+// typeAndContent is an event that has nothing else.
+func typeAndContent(eventType string, content json.RawMessage) json.RawMessage {
+	b := append([]byte(`{"content":`), content...)
+	b = append(b, `,"type":`...)
+	return append(appendString(b, eventType), '}')
+}
+
+// presence fills in the presence of those who share a room with the user.
+func (s *syncRound) presence(users []eventgraph.UserID) error {
+	list := emptyList()
+	for _, user := range users {
+		if !s.filter.Presence.kind("m.presence", user) {
+			continue
+		}
+		if shares, err := s.company.shares(user); err != nil {
+			return err
+		} else if !shares && user != s.user {
+			continue
+		}
+		p, ok := s.a.Ephemeral.Presence(user)
+		if !ok {
+			continue
+		}
+		event, err := json.Marshal(map[string]any{"type": "m.presence", "sender": user, "content": s.a.presenceContent(p)})
+		if err != nil {
+			return err
+		}
+		list.add(event)
+	}
+	s.answer.Presence = list.some()
+	return nil
+}
+
+// toDevice fills in what waits for the device; if that is too much for one answer, the token says how far it went.
+func (s *syncRound) toDevice(next *syncToken) error {
+	list := emptyList()
+	after := store.Position(0)
+	if s.since != nil {
+		after = s.since.toDevice
+	}
+	last := store.Position(0)
+	err := s.r.ToDevice(s.user, s.device, after, next.pos, func(m *store.ToDevice) (bool, error) {
+		if len(list.Events) == maxToDevice {
+			next.toDevice = last
+			return false, nil
+		}
+		last = m.Position
+		m.Origin = ""
+		event, err := json.Marshal(m)
+		list.add(event)
+		return true, err
+	})
+	s.answer.ToDevice = list.some()
+	return err
+}
+
+// deviceLists fills in whose keys must be looked at again, in an incremental sync.
+func (s *syncRound) deviceLists() error {
+	if s.since == nil {
+		return nil
+	}
+	lists, err := s.company.deviceLists(slices.Sorted(maps.Keys(s.changes.deviceLists)))
+	if err == nil && len(lists.Changed)+len(lists.Left) > 0 {
+		s.answer.DeviceLists = lists
+	}
+	return err
+}
+
+func (s *syncRound) keyCounts() error {
+	counts, err := s.r.KeyCounts(s.user, s.device)
+	if err != nil {
+		return err
+	}
+	s.answer.OneTimeKeys = counts.OneTime
+	s.answer.UnusedFallback, s.answer.UnusedFallback0 = counts.UnusedFallback, counts.UnusedFallback
+	return nil
+}
