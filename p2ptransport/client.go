@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strings"
 	"sync"
 	"time"
 
@@ -93,6 +94,11 @@ func outgoing(ctx context.Context, peer PeerID, req *http.Request) *http.Request
 		Scheme: "http", Host: string(peer),
 		Opaque: req.URL.Opaque, Path: req.URL.Path, RawPath: req.URL.RawPath,
 		RawQuery: req.URL.RawQuery, ForceQuery: req.URL.ForceQuery,
+	}
+	if strings.HasPrefix(out.URL.Opaque, "//") { // url.URL would put the scheme before it
+		if path, err := url.PathUnescape(out.URL.Opaque); err == nil {
+			out.URL.Path, out.URL.RawPath, out.URL.Opaque = path, out.URL.Opaque, ""
+		}
 	}
 	out.Header = maps.Clone(req.Header)
 	if out.Header == nil {

@@ -1,0 +1,32 @@
+package p2ptransport_test
+
+import (
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"github.com/plexus-p2p/plexus/p2ptransport"
+	"github.com/plexus-p2p/plexus/p2ptransport/internal/transporttest"
+)
+
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(m)
+}
+
+var listens = map[string][]string{
+	"QUIC": {"/ip4/127.0.0.1/udp/0/quic-v1"},
+	"TCP":  {"/ip4/127.0.0.1/tcp/0"},
+}
+
+func TestTransport(t *testing.T) {
+	for name, listen := range listens {
+		t.Run(name, func(t *testing.T) {
+			transporttest.Run(t, func(t *testing.T) transporttest.Make {
+				return func(c p2ptransport.Config) (p2ptransport.Transport, error) {
+					c.Listen = listen
+					return p2ptransport.New(c)
+				}
+			})
+		})
+	}
+}
