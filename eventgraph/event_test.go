@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/ed25519"
 	"crypto/sha256"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -133,6 +134,42 @@ func TestBuildParseLoad(t *testing.T) {
 			if e.HashMismatch() {
 				t.Errorf("version %s: hash mismatch", v)
 			}
+		}
+	}
+}
+
+// TestHashesByHand: content hash and ID as a second implementation over encoding/json computes them.
+func TestHashesByHand(t *testing.T) {
+	t.Parallel()
+	k := testKey(1)
+	hash := func(members map[string]json.RawMessage, without ...string) [32]byte {
+		rest := maps.Clone(members)
+		for _, key := range without {
+			delete(rest, key)
+		}
+		// The values are canonical already, and encoding/json sorts the names.
+		return sha256.Sum256(must(json.Marshal(rest)))
+	}
+	for _, v := range SupportedVersions() {
+		d := draft(v, "m.room.name", `{"name":"x"}`, k)
+		d.StateKey = pointer("")
+		e := mustBuild(t, v, d, k)
+		var members map[string]json.RawMessage
+		if err := json.Unmarshal(e.Raw(), &members); err != nil {
+			t.Fatal(err)
+		}
+		content := hash(members, "hashes", "signatures")
+		if want := fmt.Sprintf(`{"sha256":%q}`, base64.RawStdEncoding.EncodeToString(content[:])); string(members["hashes"]) != want {
+			t.Errorf("version %s: hashes %s, want %s", v, members["hashes"], want)
+		}
+		members["content"] = json.RawMessage("{}")
+		reference := hash(members, "signatures")
+		enc := base64.RawURLEncoding
+		if v == "3" {
+			enc = base64.RawStdEncoding
+		}
+		if want := EventID("$" + enc.EncodeToString(reference[:])); e.ID() != want {
+			t.Errorf("version %s: ID %s, want %s", v, e.ID(), want)
 		}
 	}
 }
@@ -575,6 +612,55 @@ func TestSortTopologically(t *testing.T) {
 		rng.Shuffle(len(shuffled), func(i, j int) { shuffled[i], shuffled[j] = shuffled[j], shuffled[i] })
 		if got := SortTopologically(shuffled); !slices.EqualFunc(got, want, func(a, b *Event) bool { return a.ID() == b.ID() }) {
 			t.Fatal("the order depends on that of the input")
+		}
+	}
+}
+
+// TestSortCycle: IDs that are no hashes could make a cycle; nothing is lost, and it ends.
+func TestSortCycle(t *testing.T) {
+	t.Parallel()
+	k := testKey(1)
+	load := func(n, parent int) *Event {
+		d := draft("12", "m.room.message", `{}`, k)
+		d.PrevEvents, d.Depth = []EventID{idIn("12", parent)}, int64(n)
+		return must(LoadEvent("12", idIn("12", n), mustBuild(t, "12", d, k).Raw()))
+	}
+	a, b, c, self := load(11, 12), load(12, 11), load(13, 99), load(14, 14)
+	if got := SortTopologically([]*Event{b, self, a, c}); !slices.Equal(got, []*Event{c, self, a, b}) {
+		t.Errorf("sorted %v", got)
+	}
+}
+
+// TestLoadDamaged: bytes that are not an event's are an error.
+func TestLoadDamaged(t *testing.T) {
+	t.Parallel()
+	k := testKey(1)
+	e := mustBuild(t, "12", draft("12", "m.room.message", `{}`, k), k)
+	for n := range len(e.Raw()) {
+		if _, err := LoadEvent("12", e.ID(), e.Raw()[:n]); !errors.Is(err, ErrFormat) {
+			t.Fatalf("cut at %d: %v", n, err)
+		}
+	}
+	if _, err := LoadEvent("99", e.ID(), e.Raw()); !errors.Is(err, ErrFormat) {
+		t.Errorf("unknown version: %v", err)
+	}
+}
+
+// TestReferenceID: an event that is refused has an ID all the same, unless it has no redacted form.
+func TestReferenceID(t *testing.T) {
+	t.Parallel()
+	k := testKey(1)
+	for _, v := range SupportedVersions() {
+		e := mustBuild(t, v, draft(v, "m.room.message", `{"body":"x"}`, k), k)
+		for _, raw := range [][]byte{e.Raw(), e.Redact().Raw(), append([]byte(`{"unsigned":{},"large":"`+strings.Repeat("x", 1<<17)+`",`), e.Raw()[1:]...)} {
+			if id, err := ReferenceID(v, raw); err != nil || id != e.ID() {
+				t.Errorf("version %s: %s, %v, want %s", v, id, err, e.ID())
+			}
+		}
+		for _, raw := range []string{"", "[]", "{", `{"type":"m.room.member","content":[]}`} {
+			if id, err := ReferenceID(v, []byte(raw)); !errors.Is(err, ErrFormat) {
+				t.Errorf("version %s: %s: %s, %v", v, raw, id, err)
+			}
 		}
 	}
 }

@@ -18,10 +18,6 @@ const (
 	// maxOldKeys: they stay for ever, one for each device ever replaced.
 	maxOldKeys = 200
 
-	// MaxKeyValidity is how far ahead of its own clock, in ms, a receiver believes valid_until_ts: 7 days
-	// (room version 5, Signing key validity period).
-	MaxKeyValidity = 7 * 24 * 60 * 60 * 1000
-
 	// certificateField is where a key document carries the certificate.
 	certificateField = "plexus.certificate"
 )
@@ -211,14 +207,6 @@ func (d *KeyDocument) ours(key ed25519.PublicKey) bool {
 	return d.Certificate != nil && d.Certificate.deviceOf(key) != nil
 }
 
-// AsOf returns the document as a receiver may use it whose clock shows now, in ms: valid until the lesser of
-// valid_until_ts and 7 days ahead (room version 5, Signing key validity period). Raw stays.
-func (d *KeyDocument) AsOf(now int64) *KeyDocument {
-	capped := *d
-	capped.ValidUntilTS = min(d.ValidUntilTS, now+MaxKeyValidity)
-	return &capped
-}
-
 // Under returns the document as it counts under another certificate of the same server name: a newer
 // one, or what two contradicting ones have in common. Raw stays.
 func (d *KeyDocument) Under(c *Certificate) *KeyDocument {
@@ -230,7 +218,8 @@ func (d *KeyDocument) Under(c *Certificate) *KeyDocument {
 // KeyFor returns the key of id that is good for a signature made at ts (ms). With strict, as rooms of
 // version 5 and up ask, the document must be valid at ts; a document too old yields ErrKeyNotValid.
 // A key that the document does not show yields ErrKeyUnknown; one that had expired or been revoked by ts, or was
-// certified only later, an error that wraps ErrSignature and is final. A receiver calls it on AsOf(now).
+// certified only later, an error that wraps ErrSignature and is final. That a receiver believes valid_until_ts at
+// most 7 days ahead (room version 5, Signing key validity period) is for the caller to see to, who has a clock.
 func (d *KeyDocument) KeyFor(id KeyID, ts int64, strict bool) (ed25519.PublicKey, error) {
 	key, current := d.VerifyKeys[id], true
 	if old, ok := d.OldVerifyKeys[id]; ok && key == nil {
