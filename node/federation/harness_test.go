@@ -324,6 +324,34 @@ func (h *host) run() {
 	})
 }
 
+// newHosts starts servers that all know each other.
+func newHosts(t *testing.T, w *wire, names ...string) []*host {
+	t.Helper()
+	var all []*host
+	for _, name := range names {
+		all = append(all, newHost(t, w, name))
+	}
+	for _, h := range all {
+		for _, other := range all {
+			if other != h {
+				h.meet(other)
+			}
+		}
+	}
+	return all
+}
+
+// meet waits until h knows that the other is there.
+func (h *host) meet(other *host) {
+	h.t.Helper()
+	for turn := uint64(0); !h.peers.isConnected(other.server); {
+		var err error
+		if _, turn, err = h.peers.met(h.t.Context(), turn); err != nil {
+			h.t.Fatal(err)
+		}
+	}
+}
+
 type testLog struct {
 	t    *testing.T
 	name string
@@ -351,10 +379,14 @@ func (h *host) create(version eventgraph.RoomVersion, joinRule, visibility strin
 	state := func(kind, content string) rooms.Draft {
 		return rooms.Draft{Type: kind, StateKey: &empty, Content: json.RawMessage(content)}
 	}
+	powerful := `{"` + string(h.user("alice")) + `":100}`
+	if traits, _ := version.Traits(); traits.PrivilegedCreators {
+		powerful = "{}"
+	}
 	room, err := h.Rooms.Create(h.t.Context(), rooms.CreateRequest{
 		Version: version, Creator: h.user("alice"),
 		Then: []rooms.Draft{
-			state("m.room.power_levels", `{"users_default":0,"events_default":0,"state_default":50,"invite":0}`),
+			state("m.room.power_levels", `{"users":`+powerful+`,"users_default":0,"events_default":0,"state_default":50,"invite":0}`),
 			state("m.room.join_rules", `{"join_rule":"`+joinRule+`"}`),
 			state("m.room.history_visibility", `{"history_visibility":"`+visibility+`"}`),
 			state("m.room.name", `{"name":"The room"}`),
@@ -448,3 +480,7 @@ func wantCode(t *testing.T, err error, code string) {
 		t.Fatalf("got error %v, want %s", err, code)
 	}
 }
+
+func public(key ed25519.PrivateKey) ed25519.PublicKey { return key.Public().(ed25519.PublicKey) }
+
+func newPeerID(key ed25519.PrivateKey) eventgraph.PeerID { return eventgraph.NewPeerID(public(key)) }

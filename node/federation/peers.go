@@ -28,6 +28,8 @@ const (
 	identifyAtOnce = 8
 	// identifyTimeout is how long a peer may take to show its key document.
 	identifyTimeout = 10 * time.Second
+	// seekTimeout is how long a request may wait for the answers of peers being asked who they are.
+	seekTimeout = 3 * time.Second
 	// identifyEvery is how often connected peers are looked over: who is not known yet, or whose document will soon end, is asked again.
 	identifyEvery = 15 * time.Second
 	// identifyBackoff is the longest time between two questions to a peer that does not say who it is.
@@ -46,10 +48,11 @@ type contact struct {
 
 // link is a connection to a peer.
 type link struct {
-	server eventgraph.ServerName // for which it speaks; "" if not known
-	since  uint64                // the turn at which it was connected or its server became known
-	asked  int                   // questions without an answer
-	next   time.Time             // when to ask again
+	server  eventgraph.ServerName // for which it speaks; "" if not known
+	since   uint64                // the turn at which it was connected or its server became known
+	pending bool                  // to be asked, or being asked, who it is
+	asked   int                   // questions without an answer
+	next    time.Time             // when to ask again
 }
 
 // peers knows who speaks for whom and who is connected. Its turn grows with each news.
@@ -100,7 +103,8 @@ func (p *peers) connected(peer eventgraph.PeerID) (ask bool) {
 		}
 	}
 	l.since = p.advance()
-	return l.server == ""
+	l.pending = l.server == ""
+	return l.pending
 }
 
 func (p *peers) disconnected(peer eventgraph.PeerID) {
@@ -273,6 +277,28 @@ func (p *peers) due() []eventgraph.PeerID {
 	return due
 }
 
+// asking says whether a connected peer is being asked who it is, or soon will be, and what is closed with the next news.
+func (p *peers) asking() (changed <-chan struct{}, asking bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, l := range p.links {
+		if l.server == "" && l.pending {
+			return p.changed, true
+		}
+	}
+	return p.changed, false
+}
+
+// answered notes that a question has ended, with whatever answer.
+func (p *peers) answered(peer eventgraph.PeerID) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if l := p.links[peer]; l != nil && l.pending {
+		l.pending = false
+		p.advance()
+	}
+}
+
 // asked notes that the peer was asked, and when it may be asked again.
 func (p *peers) asked(peer eventgraph.PeerID) {
 	p.mu.Lock()
@@ -359,16 +385,39 @@ func (f *Federation) runPeers(ctx context.Context) error {
 				if !ok {
 					return nil
 				}
-				f.peers.asked(peer)
-				if d, err := f.identify(ctx, peer); err != nil {
-					f.Log.Debug("peer does not say who it is", "peer", peer, "err", err)
-				} else {
-					f.Log.Debug("peer speaks for server", "peer", peer, "server", d.ServerName)
-				}
+				f.ask(ctx, peer)
 			}
 		})
 	}
 	return group.Wait()
+}
+
+// ask asks a connected peer who it is; the answer is in peers.
+func (f *Federation) ask(ctx context.Context, peer eventgraph.PeerID) {
+	defer f.peers.answered(peer)
+	f.peers.asked(peer)
+	if d, err := f.identify(ctx, peer); err != nil {
+		f.Log.Debug("peer does not say who it is", "peer", peer, "err", err)
+	} else {
+		f.Log.Debug("peer speaks for server", "peer", peer, "server", d.ServerName)
+	}
+}
+
+// seek waits a little for the server to be found among peers that are just being asked who they are.
+func (f *Federation) seek(ctx context.Context, server eventgraph.ServerName) {
+	ctx, cancel := context.WithTimeout(ctx, seekTimeout)
+	defer cancel()
+	for !f.peers.isConnected(server) {
+		changed, asking := f.peers.asking()
+		if !asking {
+			return
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // identify asks the peer for its own key document (SS API, Publishing Keys).

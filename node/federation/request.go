@@ -77,6 +77,7 @@ func (f *Federation) doLarge(ctx context.Context, server eventgraph.ServerName, 
 	if err != nil {
 		return err
 	}
+	f.seek(ctx, server)
 	var last error
 	for _, peer := range f.candidates(server) {
 		attempt, cancel := context.WithTimeout(ctx, attemptTimeout)
