@@ -94,12 +94,14 @@ func (r *Rooms) AcceptAll(ctx context.Context, events []*eventgraph.Event, b Bas
 				break
 			}
 			if run.size >= maxRunBytes {
-				if err := run.flush(); err != nil {
+				if err := run.commit(); err != nil {
 					return err
 				}
 			}
 		}
-		if placed && b.Backfill && b.Kind != Nothing {
+		if !placed {
+			run.live.PrevOrder += run.reserved(len(events), b)
+		} else if b.Backfill && b.Kind != Nothing {
 			run.put(&write{also: func(tx *store.Tx) error {
 				_, err := tx.Log(store.Change{Kind: store.ChangeBackfill, Room: room})
 				return err
@@ -125,12 +127,15 @@ func isOutcome(err error) bool {
 
 // reserve keeps places for a page of n backfilled events, below all that is held, and returns the first.
 func (run *run) reserve(n int, b Basis) int64 {
+	run.live.PrevOrder -= run.reserved(n, b)
+	return run.live.PrevOrder + 1
+}
+
+func (run *run) reserved(n int, b Basis) int64 {
 	if !b.Backfill || b.Kind == Nothing || !run.live.exists {
 		return 0
 	}
-	run.live.PrevOrder -= int64(n)
-	run.dirty = true
-	return run.live.PrevOrder + 1
+	return int64(n)
 }
 
 // incoming is one event on its way in.
@@ -193,6 +198,16 @@ func (run *run) accept(in incoming) error {
 		return nil
 	}
 
+	if in.basis.Kind == Claimed {
+		// A claim counts only where the parents do not tell.
+		lacking, err := run.withoutPlace(e)
+		if err != nil {
+			return err
+		}
+		if len(lacking) == 0 {
+			in.basis.Kind, in.basis.State = Parents, nil
+		}
+	}
 	j, err := run.judge(in, held)
 	if err != nil {
 		return err
@@ -367,8 +382,8 @@ func (run *run) take(in incoming, held *store.StoredEvent, j judgement) error {
 	} else {
 		s.Order = run.live.NextOrder
 		run.live.NextOrder++
-		run.dirty = true
 	}
+	run.dirty = true
 	switch {
 	case j.verdict == store.SoftFailed:
 		w.change = store.ChangeSoftFailed
@@ -511,11 +526,11 @@ func (run *run) fillGaps(s *store.StoredEvent) error {
 			if err != nil {
 				return err
 			}
-			complete, err := run.complete(c.Event)
+			lacking, err := run.withoutPlace(c.Event)
 			if err != nil {
 				return err
 			}
-			if complete {
+			if len(lacking) == 0 {
 				back = slices.Delete(back, i, i+1)
 				changed = true
 			}
@@ -526,21 +541,4 @@ func (run *run) fillGaps(s *store.StoredEvent) error {
 		run.live.Backward, run.dirty = back, true
 	}
 	return nil
-}
-
-// complete says whether all parents of e are held and have their place.
-func (run *run) complete(e *eventgraph.Event) (bool, error) {
-	for _, id := range e.PrevEvents() {
-		s, err := run.stored(id)
-		if errors.Is(err, store.ErrNotFound) {
-			return false, nil
-		}
-		if err != nil {
-			return false, err
-		}
-		if !placed(s) {
-			return false, nil
-		}
-	}
-	return true, nil
 }

@@ -33,7 +33,7 @@ type run struct {
 	fresh   map[eventgraph.Hash][]byte  // trie nodes
 	dirty   bool                        // live has changed
 	size    int                         // estimate of the bytes to write
-	failed  error                       // of a commit in the middle of a task
+	commits int                         // made by this run
 	broken  error                       // of any commit: the snapshot is no base for further work
 }
 
@@ -181,18 +181,10 @@ func (run *run) commit() error {
 		run.rm.live = &published
 		run.rm.mu.Unlock()
 	}
+	run.commits++
 	run.writes, run.dirty, run.size = nil, false, 0
 	run.pending = map[eventgraph.EventID]bool{}
 	run.fresh = map[eventgraph.Hash][]byte{}
-	return nil
-}
-
-// flush commits in the middle of a long task.
-func (run *run) flush() error {
-	if err := run.commit(); err != nil {
-		run.failed = err
-		return err
-	}
 	return nil
 }
 

@@ -35,12 +35,30 @@ func (r *Rooms) Create(ctx context.Context, c CreateRequest) (eventgraph.RoomID,
 	if c.Creator.Server() != r.key.Server {
 		return "", refuse("M_FORBIDDEN", "%s is no user of this server", c.Creator)
 	}
-	create, err := r.createEvent(c, traits)
+	for ts := r.signingTime(0); ; ts++ {
+		room, err := r.createAt(ctx, c, traits, ts)
+		if !errors.Is(err, errRoomExists) {
+			return room, err
+		}
+		// In room version 12 the ID is the create event's hash, and the user has made the same room in the same millisecond.
+		if ctx.Err() != nil {
+			return "", ctx.Err()
+		}
+	}
+}
+
+var errRoomExists = errors.New("a room of that ID exists")
+
+func (r *Rooms) createAt(ctx context.Context, c CreateRequest, traits eventgraph.Traits, ts int64) (eventgraph.RoomID, error) {
+	create, err := r.createEvent(c, traits, ts)
 	if err != nil {
 		return "", refusal(err)
 	}
 	room := create.RoomID()
 	err = r.inTurn(ctx, room, func(run *run) error {
+		if run.live.exists {
+			return errRoomExists
+		}
 		err := run.create(c, create, traits)
 		if err != nil { // the room is new: nobody else's work is in this run
 			run.reset()
@@ -55,7 +73,7 @@ func (r *Rooms) Create(ctx context.Context, c CreateRequest) (eventgraph.RoomID,
 }
 
 // createEvent makes the first event of a room, and with it the room's ID.
-func (r *Rooms) createEvent(c CreateRequest, traits eventgraph.Traits) (*eventgraph.Event, error) {
+func (r *Rooms) createEvent(c CreateRequest, traits eventgraph.Traits, ts int64) (*eventgraph.Event, error) {
 	content, err := withFields(c.Content, map[string]any{"room_version": c.Version})
 	if err == nil && !traits.NoCreatorField {
 		content, err = withFields(content, map[string]any{"creator": c.Creator})
@@ -65,7 +83,7 @@ func (r *Rooms) createEvent(c CreateRequest, traits eventgraph.Traits) (*eventgr
 	}
 	d := eventgraph.Draft{
 		Type: "m.room.create", StateKey: new(string), Sender: c.Creator, Content: content,
-		Depth: 1, OriginServerTS: r.signingTime(0),
+		Depth: 1, OriginServerTS: ts,
 	}
 	if !traits.RoomIDFromCreate {
 		d.RoomID = eventgraph.RoomID("!" + rand.Text() + ":" + string(r.key.Server))

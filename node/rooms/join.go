@@ -26,13 +26,6 @@ func (r *Rooms) ImportJoin(ctx context.Context, join *eventgraph.Event, state, a
 	return r.inTurn(ctx, join.RoomID(), func(run *run) error {
 		in := incoming{event: join, basis: Basis{Kind: Claimed, State: i.state}, join: true}
 		if run.live.exists {
-			complete, err := run.complete(join)
-			if err != nil {
-				return err
-			}
-			if complete {
-				in.basis = Basis{Kind: Parents}
-			}
 			return run.accept(in)
 		}
 		run.live = live{exists: true, traits: i.traits, Room: store.Room{

@@ -15,22 +15,14 @@ import (
 // maxPlaced bounds how many outliers among an event's ancestors get their place on the way to it.
 const maxPlaced = 1000
 
-// stateBefore finds the state before e: by its parents, or as claimed. gap says that some parents are not held.
+// stateBefore finds the state before e: by its parents, or as claimed where they are not all held (then gap is true).
 func (run *run) stateBefore(e *eventgraph.Event, b Basis) (root eventgraph.Hash, gap bool, err error) {
 	if b.Kind == Claimed {
-		complete, err := run.complete(e)
-		if err != nil {
-			return root, false, err
-		}
 		root, err = run.claimed(b.State)
-		return root, !complete, err
+		return root, true, err
 	}
-	missing, err := run.placeParents(e, b)
-	if err != nil {
+	if err := run.placeParents(e, b); err != nil {
 		return root, false, err
-	}
-	if len(missing) > 0 {
-		return root, false, &MissingError{Events: missing, StateBefore: b.Backfill || len(missing) > maxPlaced}
 	}
 	var states []eventgraph.Hash
 	for _, id := range e.PrevEvents() {
@@ -44,17 +36,19 @@ func (run *run) stateBefore(e *eventgraph.Event, b Basis) (root eventgraph.Hash,
 	return root, false, err
 }
 
-// placeParents gives outliers among e's ancestors their place, oldest first, as if they came now. It returns the ancestors
-// that are missing for that, and then has placed none. Backfill asks for the state before instead.
-func (run *run) placeParents(e *eventgraph.Event, b Basis) (missing []eventgraph.EventID, err error) {
+// placeParents gives outliers among e's ancestors their place, oldest first, as if they came now. It answers *MissingError with
+// the parents that have no place and cannot get one, and then has placed none. Backfill asks for the state before
+// instead: in its pages outliers come in their turn.
+func (run *run) placeParents(e *eventgraph.Event, b Basis) error {
 	type visit struct {
 		event *eventgraph.Event
 		next  int // parent to look at
 	}
-	var order []*eventgraph.Event // of outliers, parents first
+	var order []*eventgraph.Event // without a place yet, parents first
+	lacking, tooMany := false, false
 	seen := map[eventgraph.EventID]bool{}
 	stack := []visit{{event: e}}
-	for len(stack) > 0 {
+	for len(stack) > 0 && !lacking {
 		v := &stack[len(stack)-1]
 		if v.next == len(v.event.PrevEvents()) {
 			if v.event != e {
@@ -72,27 +66,48 @@ func (run *run) placeParents(e *eventgraph.Event, b Basis) (missing []eventgraph
 		s, err := run.stored(id)
 		switch {
 		case errors.Is(err, store.ErrNotFound):
-			missing = append(missing, id)
+			lacking = true
 		case err != nil:
-			return nil, err
+			return err
 		case s.RoomID() != run.rm.id:
-			return nil, refuse("M_BAD_JSON", "prev event %s is of another room", id)
+			return refuse("M_BAD_JSON", "prev event %s is of another room", id)
 		case placed(s):
-		case b.Backfill || len(seen) > maxPlaced:
-			missing = append(missing, id)
+		case b.Backfill && s.Verdict == store.Outlier:
+			lacking = true
+		case len(seen) > maxPlaced:
+			lacking, tooMany = true, true
 		default:
 			stack = append(stack, visit{event: s.Event})
 		}
 	}
-	if len(missing) > 0 {
-		return missing, nil
+	if lacking {
+		missing, err := run.withoutPlace(e)
+		if err != nil {
+			return err
+		}
+		return &MissingError{Events: missing, StateBefore: b.Backfill || tooMany}
 	}
 	for _, outlier := range order {
-		if err := run.accept(incoming{event: outlier, basis: Basis{Kind: Parents}}); err != nil {
-			return nil, err
+		if err := run.accept(incoming{event: outlier, basis: Basis{Kind: Parents, Backfill: b.Backfill}}); err != nil {
+			return err
 		}
 	}
-	return nil, nil
+	return nil
+}
+
+// withoutPlace lists the parents of e that are not held, or only as outliers.
+func (run *run) withoutPlace(e *eventgraph.Event) ([]eventgraph.EventID, error) {
+	var ids []eventgraph.EventID
+	for _, id := range e.PrevEvents() {
+		s, err := run.stored(id)
+		if err != nil && !errors.Is(err, store.ErrNotFound) {
+			return nil, err
+		}
+		if err != nil || !placed(s) {
+			ids = append(ids, id)
+		}
+	}
+	return ids, nil
 }
 
 // claimed builds the state that a room server claims. Rejected events in it do not count.

@@ -5,8 +5,6 @@ import (
 	"crypto/ed25519"
 	"encoding/json"
 	"errors"
-	"fmt"
-	"math/rand/v2"
 	"slices"
 	"testing"
 	"time"
@@ -293,6 +291,3 @@ func TestEveryRoomVersion(t *testing.T) {
 		})
 	}
 }
-
-var _ = rand.IntN
-var _ = fmt.Sprint

@@ -155,8 +155,7 @@ func (r *Rooms) lead(ctx context.Context, rm *room) {
 // that it had a part in.
 func (run *run) work(tasks []*task) {
 	open := 0 // tasks[open:i] wait for a commit
-	settle := func(upTo int) {
-		err := run.commit()
+	settle := func(upTo int, err error) {
 		for _, t := range tasks[open:upTo] {
 			if t.err == nil {
 				t.err = err
@@ -169,21 +168,20 @@ func (run *run) work(tasks []*task) {
 			t.err = run.broken
 			continue
 		}
+		commits := run.commits
 		t.err = t.work(run)
-		if run.failed != nil { // a commit in the middle of this task's work, with what came before it
-			for _, earlier := range tasks[open : i+1] {
-				if earlier.err == nil {
-					earlier.err = run.failed
-				}
-			}
-			open = i + 1
+		switch {
+		case run.broken != nil: // by a commit in the middle of this work
+			settle(i+1, run.broken)
+		case run.commits > commits:
+			open = i // those before had a part in that one
 		}
-		if run.size >= maxRunBytes {
-			settle(i + 1)
+		if run.broken == nil && run.size >= maxRunBytes {
+			settle(i+1, run.commit())
 		}
 	}
 	if run.broken == nil {
-		settle(len(tasks))
+		settle(len(tasks), run.commit())
 	}
 }
 

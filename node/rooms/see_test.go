@@ -1,0 +1,135 @@
+package rooms
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/store"
+)
+
+func TestMaySee(t *testing.T) {
+	t.Parallel()
+	a := newServer(t, "a")
+	b := newServer(t, "b", a)
+	c := newServer(t, "c", a, b)
+	alice, bob, carol := a.user("alice"), b.user("bob"), c.user("carol")
+	room := a.create("12", alice)
+	setVisibility := func(v string) {
+		a.setState(room, alice, "m.room.history_visibility", "", `{"history_visibility":"`+v+`"}`)
+	}
+	setVisibility("shared")
+	shared := a.message(room, alice, "shared, before bob")
+	setVisibility("joined")
+	joined := a.message(room, alice, "for the joined, before bob")
+	a.setState(room, alice, "m.room.member", string(bob), `{"membership":"invite"}`)
+	setVisibility("invited")
+	invited := a.message(room, alice, "for the invited, before bob comes")
+	b.join(a, room, bob)
+	with := a.message(room, alice, "with bob")
+	kick := a.setState(room, alice, "m.room.member", string(bob), `{"membership":"leave"}`)
+	without := a.message(room, alice, "without bob")
+	setVisibility("world_readable")
+	world := a.message(room, alice, "for all")
+
+	for _, want := range []struct {
+		name       string
+		event      eventgraph.EventID
+		bob, carol bool
+	}{
+		{"shared before bob", shared, true, false},
+		{"joined before bob", joined, false, false},
+		{"invited before bob", invited, true, false},
+		{"with bob", with, true, false},
+		{"the kick", kick, true, false},
+		{"without bob", without, false, false},
+		{"world readable", world, true, true},
+	} {
+		e := a.event(want.event)
+		if got, err := a.MaySeeUser(bob, e); got != want.bob || err != nil {
+			t.Errorf("%s: bob sees it: %v, %v", want.name, got, err)
+		}
+		if got, err := a.MaySeeUser(carol, e); got != want.carol || err != nil {
+			t.Errorf("%s: carol sees it: %v, %v", want.name, got, err)
+		}
+		wantServer := want.bob && want.event != shared // of a server that has left only what it saw then counts
+		if got, err := a.MaySeeServer(b.Server(), e); got != wantServer || err != nil {
+			t.Errorf("%s: b sees it: %v, %v", want.name, got, err)
+		}
+		if got, err := a.MaySeeServer(c.Server(), e); got != want.carol || err != nil {
+			t.Errorf("%s: c sees it: %v, %v", want.name, got, err)
+		}
+		if got, err := a.MaySeeUser(alice, e); !got || err != nil {
+			t.Errorf("%s: alice sees it: %v, %v", want.name, got, err)
+		}
+		if got, err := a.MaySeeServer(a.Server(), e); !got || err != nil {
+			t.Errorf("%s: a sees it: %v, %v", want.name, got, err)
+		}
+	}
+}
+
+func TestEventNear(t *testing.T) {
+	t.Parallel()
+	a := newServer(t, "a")
+	alice := a.user("alice")
+	room := a.create("12", alice)
+	first := a.message(room, alice, "first")
+	second := a.message(room, alice, "second")
+	at := a.event(first).OriginServerTS()
+	for _, want := range []struct {
+		ts       int64
+		forwards bool
+		id       eventgraph.EventID
+	}{
+		{at, true, first}, {at, false, first}, {at + 1, true, second}, {at + 999, false, first},
+		{at + time.Hour.Milliseconds(), false, second}, {at + time.Hour.Milliseconds(), true, ""}, {1, false, ""},
+	} {
+		e, err := a.EventNear(room, want.ts, want.forwards)
+		switch {
+		case want.id == "" && !errors.Is(err, store.ErrNotFound):
+			t.Errorf("near %d: %v, want none", want.ts-at, err)
+		case want.id != "" && (err != nil || e.ID() != want.id):
+			t.Errorf("near %d forwards %v: %v", want.ts-at, want.forwards, err)
+		}
+	}
+}
+
+func TestAuthChain(t *testing.T) {
+	t.Parallel()
+	a := newServer(t, "a")
+	alice := a.user("alice")
+	room := a.create("11", alice)
+	said := a.message(room, alice, "x")
+	chain, err := a.AuthChain([]eventgraph.EventID{said}, 0)
+	if err != nil || len(chain) != 3 { // create, power levels, alice's join
+		t.Fatalf("%d events, %v", len(chain), err)
+	}
+	for _, e := range chain {
+		if e.ID() == said {
+			t.Error("the event itself is in its chain")
+		}
+	}
+	if few, err := a.AuthChain([]eventgraph.EventID{said}, 2); err != nil || len(few) != 2 {
+		t.Errorf("with a limit of 2: %d, %v", len(few), err)
+	}
+}
+
+func TestSigningTimeFollowsPeers(t *testing.T) {
+	t.Parallel()
+	a := newServer(t, "a")
+	alice := a.user("alice")
+	room := a.create("12", alice)
+	peers := a.now
+	a.PeerClock(peers)
+	a.PeerClock(peers.Add(-time.Hour))
+	a.now = a.now.Add(time.Minute)
+	ahead := a.send(Draft{Room: room, Sender: alice, Type: "m.room.message", Content: text("x"), TS: peers.Add(5 * time.Hour).UnixMilli()})
+	if got, most := a.event(ahead).OriginServerTS(), a.now.Add(maxAheadOfPeers).UnixMilli(); got != most {
+		t.Errorf("signed for %d ms after what may be", got-most)
+	}
+	old := a.send(Draft{Room: room, Sender: alice, Type: "m.room.message", Content: text("x"), TS: 1000})
+	if got := a.event(old).OriginServerTS(); got != 1000 {
+		t.Errorf("a time in the past was changed to %d", got)
+	}
+}

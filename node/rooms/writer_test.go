@@ -1,0 +1,212 @@
+package rooms
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+
+	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/store"
+)
+
+func TestConcurrentSends(t *testing.T) {
+	t.Parallel()
+	a := newServer(t, "a")
+	alice := a.user("alice")
+	rooms := []eventgraph.RoomID{a.create("12", alice), a.create("12", alice)}
+	const senders, each = 16, 20
+	sent := make([][]eventgraph.EventID, senders)
+	var wait sync.WaitGroup
+	for i := range senders {
+		wait.Go(func() {
+			for n := range each {
+				id, err := a.Send(context.Background(), Draft{
+					Room: rooms[i%2], Sender: alice, Type: "m.room.message", Content: text(fmt.Sprint(i, n)),
+				})
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if v, held := a.has(id); !held || v != store.Accepted {
+					t.Errorf("%s is answered but not held", id)
+				}
+				sent[i] = append(sent[i], id)
+			}
+		})
+	}
+	wait.Wait()
+	for _, room := range rooms {
+		if got := len(a.record(room).Forward); got != 1 {
+			t.Errorf("%d forward extremities", got)
+		}
+		var timeline []eventgraph.EventID
+		var parent eventgraph.EventID
+		err := a.store.View(func(r *store.Reader) error {
+			return r.Timeline(room, 1, false, func(e *store.StoredEvent) (bool, error) {
+				if prev := e.PrevEvents(); parent != "" && !slices.Equal(prev, []eventgraph.EventID{parent}) {
+					t.Errorf("event %d of the room is not on the one before", e.Order)
+				}
+				parent = e.ID()
+				timeline = append(timeline, e.ID())
+				return true, nil
+			})
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := 4 + senders*each/2; len(timeline) != want {
+			t.Errorf("%d events in the room, want %d", len(timeline), want)
+		}
+		for i := range senders {
+			if rooms[i%2] != room {
+				continue
+			}
+			last := -1
+			for _, id := range sent[i] {
+				at := slices.Index(timeline, id)
+				if at <= last {
+					t.Errorf("events of sender %d are out of order", i)
+				}
+				last = at
+			}
+		}
+	}
+}
+
+func TestTransactionIDIsSentOnce(t *testing.T) {
+	t.Parallel()
+	a := newServer(t, "a")
+	alice := a.user("alice")
+	room := a.create("12", alice)
+	d := Draft{
+		Room: room, Sender: alice, Type: "m.room.message", Content: text("once"),
+		Txn: &store.ClientTxn{User: alice, Device: "D", TxnID: "t1"},
+	}
+	ids := make([]eventgraph.EventID, 8)
+	var wait sync.WaitGroup
+	for i := range ids {
+		wait.Go(func() {
+			var err error
+			if ids[i], err = a.Send(context.Background(), d); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wait.Wait()
+	if got := slices.Compact(ids); len(got) != 1 {
+		t.Errorf("events %v, want one", got)
+	}
+	if got := a.event(ids[0]).SentBy; got == nil || *got != *d.Txn {
+		t.Errorf("SentBy %v", got)
+	}
+
+	topic := a.setState(room, alice, "m.room.topic", "", `{ "topic": "same" }`)
+	if again := a.setState(room, alice, "m.room.topic", "", `{"topic":"same"}`); again != topic {
+		t.Error("the same state again made a new event")
+	}
+}
+
+func TestFailedCommitIsDiscarded(t *testing.T) {
+	t.Parallel()
+	a := newServer(t, "a")
+	alice := a.user("alice")
+	room := a.create("12", alice)
+	before, position := a.record(room), a.store.Position()
+	root := before.State
+
+	failure := errors.New("disk on fire")
+	var lost eventgraph.EventID
+	err := a.inTurn(context.Background(), room, func(run *run) (err error) {
+		lost, err = run.send(Draft{Room: room, Sender: alice, Type: "m.room.name", StateKey: stateKey(""), Content: []byte(`{"name":"lost"}`)})
+		run.put(&write{also: func(*store.Tx) error { return failure }})
+		return err
+	})
+	if !errors.Is(err, failure) {
+		t.Fatalf("got %v", err)
+	}
+	if _, held := a.has(lost); held || a.store.Position() != position {
+		t.Error("something of a failed commit is on disk")
+	}
+	state, err := a.CurrentState(room)
+	if err != nil || state.Root() != root {
+		t.Errorf("state after a failed commit: %v", err)
+	}
+	next := a.message(room, alice, "next")
+	if prev := a.event(next).PrevEvents(); !slices.Equal(prev, before.Forward) {
+		t.Errorf("builds on %v, which is not on disk", prev)
+	}
+}
+
+func TestRestart(t *testing.T) {
+	t.Parallel()
+	a, b, alice, bob, room := shared(t, "11")
+	a.setState(room, alice, "m.room.topic", "", `{"topic":"x"}`)
+	b.message(room, bob, "apart")
+	again := New(Config{Store: a.store, Key: a.key, Now: a.Rooms.now})
+	a.Rooms.Close()
+	a.Rooms = again
+	state, err := a.CurrentState(room)
+	if err != nil || state.Root() != a.record(room).State {
+		t.Errorf("state after a restart: %v", err)
+	}
+	a.accept(b.event(b.record(room).Forward[0]).Event, Basis{}, store.Accepted)
+	merged := a.message(room, alice, "merged")
+	if got := len(a.event(merged).PrevEvents()); got != 2 {
+		t.Errorf("%d prev events, want 2", got)
+	}
+}
+
+func TestClosed(t *testing.T) {
+	t.Parallel()
+	a := newServer(t, "a")
+	alice := a.user("alice")
+	room := a.create("12", alice)
+	a.Close()
+	if _, err := a.Send(context.Background(), Draft{Room: room, Sender: alice, Type: "m.room.message", Content: text("x")}); !errors.Is(err, ErrClosed) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestCancelledWhileWaiting(t *testing.T) {
+	t.Parallel()
+	a := newServer(t, "a")
+	alice := a.user("alice")
+	room := a.create("12", alice)
+	began, end := make(chan struct{}), make(chan struct{})
+	var wait sync.WaitGroup
+	wait.Go(func() {
+		err := a.inTurn(context.Background(), room, func(*run) error { close(began); <-end; return nil })
+		if err != nil {
+			t.Error(err)
+		}
+	})
+	<-began
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	_, err := a.Send(ctx, Draft{Room: room, Sender: alice, Type: "m.room.message", Content: text("x")})
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	close(end)
+	wait.Wait()
+	a.message(room, alice, "the room goes on")
+}
+
+func TestPanicLeavesTheRoomUsable(t *testing.T) {
+	t.Parallel()
+	a := newServer(t, "a")
+	alice := a.user("alice")
+	room := a.create("12", alice)
+	func() {
+		defer func() {
+			if recover() == nil {
+				t.Error("the panic was swallowed")
+			}
+		}()
+		_ = a.inTurn(context.Background(), room, func(*run) error { panic("defect") })
+	}()
+	a.message(room, alice, "the room goes on")
+}
