@@ -14,8 +14,8 @@ func badgerOptions(dir string, log *slog.Logger) badger.Options {
 	o := badger.DefaultOptions(dir).
 		WithInMemory(dir == "").
 		WithLogger(badgerLog{log}).
-		WithSyncWrites(true).
-		WithDetectConflicts(false). // one writer
+		WithSyncWrites(!syncsMappedPages). // else logFile syncs
+		WithDetectConflicts(false).        // one writer
 		WithMetricsEnabled(false).
 		WithMemTableSize(8 << 20).
 		WithNumMemtables(3).
@@ -25,7 +25,7 @@ func badgerOptions(dir string, log *slog.Logger) badger.Options {
 		WithCompression(options.None).
 		WithBlockCacheSize(0). // tables are mapped and not compressed: the page cache is the cache
 		WithIndexCacheSize(0).
-		WithChecksumVerificationMode(options.OnTableAndBlockRead)
+		WithChecksumVerificationMode(options.OnBlockRead) // inspect has read them at Open
 	if dir != "" {
 		o = o.WithValueLogFileSize(1 << 20) // it stays empty
 	}
@@ -34,16 +34,20 @@ func badgerOptions(dir string, log *slog.Logger) badger.Options {
 
 // openBadger opens the database in managed mode: our commit numbers are its timestamps, so that a snapshot is that
 // of the newest durable commit and never waits for a commit under way.
-func (s *Store) openBadger() error {
-	db, err := badger.OpenManaged(badgerOptions(s.dir, s.log))
+func openBadger(dir string, log *slog.Logger) (db *badger.DB, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("%w: badger: %v", ErrDamaged, p)
+		}
+	}()
+	db, err = badger.OpenManaged(badgerOptions(dir, log))
 	switch {
 	case err != nil && strings.Contains(err.Error(), "Cannot acquire directory lock"):
-		return ErrLocked
+		return nil, ErrLocked
 	case err != nil:
-		return fmt.Errorf("open store: %w", err)
+		return nil, fmt.Errorf("open badger: %w", err)
 	}
-	s.db = db
-	return nil
+	return db, nil
 }
 
 // badgerLog hands Badger's warnings and errors to slog.

@@ -9,28 +9,36 @@ import (
 	"math"
 	"runtime/debug"
 	"sync/atomic"
+	"time"
 )
 
-// commitRecord describes one durable commit. The newest ones lie under tableCommit: a commit number missing
-// between two others is a hole in the store, and the hash of a number tells one history from another.
+// commitRecord describes one durable commit.
 type commitRecord struct {
-	Commit   uint64   // its number: also the Badger timestamp of its writes
+	Commit   uint64   // its number, from 1: also the Badger timestamp of its writes
 	Position Position // of the last change logged up to and with it
 	Hash     [32]byte // running hash over all commits up to and with it
 }
 
+// commitRing is how many of the newest commits have their record in Badger, each under its number modulo commitRing. One that
+// is missing between others is a hole in the store, and the hash tells one history from another.
+const commitRing = 1024
+
+func commitKey(n uint64) dbKey { return key(tableCommit).u64(n % commitRing) }
+
 func (c commitRecord) encode() []byte {
-	b := binary.BigEndian.AppendUint64(nil, uint64(c.Position))
+	b := binary.BigEndian.AppendUint64(nil, c.Commit)
+	b = binary.BigEndian.AppendUint64(b, uint64(c.Position))
 	return append(b, c.Hash[:]...)
 }
 
-func decodeCommit(n uint64, b []byte) (commitRecord, error) {
-	c := commitRecord{Commit: n}
-	if len(b) != 8+len(c.Hash) {
-		return c, fmt.Errorf("commit record %d has %d bytes", n, len(b))
+func decodeCommit(b []byte) (commitRecord, error) {
+	var c commitRecord
+	if len(b) != 16+len(c.Hash) {
+		return c, fmt.Errorf("a commit record has %d bytes", len(b))
 	}
-	c.Position = Position(binary.BigEndian.Uint64(b))
-	copy(c.Hash[:], b[8:])
+	c.Commit = binary.BigEndian.Uint64(b)
+	c.Position = Position(binary.BigEndian.Uint64(b[8:]))
+	copy(c.Hash[:], b[16:])
 	return c, nil
 }
 
@@ -110,11 +118,16 @@ func (s *Store) commitLoop() {
 			g.answer(err)
 		}
 	}()
+	poll := time.NewTicker(pollDisk)
+	defer poll.Stop()
 	var next *update // did not fit into the group before
 	for {
 		if next == nil {
 			select {
 			case next = <-s.queue:
+			case <-poll.C:
+				s.reserve.check()
+				continue
 			case <-s.closing:
 				return
 			}
@@ -272,13 +285,19 @@ func (s *Store) commit(g *group) error {
 		h.Write(w.value)
 	}
 	h.Sum(rec.Hash[:0])
-	if err := txn.Set(key(tableCommit).u64(rec.Commit), rec.encode()); err != nil {
+	if err := txn.Set(commitKey(rec.Commit), rec.encode()); err != nil {
 		return s.fail(fmt.Errorf("store: commit record: %w", err))
 	}
 
-	// 2. Durable: Badger syncs its log before it answers.
+	// 2. Durable.
 	if err := txn.CommitAt(rec.Commit, nil); err != nil {
 		return s.fail(fmt.Errorf("store: commit: %w", err))
+	}
+	if err := s.logFile.sync(); err != nil {
+		return s.fail(fmt.Errorf("store: sync: %w", err))
+	}
+	if err := s.witness.write(testimony{s.incarnation, rec}); err != nil {
+		return s.fail(err)
 	}
 
 	// 3. Visible.
@@ -319,6 +338,10 @@ func (s *Store) fail(err error) error {
 // writable says whether a commit may begin.
 func (s *Store) writable() error {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.broken
+	broken := s.broken
+	s.mu.Unlock()
+	if broken != nil {
+		return broken
+	}
+	return s.reserve.check()
 }

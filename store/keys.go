@@ -9,8 +9,8 @@ import (
 // i64 = 8 bytes in an order that sorts as the number does, hash = 32 raw bytes:
 //
 //	table           rest of the key                       value
-//	tableMeta       str name                              see store.go and commit.go
-//	tableCommit     u64 commit number                     position, running hash: commitRecord
+//	tableMeta       str name                              see open.go, federation.go
+//	tableCommit     u64 commit number modulo commitRing   commitRecord, binary
 //	tableChange     u64 position                          Change, binary (changes.go)
 //	tableRoomChange str room, u64 position                event ID
 //	tableTrie       hash                                  trie node

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"slices"
 	"sync"
 
@@ -40,9 +41,15 @@ type Options struct {
 // Store is an open data directory. Its methods may be called from any goroutine. It owns one goroutine, the
 // committer, which Close waits for.
 type Store struct {
-	db  *badger.DB
-	dir string // "" in memory
-	log *slog.Logger
+	db   *badger.DB
+	dir  string // "" in memory
+	log  *slog.Logger
+	lock *os.File // nil in memory
+
+	// Of the committer, after Open.
+	logFile *logFile
+	witness *witness
+	reserve *reserve
 
 	incarnation Incarnation
 	loss        string
@@ -61,52 +68,6 @@ type Store struct {
 	broken   error          // why no more writes are taken
 	closed   bool
 	inFlight sync.WaitGroup // Views
-}
-
-// Open opens or creates the store in dir. Loss tells in words what a damaged log has lost ("" if nothing); a
-// loss begins a new incarnation. Errors: ErrLocked, ErrNewer, ErrDiskFull, ErrDamaged, or Badger's.
-func Open(dir string, o Options) (*Store, error) {
-	s := &Store{
-		dir:       dir,
-		log:       o.Log,
-		queue:     make(chan *update),
-		closing:   make(chan struct{}),
-		committer: make(chan struct{}),
-		changed:   make(chan struct{}),
-		readers:   map[uint64]int{},
-		tries:     newTrieCache(),
-		events:    newEventCache(),
-	}
-	if s.log == nil {
-		s.log = slog.New(slog.DiscardHandler)
-	}
-	if o.InMemory {
-		s.dir = ""
-	}
-	if err := s.openBadger(); err != nil {
-		return nil, err
-	}
-	if err := s.recover(); err != nil {
-		s.db.Close()
-		return nil, err
-	}
-	go s.commitLoop()
-	return s, nil
-}
-
-// Close refuses new updates, waits for the committer and for Views under way, then for Badger.
-func (s *Store) Close() error {
-	s.mu.Lock()
-	if s.closed {
-		s.mu.Unlock()
-		return nil
-	}
-	s.closed = true
-	s.mu.Unlock()
-	close(s.closing)
-	<-s.committer
-	s.inFlight.Wait()
-	return s.db.Close()
 }
 
 // View runs f on a consistent snapshot: that of the newest durable commit. It never waits for a commit under way.
@@ -311,11 +272,13 @@ func (tx *Tx) put(key, value []byte) error {
 }
 
 func (tx *Tx) putJSON(key []byte, v any) error {
-	value, err := json.Marshal(v)
-	if err != nil {
+	var value bytes.Buffer
+	e := json.NewEncoder(&value)
+	e.SetEscapeHTML(false) // what clients keep here comes back as they wrote it
+	if err := e.Encode(v); err != nil {
 		return fmt.Errorf("record %x for the store: %w", key, err)
 	}
-	return tx.put(key, value)
+	return tx.put(key, bytes.TrimSuffix(value.Bytes(), []byte("\n")))
 }
 
 // delete removes a record, which need not be there.
