@@ -1,6 +1,9 @@
 package p2ptransport_test
 
 import (
+	"crypto/ed25519"
+	"os"
+	"strings"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -10,8 +13,15 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	if os.Getenv(nodeEnv) != "" {
+		_, args, _ := strings.Cut(strings.Join(os.Args, " "), " -- ")
+		runNode(args)
+		return
+	}
 	goleak.VerifyTestMain(m)
 }
+
+func keyFromSeed(seed []byte) ed25519.PrivateKey { return ed25519.NewKeyFromSeed(seed) }
 
 var listens = map[string][]string{
 	"QUIC": {"/ip4/127.0.0.1/udp/0/quic-v1"},

@@ -286,7 +286,9 @@ func (k *keeper) connect(ctx context.Context, p peer.ID) error {
 	k.mu.Lock()
 	var addrs []ma.Multiaddr
 	if t := k.peers[p]; t != nil {
-		addrs = slices.Clone(t.addrs)
+		for _, a := range t.addrs {
+			addrs = append(addrs, disguise(a))
+		}
 	}
 	k.mu.Unlock()
 	if len(addrs) == 0 && len(store.Addrs(p)) == 0 {
