@@ -1,0 +1,387 @@
+package clientapi
+
+import (
+	"encoding/json"
+	"errors"
+	"math"
+	"net/http"
+	"strconv"
+
+	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/store"
+)
+
+// Bounds of one page of history.
+const (
+	usualPage = 10
+	mostPage  = 1000
+	// mostLooked is how many events one request looks at: a filter or the history's visibility may let few pass. The page is
+	// then shorter, and its end token goes on from there.
+	mostLooked = 5000
+	// backfillLeast is how many events are asked of other servers at once when local history ends.
+	backfillLeast = 100
+)
+
+// page is a stretch of a room's history.
+type page struct {
+	events []*store.StoredEvent
+	last   int64 // order of the last event looked at
+	looked int
+	ended  bool // nothing lies behind it here
+}
+
+// getMessages is GET /rooms/{roomId}/messages. Where local history ends before the page is full, the room's other servers are asked for
+// more.
+func (a *API) getMessages(q *request) (any, error) {
+	room, err := roomOf(q)
+	if err != nil {
+		return nil, err
+	}
+	query := q.URL.Query()
+	backwards := true
+	switch query.Get("dir") {
+	case "f":
+		backwards = false
+	case "b":
+	case "":
+		return nil, missingParam("dir is missing.")
+	default:
+		return nil, invalidParam("dir must be b or f.")
+	}
+	filter := &eventFilter{}
+	if s := query.Get("filter"); s != "" {
+		if err := decodeJSON([]byte(s), filter); err != nil {
+			return nil, err
+		}
+	}
+	limit, err := limitOf(query.Get("limit"), filter.limit(usualPage, mostPage), mostPage)
+	if err != nil {
+		return nil, err
+	}
+	answer, more, err := a.messagesPage(q, room, backwards, filter, limit)
+	if err != nil || !more {
+		return answer, err
+	}
+	if n, err := a.remote.Backfill(q.Context(), room, max(limit, backfillLeast)); err != nil || n == 0 {
+		// What is here is shown; the rest comes when somebody who has it is met.
+		a.Log.Debug("no older history from other servers now", "room", room, "error", err)
+		return answer, nil
+	}
+	answer, _, err = a.messagesPage(q, room, backwards, filter, limit)
+	return answer, err
+}
+
+// messagesPage makes the answer of what is here; more says that other servers have what would fill it.
+func (a *API) messagesPage(q *request, room eventgraph.RoomID, backwards bool, filter *eventFilter, limit int) (answer map[string]any, more bool, err error) {
+	query := q.URL.Query()
+	err = a.Store.View(func(r *store.Reader) error {
+		if err := a.mayPage(r, room, q.user); err != nil {
+			return err
+		}
+		from, to := int64(math.MinInt64), int64(math.MaxInt64)
+		if backwards {
+			from, to = to, from
+		}
+		start := a.roomToken(0)
+		if s := query.Get("from"); s != "" {
+			if from, err = a.parseToken(r, room, s); err != nil {
+				return err
+			}
+			start = s
+		} else if backwards {
+			if from, err = a.orderAt(r, room, latestPosition); err != nil {
+				return err
+			}
+			start = a.roomToken(from)
+		}
+		if s := query.Get("to"); s != "" {
+			if to, err = a.parseToken(r, room, s); err != nil {
+				return err
+			}
+		}
+		p, err := a.readPage(r, room, q.user, from, to, backwards, filter, limit)
+		if err != nil {
+			return err
+		}
+		held, err := r.Room(room)
+		if err != nil {
+			return err
+		}
+		more = backwards && p.ended && len(p.events) < limit && len(held.Backward) > 0 && to == math.MinInt64
+		v := a.viewerOf(q)
+		chunk, err := a.clientEvents(r, p.events, v)
+		if err != nil {
+			return err
+		}
+		answer = map[string]any{"start": start, "chunk": chunk}
+		if !p.ended || more {
+			answer["end"] = a.roomToken(pointAfter(p, from, backwards))
+		}
+		if filter.LazyLoadMembers {
+			answer["state"], err = a.sendersOf(r, room, p.events, v)
+		}
+		return err
+	})
+	return answer, more, err
+}
+
+// pointAfter is the order of the token that goes on behind the page.
+func pointAfter(p *page, from int64, backwards bool) int64 {
+	switch {
+	case p.looked == 0:
+		return from
+	case backwards:
+		return p.last - 1
+	}
+	return p.last
+}
+
+// mayPage lets members, former members, and, where anybody may read, everybody read history; which events of it is MaySeeUser's question.
+func (a *API) mayPage(r *store.Reader, room eventgraph.RoomID, user eventgraph.UserID) error {
+	_, err := a.readableState(r, room, user)
+	return err
+}
+
+// readPage reads from a point towards to, at most limit events that pass.
+func (a *API) readPage(r *store.Reader, room eventgraph.RoomID, user eventgraph.UserID, from, to int64, backwards bool, filter *eventFilter, limit int) (*page, error) {
+	p := &page{ended: true}
+	first := from
+	if !backwards && from != math.MinInt64 {
+		first++ // a token lies just after its event
+	}
+	err := r.Timeline(room, first, backwards, func(e *store.StoredEvent) (bool, error) {
+		if backwards && e.Order <= to || !backwards && e.Order > to {
+			return false, nil
+		}
+		if len(p.events) == limit || p.looked == mostLooked {
+			p.ended = false
+			return false, nil
+		}
+		p.looked++
+		p.last = e.Order
+		if e.Type() == dummyEvent || !filter.event(e.Event) || !filter.room(room) {
+			return true, nil
+		}
+		see, err := a.Rooms.MaySeeUser(user, e)
+		if see {
+			p.events = append(p.events, e)
+		}
+		return true, err
+	})
+	return p, err
+}
+
+// sendersOf writes out the member events of the events' senders, as the room has them now, for clients that load members lazily.
+func (a *API) sendersOf(r *store.Reader, room eventgraph.RoomID, events []*store.StoredEvent, v *viewer) ([]json.RawMessage, error) {
+	held, err := r.Room(room)
+	if err != nil {
+		return nil, err
+	}
+	seen := map[eventgraph.UserID]bool{}
+	state := []json.RawMessage{}
+	for _, e := range events {
+		if seen[e.Sender()] {
+			continue
+		}
+		seen[e.Sender()] = true
+		m, err := stateEvent(r, held.State, "m.room.member", string(e.Sender()))
+		if err != nil {
+			return nil, err
+		}
+		if m == nil {
+			continue
+		}
+		raw, err := a.clientEvent(r, m, v)
+		if err != nil {
+			return nil, err
+		}
+		state = append(state, raw)
+	}
+	return state, nil
+}
+
+// limitOf reads a limit from a query.
+func limitOf(s string, usual, most int) (int, error) {
+	if s == "" {
+		return usual, nil
+	}
+	n, err := strconv.Atoi(s)
+	if err != nil || n < 0 {
+		return 0, invalidParam("limit is not a number of events.")
+	}
+	return min(n, most), nil
+}
+
+// visibleEvent is an event of the room that the user may see; M_NOT_FOUND.
+func (a *API) visibleEvent(r *store.Reader, room eventgraph.RoomID, user eventgraph.UserID, id eventgraph.EventID) (*store.StoredEvent, error) {
+	missing := notFound("There is no such event, or you may not see it.")
+	e, err := r.Event(id)
+	if errors.Is(err, store.ErrNotFound) {
+		return nil, missing
+	}
+	if err != nil {
+		return nil, err
+	}
+	if e.RoomID() != room || e.Verdict != store.Accepted {
+		return nil, missing
+	}
+	see, err := a.Rooms.MaySeeUser(user, e)
+	if err == nil && !see {
+		err = missing
+	}
+	return e, err
+}
+
+// getEvent is GET /rooms/{roomId}/event/{eventId}.
+func (a *API) getEvent(q *request) (any, error) {
+	room, id, err := eventOf(q)
+	if err != nil {
+		return nil, err
+	}
+	var answer json.RawMessage
+	err = a.Store.View(func(r *store.Reader) error {
+		e, err := a.visibleEvent(r, room, q.user, id)
+		if err != nil {
+			return err
+		}
+		answer, err = a.clientEvent(r, e, a.viewerOf(q))
+		return err
+	})
+	return answer, err
+}
+
+func eventOf(q *request) (eventgraph.RoomID, eventgraph.EventID, error) {
+	room, err := roomOf(q)
+	if err != nil {
+		return "", "", err
+	}
+	id, err := eventgraph.ParseEventID(q.path("eventId"))
+	if err != nil {
+		return "", "", notFound("There is no such event.")
+	}
+	return room, id, nil
+}
+
+// getContext is GET /rooms/{roomId}/context/{eventId}.
+func (a *API) getContext(q *request) (any, error) {
+	room, id, err := eventOf(q)
+	if err != nil {
+		return nil, err
+	}
+	query := q.URL.Query()
+	filter := &eventFilter{}
+	if s := query.Get("filter"); s != "" {
+		if err := decodeJSON([]byte(s), filter); err != nil {
+			return nil, err
+		}
+	}
+	limit, err := limitOf(query.Get("limit"), filter.limit(usualPage, mostPage), mostPage)
+	if err != nil {
+		return nil, err
+	}
+	answer := map[string]any{}
+	err = a.Store.View(func(r *store.Reader) error {
+		e, err := a.visibleEvent(r, room, q.user, id)
+		if err != nil {
+			return err
+		}
+		before, err := a.readPage(r, room, q.user, e.Order-1, math.MinInt64, true, filter, limit/2)
+		if err != nil {
+			return err
+		}
+		after, err := a.readPage(r, room, q.user, e.Order, math.MaxInt64, false, filter, limit-limit/2)
+		if err != nil {
+			return err
+		}
+		v := a.viewerOf(q)
+		if answer["event"], err = a.clientEvent(r, e, v); err != nil {
+			return err
+		}
+		if answer["events_before"], err = a.clientEvents(r, before.events, v); err != nil {
+			return err
+		}
+		if answer["events_after"], err = a.clientEvents(r, after.events, v); err != nil {
+			return err
+		}
+		answer["start"] = a.roomToken(pointAfter(before, e.Order-1, true))
+		answer["end"] = a.roomToken(pointAfter(after, e.Order, false))
+		last := e
+		if n := len(after.events); n > 0 {
+			last = after.events[n-1]
+		}
+		wanted := func(eventgraph.StateTuple) bool { return true }
+		if filter.LazyLoadMembers {
+			senders := map[string]bool{string(e.Sender()): true}
+			for _, other := range append(before.events, after.events...) {
+				senders[string(other.Sender())] = true
+			}
+			wanted = func(t eventgraph.StateTuple) bool { return t.Type != "m.room.member" || senders[t.Key] }
+		}
+		answer["state"], err = a.stateEvents(r, stateRoot(last), v, wanted)
+		return err
+	})
+	return answer, err
+}
+
+// timestampToEvent is GET /rooms/{roomId}/timestamp_to_event: the closest event here, or, where what is here begins after the
+// time, the closest that another server has.
+func (a *API) timestampToEvent(q *request) (any, error) {
+	room, err := roomOf(q)
+	if err != nil {
+		return nil, err
+	}
+	query := q.URL.Query()
+	ts, err := strconv.ParseInt(query.Get("ts"), 10, 64)
+	if err != nil {
+		return nil, invalidParam("ts is not a time in milliseconds.")
+	}
+	forwards := query.Get("dir") == "f"
+	if !forwards && query.Get("dir") != "b" {
+		return nil, invalidParam("dir must be b or f.")
+	}
+	var history bool // that is not here
+	err = a.Store.View(func(r *store.Reader) error {
+		if err := a.mayPage(r, room, q.user); err != nil {
+			return err
+		}
+		held, err := r.Room(room)
+		if err == nil {
+			history = len(held.Backward) > 0
+		}
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	near, err := a.Rooms.EventNear(room, ts, forwards)
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
+		return nil, err
+	}
+	if near != nil {
+		see, err := a.Rooms.MaySeeUser(q.user, near)
+		if err != nil {
+			return nil, err
+		}
+		if !see {
+			near = nil
+		}
+	}
+	if history && (near == nil || forwards) {
+		if id, at, err := a.remote.EventNear(q.Context(), room, ts, forwards); err == nil {
+			if near == nil || distance(at, ts) < distance(near.OriginServerTS(), ts) {
+				return map[string]any{"event_id": id, "origin_server_ts": at}, nil
+			}
+		}
+	}
+	if near == nil {
+		return nil, fail(http.StatusNotFound, "M_NOT_FOUND", "No event is known near that time.")
+	}
+	return map[string]any{"event_id": near.ID(), "origin_server_ts": near.OriginServerTS()}, nil
+}
+
+func distance(a, b int64) int64 {
+	if a > b {
+		return a - b
+	}
+	return b - a
+}

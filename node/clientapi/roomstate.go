@@ -1,0 +1,217 @@
+package clientapi
+
+import (
+	"encoding/json"
+	"errors"
+
+	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/store"
+)
+
+// errNotInRoom is the answer to who asks about a room that they are not in.
+var errNotInRoom = forbidden("You are not in that room.")
+
+// readableState is the root of the room state that the user may read: the current one for members and where anybody may read, that at
+// their leaving for former members. errNotInRoom for others.
+func (a *API) readableState(r *store.Reader, room eventgraph.RoomID, user eventgraph.UserID) (eventgraph.Hash, error) {
+	m, err := memberOf(r, room, user)
+	if err != nil {
+		return eventgraph.Hash{}, err
+	}
+	held, err := r.Room(room)
+	if errors.Is(err, store.ErrNotFound) {
+		return eventgraph.Hash{}, errNotInRoom
+	}
+	if err != nil {
+		return eventgraph.Hash{}, err
+	}
+	switch {
+	case m != nil && m.Membership == "join" && !m.Outside:
+		return held.State, nil
+	case m != nil && m.WasJoined && !m.Forgotten && m.Event != "":
+		e, err := r.Event(m.Event)
+		if err != nil {
+			return eventgraph.Hash{}, err
+		}
+		return stateRoot(e), nil
+	}
+	readable, err := worldReadable(r, held.State)
+	if err != nil {
+		return eventgraph.Hash{}, err
+	}
+	if !readable {
+		return eventgraph.Hash{}, errNotInRoom
+	}
+	return held.State, nil
+}
+
+// worldReadable says whether by the state at root anybody may read the room.
+func worldReadable(r *store.Reader, root eventgraph.Hash) (bool, error) {
+	e, err := stateEvent(r, root, "m.room.history_visibility", "")
+	if err != nil || e == nil {
+		return false, err
+	}
+	var content struct {
+		Visibility string `json:"history_visibility"`
+	}
+	return json.Unmarshal(e.Content(), &content) == nil && content.Visibility == "world_readable", nil
+}
+
+// getState is GET /rooms/{roomId}/state.
+func (a *API) getState(q *request) (any, error) {
+	room, err := roomOf(q)
+	if err != nil {
+		return nil, err
+	}
+	var events []json.RawMessage
+	err = a.Store.View(func(r *store.Reader) error {
+		root, err := a.readableState(r, room, q.user)
+		if err != nil {
+			return err
+		}
+		events, err = a.stateEvents(r, root, a.viewerOf(q), func(eventgraph.StateTuple) bool { return true })
+		return err
+	})
+	return events, err
+}
+
+// stateEvents writes out the events of the state at root whose tuple passes.
+func (a *API) stateEvents(r *store.Reader, root eventgraph.Hash, v *viewer, passes func(eventgraph.StateTuple) bool) ([]json.RawMessage, error) {
+	events := []json.RawMessage{}
+	return events, eventgraph.OpenTrie(r, root).Walk(func(t eventgraph.StateTuple, id eventgraph.EventID) error {
+		if !passes(t) {
+			return nil
+		}
+		e, err := r.Event(id)
+		if err != nil {
+			return err
+		}
+		raw, err := a.clientEvent(r, e, v)
+		events = append(events, raw)
+		return err
+	})
+}
+
+// getStateEvent is GET /rooms/{roomId}/state/{eventType}/{stateKey}: the content, or with format=event the event.
+func (a *API) getStateEvent(q *request) (any, error) {
+	room, err := roomOf(q)
+	if err != nil {
+		return nil, err
+	}
+	var answer json.RawMessage
+	err = a.Store.View(func(r *store.Reader) error {
+		root, err := a.readableState(r, room, q.user)
+		if err != nil {
+			return err
+		}
+		e, err := stateEvent(r, root, q.path("eventType"), stateKeyOf(q))
+		if err != nil {
+			return err
+		}
+		if e == nil {
+			return notFound("The room has no such state.")
+		}
+		if q.URL.Query().Get("format") == "event" {
+			answer, err = a.clientEvent(r, e, a.viewerOf(q))
+			return err
+		}
+		answer = e.Content()
+		return nil
+	})
+	return answer, err
+}
+
+// getMembers is GET /rooms/{roomId}/members, at a token of /sync or /messages if one is given.
+func (a *API) getMembers(q *request) (any, error) {
+	room, err := roomOf(q)
+	if err != nil {
+		return nil, err
+	}
+	query := q.URL.Query()
+	membership, not := query.Get("membership"), query.Get("not_membership")
+	chunk := []json.RawMessage{}
+	err = a.Store.View(func(r *store.Reader) error {
+		root, err := a.readableState(r, room, q.user)
+		if err != nil {
+			return err
+		}
+		if at := query.Get("at"); at != "" {
+			if root, err = a.rootAt(r, room, q.user, at, root); err != nil {
+				return err
+			}
+		}
+		v := a.viewerOf(q)
+		return eventgraph.OpenTrie(r, root).Walk(func(t eventgraph.StateTuple, id eventgraph.EventID) error {
+			if t.Type != "m.room.member" {
+				return nil
+			}
+			e, err := r.Event(id)
+			if err != nil {
+				return err
+			}
+			if membership != "" && e.Membership() != membership || not != "" && e.Membership() == not {
+				return nil
+			}
+			raw, err := a.clientEvent(r, e, v)
+			chunk = append(chunk, raw)
+			return err
+		})
+	})
+	return map[string]any{"chunk": chunk}, err
+}
+
+// rootAt is the state at a token, for a user who may see the event there; else otherwise.
+func (a *API) rootAt(r *store.Reader, room eventgraph.RoomID, user eventgraph.UserID, token string, otherwise eventgraph.Hash) (eventgraph.Hash, error) {
+	order, err := a.parseToken(r, room, token)
+	if err != nil {
+		return eventgraph.Hash{}, err
+	}
+	root := otherwise
+	err = r.Timeline(room, order, true, func(e *store.StoredEvent) (bool, error) {
+		see, err := a.Rooms.MaySeeUser(user, e)
+		if see {
+			root = stateRoot(e)
+		}
+		return false, err
+	})
+	return root, err
+}
+
+// getJoinedMembers is GET /rooms/{roomId}/joined_members, for members.
+func (a *API) getJoinedMembers(q *request) (any, error) {
+	room, err := roomOf(q)
+	if err != nil {
+		return nil, err
+	}
+	joined := map[eventgraph.UserID]json.RawMessage{}
+	err = a.Store.View(func(r *store.Reader) error {
+		m, err := memberOf(r, room, q.user)
+		if err != nil {
+			return err
+		}
+		if m == nil || m.Membership != "join" || m.Outside {
+			return errNotInRoom
+		}
+		return r.MembersOf(room, func(m *store.Member) (bool, error) {
+			if m.Membership != "join" {
+				return true, nil
+			}
+			e, err := r.Event(m.Event)
+			if err != nil {
+				return false, err
+			}
+			profile := profileOfMember(e.Event)
+			shown := map[string]json.RawMessage{}
+			if name, ok := profile["displayname"]; ok {
+				shown["display_name"] = name
+			}
+			if avatar, ok := profile["avatar_url"]; ok {
+				shown["avatar_url"] = avatar
+			}
+			raw, err := json.Marshal(shown)
+			joined[m.User] = raw
+			return true, err
+		})
+	})
+	return map[string]any{"joined": joined}, err
+}

@@ -1,0 +1,181 @@
+package clientapi
+
+import (
+	"encoding/json"
+	"errors"
+	"net/http"
+	"strconv"
+
+	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/node/rooms"
+	"github.com/plexus-p2p/plexus/store"
+)
+
+// maxTxnID bounds a client's transaction ID: it is kept with the event.
+const maxTxnID = 255
+
+// transactionOf is the request's transaction ID in the scope of its device.
+func transactionOf(q *request) (*store.ClientTxn, error) {
+	id := q.path("txnId")
+	if len(id) > maxTxnID {
+		return nil, invalidParam("The transaction ID is too long.")
+	}
+	return &store.ClientTxn{User: q.user, Device: q.device, TxnID: id}, nil
+}
+
+// sendEvent is PUT /rooms/{roomId}/send/{eventType}/{txnId}.
+func (a *API) sendEvent(q *request) (any, error) {
+	room, err := roomOf(q)
+	if err != nil {
+		return nil, err
+	}
+	txn, err := transactionOf(q)
+	if err != nil {
+		return nil, err
+	}
+	content, err := q.body()
+	if err != nil {
+		return nil, err
+	}
+	d := rooms.Draft{Room: room, Sender: q.user, Type: q.path("eventType"), Content: content, Txn: txn}
+	if d.Type == "m.room.redaction" {
+		var redaction struct {
+			Redacts string `json:"redacts"`
+		}
+		if err := decodeJSON(content, &redaction); err != nil {
+			return nil, err
+		}
+		if d.Redacts, err = eventgraph.ParseEventID(redaction.Redacts); err != nil {
+			return nil, badJSON("A redaction must name in redacts the event that it is for.")
+		}
+	}
+	return a.send(q, d)
+}
+
+// send sends and answers with the event's ID.
+func (a *API) send(q *request, d rooms.Draft) (any, error) {
+	id, err := a.Rooms.Send(q.Context(), d)
+	if err != nil {
+		return nil, err
+	}
+	return map[string]any{"event_id": id}, nil
+}
+
+// redactEvent is PUT /rooms/{roomId}/redact/{eventId}/{txnId}.
+func (a *API) redactEvent(q *request) (any, error) {
+	room, err := roomOf(q)
+	if err != nil {
+		return nil, err
+	}
+	txn, err := transactionOf(q)
+	if err != nil {
+		return nil, err
+	}
+	target, err := eventgraph.ParseEventID(q.path("eventId"))
+	if err != nil {
+		return nil, invalidParam("That is not an event ID.")
+	}
+	var body struct {
+		Reason string `json:"reason,omitempty"`
+	}
+	if err := q.decode(&body); err != nil {
+		return nil, err
+	}
+	if err := a.Store.View(func(r *store.Reader) error {
+		e, err := r.Event(target)
+		if err == nil && e.RoomID() != room {
+			err = store.ErrNotFound
+		}
+		return err
+	}); errors.Is(err, store.ErrNotFound) {
+		return nil, notFound("There is no such event in the room.")
+	} else if err != nil {
+		return nil, err
+	}
+	content, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	return a.send(q, rooms.Draft{Room: room, Sender: q.user, Type: "m.room.redaction", Content: content, Redacts: target, Txn: txn})
+}
+
+// putState is PUT /rooms/{roomId}/state/{eventType}/{stateKey}; the state key is "" where the path has none.
+func (a *API) putState(q *request) (any, error) {
+	room, err := roomOf(q)
+	if err != nil {
+		return nil, err
+	}
+	content, err := q.body()
+	if err != nil {
+		return nil, err
+	}
+	key := stateKeyOf(q)
+	d := rooms.Draft{Room: room, Sender: q.user, Type: q.path("eventType"), StateKey: &key, Content: content}
+	switch d.Type {
+	case "m.room.member":
+		if _, err := eventgraph.ParseUserID(key); err != nil {
+			return nil, invalidParam("The state key of a membership is a user ID.")
+		}
+		id, err := a.sendMembership(q, d)
+		if err != nil {
+			return nil, err
+		}
+		return map[string]any{"event_id": id}, nil
+	case "m.room.canonical_alias":
+		if err := a.checkCanonicalAlias(q, room, content); err != nil {
+			return nil, err
+		}
+	}
+	return a.send(q, d)
+}
+
+// stateKeyOf is the path's state key, "" where it has none.
+func stateKeyOf(q *request) string {
+	for _, p := range q.params {
+		if p.name == "stateKey" {
+			return p.value
+		}
+	}
+	return ""
+}
+
+// checkCanonicalAlias: aliases that are added must point to the room (CS API, m.room.canonical_alias, M_BAD_ALIAS).
+func (a *API) checkCanonicalAlias(q *request, room eventgraph.RoomID, content json.RawMessage) error {
+	type aliases struct {
+		Alias string   `json:"alias"`
+		Alt   []string `json:"alt_aliases"`
+	}
+	var now, before aliases
+	if err := decodeJSON(content, &now); err != nil {
+		return err
+	}
+	if state, err := a.Rooms.CurrentState(room); err == nil {
+		if e, err := state.Event(eventgraph.StateTuple{Type: "m.room.canonical_alias"}); err == nil && e != nil {
+			_ = json.Unmarshal(e.Content(), &before) // what is malformed has no aliases
+		}
+	}
+	known := map[string]bool{"": true, before.Alias: true}
+	for _, s := range before.Alt {
+		known[s] = true
+	}
+	if len(now.Alt) > maxAltAliases {
+		return invalidParam("There are too many alternative aliases.")
+	}
+	for _, s := range append(now.Alt, now.Alias) {
+		if known[s] {
+			continue
+		}
+		alias, err := eventgraph.ParseRoomAlias(s)
+		if err != nil {
+			return invalidParam(strconv.Quote(s) + " is not a room alias.")
+		}
+		target, _, err := a.resolveAlias(q, alias)
+		if err != nil || target != room {
+			return fail(http.StatusBadRequest, "M_BAD_ALIAS", "The alias "+s+" does not point to this room.")
+		}
+	}
+	return nil
+}
+
+// maxAltAliases bounds the look-ups of one event.
+const maxAltAliases = 50
