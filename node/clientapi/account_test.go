@@ -182,6 +182,10 @@ func TestLogin(t *testing.T) {
 	if d := again.call(200, "GET", "/v3/devices/"+string(again.device), nil); d.text("display_name") != "mine" || d.text("last_seen_ip") != "127.0.0.1" {
 		t.Errorf("device: %s", d.raw)
 	}
+	s.advance(lastSeenEvery)
+	if d := again.call(200, "GET", "/v3/devices/"+string(again.device), nil); d.body["last_seen_ts"] != float64(s.time().UnixMilli()) {
+		t.Errorf("an hour later: %s", d.raw)
+	}
 	if a := s.send("GET", path, "", nil); !strings.Contains(a.raw, `{"type":"m.login.password"}`) {
 		t.Errorf("flows: %s", a.raw)
 	}

@@ -37,11 +37,24 @@ func missingParam(message string) error {
 
 var errUnrecognized = fail(http.StatusNotFound, "M_UNRECOGNIZED", "There is no such endpoint here.")
 
-// refusalStatus is the HTTP status of each rooms.Refusal.Code; 400 for those not named.
+// refusalStatus is the HTTP status of each rooms.Refusal.Code that a client may see. Some refusals come from other
+// servers: a code not named here becomes M_UNKNOWN, or a peer could answer M_UNKNOWN_TOKEN and log our users out.
 var refusalStatus = map[string]int{
-	"M_FORBIDDEN": http.StatusForbidden,
-	"M_NOT_FOUND": http.StatusNotFound,
-	"M_TOO_LARGE": http.StatusRequestEntityTooLarge,
+	"M_BAD_JSON":                  http.StatusBadRequest,
+	"M_BAD_STATE":                 http.StatusForbidden,
+	"M_FORBIDDEN":                 http.StatusForbidden,
+	"M_INCOMPATIBLE_ROOM_VERSION": http.StatusBadRequest,
+	"M_INVALID_PARAM":             http.StatusBadRequest,
+	"M_INVALID_ROOM_STATE":        http.StatusBadRequest,
+	"M_INVITE_BLOCKED":            http.StatusForbidden,
+	"M_LIMIT_EXCEEDED":            http.StatusTooManyRequests,
+	"M_MISSING_PARAM":             http.StatusBadRequest,
+	"M_NOT_FOUND":                 http.StatusNotFound,
+	"M_ROOM_IN_USE":               http.StatusBadRequest,
+	"M_TOO_LARGE":                 http.StatusRequestEntityTooLarge,
+	"M_UNABLE_TO_AUTHORISE_JOIN":  http.StatusBadRequest,
+	"M_UNABLE_TO_GRANT_JOIN":      http.StatusBadRequest,
+	"M_UNSUPPORTED_ROOM_VERSION":  http.StatusBadRequest,
 }
 
 // asMatrixError turns any error that a handler may return into the spec's form; nil for one that is nobody's fault but ours.
@@ -55,11 +68,10 @@ func asMatrixError(err error) *matrixError {
 	case errors.As(err, &matrix):
 		return matrix
 	case errors.As(err, &refusal):
-		status, ok := refusalStatus[refusal.Code]
-		if !ok {
-			status = http.StatusBadRequest
+		if status, ok := refusalStatus[refusal.Code]; ok {
+			return &matrixError{Status: status, Code: refusal.Code, Message: refusal.Reason}
 		}
-		return &matrixError{Status: status, Code: refusal.Code, Message: refusal.Reason}
+		return &matrixError{Status: http.StatusBadRequest, Code: "M_UNKNOWN", Message: refusal.Reason}
 	case errors.As(err, &missing):
 		return &matrixError{Status: http.StatusServiceUnavailable, Code: "M_UNKNOWN", Message: "Not all that this needs could be had from other servers yet."}
 	case errors.Is(err, store.ErrNotFound):

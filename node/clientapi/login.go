@@ -98,6 +98,9 @@ func (a *API) logIn(q *request, user eventgraph.UserID, d newDevice) (any, error
 		case err == nil:
 			ended = append(ended, device.Token)
 		case errors.Is(err, store.ErrNotFound):
+			if err := notCrossSigningKey(tx, user, d.DeviceID); err != nil {
+				return err
+			}
 			count := 0
 			if err := tx.Devices(user, func(*store.Device) (bool, error) { count++; return true, nil }); err != nil {
 				return err
@@ -118,6 +121,24 @@ func (a *API) logIn(q *request, user eventgraph.UserID, d newDevice) (any, error
 	}
 	a.tokens.drop(ended...)
 	return map[string]any{"user_id": user, "access_token": token, "device_id": d.DeviceID, "home_server": a.Server}, nil
+}
+
+// notCrossSigningKey refuses a device ID that is a cross-signing key's: signatures could not tell them apart (CS API,
+// POST /login).
+func notCrossSigningKey(tx *store.Tx, user eventgraph.UserID, id store.DeviceID) error {
+	for _, usage := range []string{"master", "self_signing", "user_signing"} {
+		key, err := tx.CrossSigningKey(user, usage, user)
+		if errors.Is(err, store.ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if store.CrossSigningPublicKey(key) == string(id) {
+			return forbidden("A device ID must not be that of a cross-signing key.")
+		}
+	}
+	return nil
 }
 
 // remoteIP is the caller's address without its port.

@@ -223,6 +223,7 @@ func TestErrorsInSpecForm(t *testing.T) {
 		{&rooms.Refusal{Code: "M_TOO_LARGE", Reason: "x"}, 413, "M_TOO_LARGE"},
 		{&rooms.Refusal{Code: "M_UNSUPPORTED_ROOM_VERSION", Reason: "x"}, 400, "M_UNSUPPORTED_ROOM_VERSION"},
 		{fmt.Errorf("send: %w", &rooms.Refusal{Code: "M_NOT_FOUND"}), 404, "M_NOT_FOUND"},
+		{&rooms.Refusal{Code: "M_UNKNOWN_TOKEN", Reason: "from another server"}, 400, "M_UNKNOWN"},
 		{&rooms.MissingError{StateBefore: true}, 503, "M_UNKNOWN"},
 		{fmt.Errorf("read: %w", store.ErrNotFound), 404, "M_NOT_FOUND"},
 		{store.ErrDiskFull, 507, "M_UNKNOWN"},

@@ -7,11 +7,15 @@ import (
 	"errors"
 	"net/http"
 	"sync"
+	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
 
 	"github.com/plexus-p2p/plexus/store"
 )
+
+// lastSeenEvery is how often a device's last use is written down: each time costs a commit.
+const lastSeenEvery = time.Hour
 
 // cachedTokens bounds the sessions kept in memory; a device has a handful.
 const cachedTokens = 1000
@@ -21,24 +25,29 @@ const cachedTokens = 1000
 type tokenCache struct {
 	mu       sync.Mutex
 	ended    uint64 // counts drops: a session read before one is not put in after it
-	sessions *lru.Cache[store.TokenHash, store.Session]
+	sessions *lru.Cache[store.TokenHash, cachedSession]
+}
+
+type cachedSession struct {
+	store.Session
+	lastSeen int64 // ms, of its device
 }
 
 func newTokenCache() *tokenCache {
 	c := &tokenCache{}
-	c.sessions, _ = lru.New[store.TokenHash, store.Session](cachedTokens) // fails only on a size below 1
+	c.sessions, _ = lru.New[store.TokenHash, cachedSession](cachedTokens) // fails only on a size below 1
 	return c
 }
 
 // get returns the session, or the count to hand to put.
-func (c *tokenCache) get(h store.TokenHash) (store.Session, uint64, bool) {
+func (c *tokenCache) get(h store.TokenHash) (cachedSession, uint64, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	s, ok := c.sessions.Get(h)
 	return s, c.ended, ok
 }
 
-func (c *tokenCache) put(h store.TokenHash, s store.Session, ended uint64) {
+func (c *tokenCache) put(h store.TokenHash, s cachedSession, ended uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.ended == ended {
@@ -69,10 +78,17 @@ func (a *API) authenticate(q *request, token string) error {
 	hash := store.TokenHash(sha256.Sum256([]byte(token)))
 	session, ended, ok := a.tokens.get(hash)
 	if !ok {
-		var found *store.Session
-		err := a.Store.View(func(r *store.Reader) (err error) {
-			found, err = r.Session(hash)
-			return err
+		err := a.Store.View(func(r *store.Reader) error {
+			found, err := r.Session(hash)
+			if err != nil {
+				return err
+			}
+			device, err := r.Device(found.User, found.Device)
+			if err != nil {
+				return err
+			}
+			session = cachedSession{*found, device.LastSeenTS}
+			return nil
 		})
 		if errors.Is(err, store.ErrNotFound) {
 			return fail(http.StatusUnauthorized, "M_UNKNOWN_TOKEN", "The access token is not known.")
@@ -80,9 +96,33 @@ func (a *API) authenticate(q *request, token string) error {
 		if err != nil {
 			return err
 		}
-		session = *found
+	}
+	now := a.Now().UnixMilli()
+	seen := now-session.lastSeen >= lastSeenEvery.Milliseconds()
+	if seen {
+		session.lastSeen = now
+	}
+	if !ok || seen {
 		a.tokens.put(hash, session, ended)
 	}
 	q.user, q.device = session.User, session.Device
+	if seen {
+		a.noteUse(q, hash)
+	}
 	return nil
+}
+
+// noteUse writes down when and whence the device was used. That it cannot be written is no reason to refuse the request.
+func (a *API) noteUse(q *request, hash store.TokenHash) {
+	_, err := a.Store.Update(q.Context(), func(tx *store.Tx) error {
+		d, err := tx.Device(q.user, q.device)
+		if err != nil || d.Token != hash {
+			return err
+		}
+		d.LastSeenTS, d.LastSeenIP = a.Now().UnixMilli(), remoteIP(q.Request)
+		return tx.PutDevice(d)
+	})
+	if err != nil {
+		a.Log.Debug("the last use of a device was not written down", "error", err)
+	}
 }
