@@ -34,18 +34,11 @@ func ServerAllowed(aclContent []byte, server eventgraph.ServerName) bool {
 
 // withoutPort cuts the port off a server name (appendices, Server Name).
 func withoutPort(name string) string {
-	host, port, found := cutLast(name, ":")
-	if !found || strings.Trim(port, "0123456789") != "" || strings.HasPrefix(host, "[") && !strings.HasSuffix(host, "]") {
-		return name
+	colon := strings.LastIndexByte(name, ':')
+	if colon < 0 || strings.Trim(name[colon+1:], "0123456789") != "" {
+		return name // no port: the last colon is of an IPv6 literal, and after that stands a bracket
 	}
-	return host
-}
-
-func cutLast(s, sep string) (before, after string, found bool) {
-	if i := strings.LastIndex(s, sep); i >= 0 {
-		return s[:i], s[i+len(sep):], true
-	}
-	return s, "", false
+	return name[:colon]
 }
 
 func isIPLiteral(host string) bool {

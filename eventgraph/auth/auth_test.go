@@ -21,6 +21,7 @@ func run(t *testing.T, rows []row) {
 	for _, v := range eventgraph.SupportedVersions() {
 		t.Run(string(v), func(t *testing.T) {
 			t.Parallel()
+			origin := newRoom(t, v, "").with(t, base...)
 			ran := 0
 			for _, row := range rows {
 				rule, ok := wanted(t, row.want, v)
@@ -29,7 +30,7 @@ func run(t *testing.T, rows []row) {
 				}
 				ran++
 				t.Run(row.name, func(t *testing.T) {
-					r := newRoom(t, v, "").with(t, base...).with(t, row.state...)
+					r := origin.clone().with(t, row.state...)
 					e := r.event(t, row.event, nil)
 					expect(t, Check(e, r.state), rule)
 					// The selected auth events say the same as the whole state.

@@ -77,7 +77,7 @@ func (c *check) joining(target eventgraph.UserID) *Refused {
 		}
 		user, _ := canonicaljson.GetString(c.content, "join_authorised_via_users_server")
 		via := eventgraph.UserID(user)
-		if via == "" || c.membership(via) != "join" {
+		if c.membership(via) != "join" {
 			return refuse(c.n.join+".5.2", "join_authorised_via_users_server is not a joined member")
 		}
 		if !c.power(via).AtLeast(c.powerLevels().Invite) {

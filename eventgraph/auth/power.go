@@ -85,25 +85,25 @@ func PowerLevels(state State) (*Levels, error) {
 // levelsOf fills in the defaults of the CS API, m.room.power_levels: without the event the creator has 100 in
 // versions 1 to 11; the other defaults are the same with and without it. Either event may be nil.
 func levelsOf(create, power *eventgraph.Event) *Levels {
-	l := &Levels{StateDefault: 50, Ban: 50, Kick: 50, Redact: 50}
-	if power == nil {
-		if create != nil && !isCreator(create.Sender(), create) {
-			l.Users = map[string]int64{string(creator(create)): 100}
-		}
-		return l
+	var w written
+	switch {
+	case power != nil:
+		traits, _ := power.Version().Traits()
+		w, _ = parseLevels(power.Content(), traits)
+	case create != nil && !isCreator(create.Sender(), create):
+		w.users = map[string]int64{string(creator(create)): 100}
 	}
-	traits, _ := power.Version().Traits()
-	w, _ := parseLevels(power.Content(), traits)
-	l.Users, l.Events, l.Notifications = w.users, w.events, w.notifications
-	for name, field := range map[string]*int64{
-		"users_default": &l.UsersDefault, "events_default": &l.EventsDefault, "state_default": &l.StateDefault,
-		"ban": &l.Ban, "redact": &l.Redact, "kick": &l.Kick, "invite": &l.Invite,
-	} {
+	level := func(name string, otherwise int64) int64 {
 		if level, ok := w.scalars[name]; ok {
-			*field = level
+			return level
 		}
+		return otherwise
 	}
-	return l
+	return &Levels{
+		Users: w.users, Events: w.events, Notifications: w.notifications,
+		UsersDefault: level("users_default", 0), EventsDefault: level("events_default", 0), StateDefault: level("state_default", 50),
+		Ban: level("ban", 50), Kick: level("kick", 50), Redact: level("redact", 50), Invite: level("invite", 0),
+	}
 }
 
 // scalarLevels are the levels directly in content, in the order of the rules.

@@ -9,6 +9,9 @@
 // so in no auth difference. And whether an event is reached from unconflicted state is only asked for the few that would
 // otherwise be in the auth difference; usually there is none.
 //
+// By the spec's definition an event is not in its own auth chain. So an event that is in all states, but that only some
+// states' events cite, is in the auth difference, though not in conflict.
+//
 // Auth chains are walked with a stack, never by recursion: a chain is as long as a room is old.
 package stateres
 

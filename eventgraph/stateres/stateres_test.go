@@ -56,6 +56,16 @@ var scenarios = []scenario{
 		want: map[string]string{topic: "T1", levels: "P2"},
 	},
 	{
+		name: "power levels that lost still lead to the mainline",
+		forks: [][]string{
+			{`PA@30 m.room.power_levels '' @alice LEVELS("@bob":50,"@dave":50;,"ban":60)`},
+			{`PB@31 m.room.power_levels '' @bob LEVELS("@bob":50,"@dave":50;,"invite":1)`, `TB@42 m.room.topic '' @bob {"topic":"B"}`, `NB@42 m.room.name '' @bob {"name":"B"}`},
+			{`TC@41 m.room.topic '' @dave {"topic":"C"}`, `NC@41 m.room.name '' @dave {"name":"C"}`},
+		},
+		// PB would take away ban, 60. TB rests on PB, which rests on P1, as TC does: the same position, so by time.
+		want: map[string]string{levels: "PA", topic: "TB", "m.room.name": "NB"},
+	},
+	{
 		name: "a ban undoes what the banned did meanwhile",
 		forks: [][]string{
 			{`ban@20 m.room.member @bob @alice {"membership":"ban"}`},
@@ -246,6 +256,21 @@ func TestTieByEventID(t *testing.T) {
 			want[rules] = "J2"
 		}
 		w.expect(w.resolve(a, b), s, want)
+	}
+}
+
+// What rests on no power levels at all comes before what rests on the oldest.
+func TestBeforeAllPowerLevels(t *testing.T) {
+	t.Parallel()
+	for _, v := range versions {
+		w := newWorld(t, v)
+		s := make(state)
+		w.create(s)
+		a, b := maps.Clone(s), maps.Clone(s)
+		w.send(a, `P1@3 m.room.power_levels '' @alice `+w.levels(``, ``))
+		w.send(a, `T1@4 m.room.topic '' @alice {"topic":"1"}`)
+		w.send(b, `T2@9 m.room.topic '' @alice {"topic":"2"}`)
+		w.expect(w.resolve(a, b), s, map[string]string{levels: "P1", topic: "T1"})
 	}
 }
 
