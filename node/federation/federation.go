@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
 	"golang.org/x/time/rate"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
@@ -71,20 +72,25 @@ type Federation struct {
 	handler http.Handler          // all routes (serve.go)
 	inbox   *inbox                // rooms with events that wait (inbox.go)
 
-	acting chan struct{} // a slot for each join, leave, knock or invite served now
-	heavy  chan struct{} // a slot for each answer of many events made now (state, backfill, …)
-	asking chan struct{} // a slot for each key document being fetched from others
+	acting    chan struct{} // a slot for each join, leave, knock or invite served now to a server that shares a room with us
+	strangers chan struct{} // the same for all other servers
+	heavy     chan struct{} // a slot for each answer of many events made now (state, backfill, …)
+	asking    chan struct{} // a slot for each key document being fetched from others
 
 	invites   *rate.Limiter                    // for all servers together that share no room with us
 	joining   keyedLock[eventgraph.RoomID]     // one join of a room at a time
 	receiving keyedLock[eventgraph.ServerName] // one transaction of a server at a time
+	asked     keyedLock[eventgraph.PeerID]     // one question who it is to a peer that makes requests, at a time
+	bodies    *semaphore.Weighted              // bytes of long request bodies held now
 }
 
 // Bounds on work that peers can cause. A request that finds no free slot waits until its context ends.
 const (
-	maxActing = 8  // each verifies, builds on and commits to a room
-	maxHeavy  = 4  // each may read a whole state and auth chain into memory
-	maxAsking = 16 // each waits for the network, holding at most a key document
+	maxActing    = 8           // each verifies, builds on and commits to a room
+	maxStrangers = 2           // as many again, for those who need not be served soon
+	maxHeavy     = 4           // each may read a whole state and auth chain into memory
+	maxAsking    = 16          // each waits for the network, holding at most a key document
+	maxBodies    = 4 * maxBody // bytes; bodies below smallBody are not counted
 )
 
 // Identities are free, so servers that share no room with us have one budget of invites among them all (design.md §7).
@@ -99,11 +105,13 @@ func New(c Config) *Federation {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
 	f := &Federation{
-		Config: c,
-		server: c.Key.Server,
-		acting: make(chan struct{}, maxActing),
-		heavy:  make(chan struct{}, maxHeavy),
-		asking: make(chan struct{}, maxAsking),
+		Config:    c,
+		server:    c.Key.Server,
+		acting:    make(chan struct{}, maxActing),
+		heavy:     make(chan struct{}, maxHeavy),
+		asking:    make(chan struct{}, maxAsking),
+		strangers: make(chan struct{}, maxStrangers),
+		bodies:    semaphore.NewWeighted(maxBodies),
 
 		invites: rate.NewLimiter(rate.Every(strangerInviteEvery), strangerInviteBurst),
 	}
@@ -136,6 +144,15 @@ func (f *Federation) Run(ctx context.Context) error {
 		})
 	}
 	return group.Wait()
+}
+
+// act waits for a slot to serve a join, leave, knock or invite. Servers that share a room with us never wait behind
+// strangers (design.md §7).
+func (f *Federation) act(q *request) (release func(), err error) {
+	if f.sharesRoom(q.origin) {
+		return take(q.Context(), f.acting)
+	}
+	return take(q.Context(), f.strangers)
 }
 
 // take waits for a slot; the caller must call release if err is nil.

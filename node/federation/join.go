@@ -24,8 +24,6 @@ const (
 	maxVia = 20
 	// makeTimeout is how long one server may take to answer make_join, dialling included: the next may be quicker.
 	makeTimeout = 10 * time.Second
-	// sendTimeout is how long the answer to send_join, with the whole state of the room, may take.
-	sendTimeout = 2 * time.Minute
 )
 
 // Join joins a local user to a room over make_join and send_join at one of via (or locally if we are in the room).
@@ -216,10 +214,8 @@ func (f *Federation) joinVia(ctx context.Context, server eventgraph.ServerName, 
 	if err != nil {
 		return err
 	}
-	send, cancel := context.WithTimeout(ctx, sendTimeout)
-	defer cancel()
 	var answer joined
-	err = f.doLarge(send, server, http.MethodPut, target(v2+"send_join", []string{string(room), string(e.ID())}, nil), json.RawMessage(e.Raw()), &answer, maxState)
+	err = f.doLarge(ctx, server, http.MethodPut, target(v2+"send_join", []string{string(room), string(e.ID())}, nil), json.RawMessage(e.Raw()), &answer, maxState)
 	if err != nil {
 		return err
 	}

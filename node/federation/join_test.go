@@ -169,9 +169,9 @@ func TestSendJoinChecks(t *testing.T) {
 	changed := json.RawMessage(strings.Replace(string(raw), `"membership":"join"`, `"displayname":"x","membership":"join"`, 1))
 	wantCode(t, put(c, path("send_join", e.ID()), raw), "M_INVALID_PARAM")                                         // another's user
 	wantCode(t, put(b, path("send_join", "$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"), raw), "M_INVALID_PARAM") // another event
-	wantCode(t, put(b, path("send_leave", e.ID()), raw), "M_INVALID_PARAM")                                        // not a leave
+	wantCode(t, put(b, path("send_leave", e.ID()), raw), "M_FORBIDDEN")                                            // nothing to leave
 	wantCode(t, put(b, path("send_join", e.ID()), changed), "M_INVALID_PARAM")                                     // wrong content hash
-	wantCode(t, put(b, path("send_join", e.ID()), json.RawMessage(`{}`)), "M_BAD_JSON")
+	wantCode(t, put(b, path("send_join", e.ID()), json.RawMessage(`{"sender":"`+string(b.user("bob"))+`"}`)), "M_BAD_JSON")
 
 	unsigned, err := eventgraph.Finish("12", e.Raw(), e.OriginServerTS(), eventgraph.SigningKey{
 		Server: b.server, ID: b.Key.ID, Private: testKey("somebody else"),
@@ -188,6 +188,23 @@ func TestSendJoinChecks(t *testing.T) {
 	}
 	if got := a.membership(room, b.user("bob")); got != "join" {
 		t.Fatalf("bob is %q", got)
+	}
+	if err := put(b, path("send_join", e.ID()), raw); err != nil {
+		t.Errorf("the same once more, as if the answer was lost: %v", err)
+	}
+	wantCode(t, put(b, path("send_leave", e.ID()), raw), "M_INVALID_PARAM") // not a leave
+
+	leave, err := b.make(t.Context(), a.server, "leave", room, b.user("bob"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := put(b, path("send_leave", leave.ID()), json.RawMessage(leave.Raw())); err != nil {
+			t.Error(err)
+		}
+	}
+	if got := a.membership(room, b.user("bob")); got != "leave" {
+		t.Errorf("bob is %q", got)
 	}
 }
 

@@ -1,6 +1,7 @@
 package federation
 
 import (
+	"bytes"
 	"context"
 	"crypto/ed25519"
 	"errors"
@@ -20,7 +21,7 @@ import (
 
 const (
 	// maxKeyDocument bounds a key document read from a peer: a certificate of a few hundred devices.
-	maxKeyDocument = 256 << 10
+	maxKeyDocument = 128 << 10
 	// maxDocuments bounds the documents kept in memory: strangers' identities are free. Those of servers that we
 	// share rooms with are in the store, and are read again when needed.
 	maxDocuments = 2048
@@ -48,11 +49,12 @@ type contact struct {
 
 // link is a connection to a peer.
 type link struct {
-	server  eventgraph.ServerName // for which it speaks; "" if not known
-	since   uint64                // the turn at which it was connected or its server became known
-	pending bool                  // to be asked, or being asked, who it is
-	asked   int                   // questions without an answer
-	next    time.Time             // when to ask again
+	server   eventgraph.ServerName   // for which it speaks; "" if not known
+	document *eventgraph.KeyDocument // by which it does
+	since    uint64                  // the turn at which it was connected or its server became known
+	pending  bool                    // to be asked, or being asked, who it is
+	asked    int                     // questions without an answer
+	next     time.Time               // when to ask again
 }
 
 // peers knows who speaks for whom and who is connected. Its turn grows with each news.
@@ -99,7 +101,7 @@ func (p *peers) connected(peer eventgraph.PeerID) (ask bool) {
 	for _, server := range p.documents.Keys() {
 		d, _ := p.documents.Peek(server)
 		if speaksNow(d, peer, p.now()) && consents(d, peer) {
-			l.server = server
+			l.server, l.document = server, d
 		}
 	}
 	l.since = p.advance()
@@ -115,8 +117,9 @@ func (p *peers) disconnected(peer eventgraph.PeerID) {
 }
 
 // learn takes a server's newest document: connected peers that it names speak for the server from now on, others no longer.
-// from is the peer that showed it as its own, "" if somebody else did.
-func (p *peers) learn(d *eventgraph.KeyDocument, from eventgraph.PeerID) {
+// from is the peer that showed it as its own, "" if somebody else did. It returns the document that counts, which is the one held
+// before if that is newer.
+func (p *peers) learn(d *eventgraph.KeyDocument, from eventgraph.PeerID) *eventgraph.KeyDocument {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if held, ok := p.documents.Peek(d.ServerName); ok && newer(held, d) {
@@ -128,15 +131,18 @@ func (p *peers) learn(d *eventgraph.KeyDocument, from eventgraph.PeerID) {
 		speaks := speaksNow(d, peer, p.now())
 		switch {
 		case l.server == d.ServerName && !speaks:
-			l.server, news = "", true
+			l.server, l.document, news = "", nil, true
+		case l.server == d.ServerName:
+			l.document = d
 		case l.server == "" && speaks && (peer == from || consents(d, peer)):
-			l.server, l.asked, news = d.ServerName, 0, true
+			l.server, l.document, l.asked, news = d.ServerName, d, 0, true
 			l.since = p.turn + 1
 		}
 	}
 	if news {
 		p.advance()
 	}
+	return d
 }
 
 // newer says whether the document a is to be preferred to b, another of the same server: by its certificate's sequence
@@ -266,11 +272,8 @@ func (p *peers) due() []eventgraph.PeerID {
 		if now.Before(l.next) {
 			continue
 		}
-		if l.server != "" {
-			d, ok := p.documents.Peek(l.server)
-			if ok && d.ValidUntilTS > now.Add(renewBefore).UnixMilli() {
-				continue
-			}
+		if l.server != "" && l.document.ValidUntilTS > now.Add(renewBefore).UnixMilli() {
+			continue
 		}
 		due = append(due, peer)
 	}
@@ -316,11 +319,8 @@ func (p *peers) lapse() {
 	defer p.mu.Unlock()
 	now, news := p.now(), false
 	for peer, l := range p.links {
-		if l.server == "" {
-			continue
-		}
-		if d, ok := p.documents.Peek(l.server); !ok || !speaksNow(d, peer, now) {
-			l.server, news = "", true
+		if l.server != "" && !speaksNow(l.document, peer, now) {
+			l.server, l.document, news = "", nil, true
 		}
 	}
 	if news {
@@ -456,19 +456,13 @@ func (f *Federation) learn(ctx context.Context, d *eventgraph.KeyDocument, from 
 	if f.kept(d.ServerName) {
 		return f.keep(ctx, d, from)
 	}
-	f.peers.learn(d, from)
-	return d, nil
+	return f.peers.learn(d, from), nil
 }
 
 // kept says whether the server's documents belong in the store. A stranger's do not: anybody can make any number.
 func (f *Federation) kept(server eventgraph.ServerName) bool {
-	held := false
-	f.Store.View(func(r *store.Reader) error {
-		_, err := r.KeyDocument(server)
-		held = err == nil
-		return nil
-	})
-	return held || f.sharesRoom(server)
+	held, err := f.storedDocument(server)
+	return err == nil && held != nil || f.sharesRoom(server)
 }
 
 // sharesRoom says whether a user of the server is joined to a room that is held here.
@@ -485,20 +479,33 @@ func (f *Federation) sharesRoom(server eventgraph.ServerName) bool {
 
 // keep stores a document, which may be older than the one held: old signatures are judged by it. It returns the one that now counts.
 func (f *Federation) keep(ctx context.Context, d *eventgraph.KeyDocument, from eventgraph.PeerID) (*eventgraph.KeyDocument, error) {
-	_, err := f.Store.Update(ctx, func(tx *store.Tx) error { return tx.PutKeyDocument(d) })
-	if err != nil {
-		f.Log.Warn("key document refused", "server", d.ServerName, "err", err)
-		return nil, fmt.Errorf("key document of %s: %w", d.ServerName, err)
-	}
-	err = f.Store.View(func(r *store.Reader) error {
-		d, err = r.KeyDocument(d.ServerName)
-		return err
-	})
+	held, err := f.storedDocument(d.ServerName)
 	if err != nil {
 		return nil, err
 	}
-	f.peers.learn(d, from)
-	return d, nil
+	if held == nil || !bytes.Equal(held.Raw, d.Raw) {
+		_, err := f.Store.Update(ctx, func(tx *store.Tx) error { return tx.PutKeyDocument(d) })
+		if err != nil {
+			f.Log.Warn("key document refused", "server", d.ServerName, "err", err)
+			return nil, fmt.Errorf("key document of %s: %w", d.ServerName, err)
+		}
+		if held, err = f.storedDocument(d.ServerName); err != nil {
+			return nil, err
+		}
+	}
+	return f.peers.learn(held, from), nil
+}
+
+// storedDocument reads a server's document from the store; nil if there is none.
+func (f *Federation) storedDocument(server eventgraph.ServerName) (d *eventgraph.KeyDocument, err error) {
+	err = f.Store.View(func(r *store.Reader) (err error) {
+		d, err = r.KeyDocument(server)
+		return err
+	})
+	if errors.Is(err, store.ErrNotFound) {
+		return nil, nil
+	}
+	return d, err
 }
 
 // document is the server's newest document held, in memory or in the store; nil if none.
@@ -512,14 +519,14 @@ func (f *Federation) document(server eventgraph.ServerName) *eventgraph.KeyDocum
 	if ok {
 		return d
 	}
-	f.Store.View(func(r *store.Reader) (err error) {
-		d, err = r.KeyDocument(server)
-		return err
-	})
-	if d != nil {
-		f.peers.learn(d, "")
+	d, err := f.storedDocument(server)
+	if err != nil {
+		f.Log.Error("key document not readable", "server", server, "err", err)
 	}
-	return d
+	if d == nil {
+		return nil
+	}
+	return f.peers.learn(d, "")
 }
 
 // candidates lists the peers to try for a server: those connected, then those that its document names, then the peer whose key is

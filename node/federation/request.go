@@ -24,6 +24,8 @@ const (
 	maxErrorBody = 64 << 10
 	// attemptTimeout is how long one peer may take to answer, from dialling to the last byte.
 	attemptTimeout = 30 * time.Second
+	// stateTimeout is the same for answers that hold the whole state of a room.
+	stateTimeout = 2 * time.Minute
 )
 
 // remoteError is an error that a server answered with. It is a *rooms.Refusal to errors.As.
@@ -77,10 +79,14 @@ func (f *Federation) doLarge(ctx context.Context, server eventgraph.ServerName, 
 	if err != nil {
 		return err
 	}
+	timeout := attemptTimeout
+	if limit > maxAnswer {
+		timeout = stateTimeout
+	}
 	f.seek(ctx, server)
 	var last error
 	for _, peer := range f.candidates(server) {
-		attempt, cancel := context.WithTimeout(ctx, attemptTimeout)
+		attempt, cancel := context.WithTimeout(ctx, timeout)
 		answered, err := f.attempt(attempt, peer, server, method, target, authorization, content, out, limit)
 		cancel()
 		if answered || ctx.Err() != nil {

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"time"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
 	"github.com/plexus-p2p/plexus/node/rooms"
@@ -16,6 +17,10 @@ import (
 const (
 	// maxBody bounds a request's body: 50 PDUs of 64 KiB and 100 EDUs of as much.
 	maxBody = 12 << 20
+	// smallBody is a body that is not counted against maxBodies: those of all requests but transactions.
+	smallBody = 64 << 10
+	// bodyTimeout is how long a body may take to arrive, over a slow link too: it holds its share of maxBodies meanwhile.
+	bodyTimeout = 30 * time.Second
 	// maxURI bounds a request's target: /backfill and /get_missing_events name a few hundred events at most.
 	maxURI = 32 << 10
 )
@@ -132,6 +137,18 @@ func (r *router) serve(w http.ResponseWriter, req *http.Request) (any, error) {
 			return nil, err
 		}
 	}
+	size := req.ContentLength
+	if size > maxBody {
+		return nil, errBodyTooLarge
+	} else if size < 0 {
+		size = maxBody // not told
+	}
+	if size > smallBody {
+		if err := r.f.bodies.Acquire(req.Context(), size); err != nil {
+			return nil, err
+		}
+		defer r.f.bodies.Release(size)
+	}
 	if q.body, err = readBody(w, req); err != nil {
 		return nil, err
 	}
@@ -144,11 +161,17 @@ func (r *router) serve(w http.ResponseWriter, req *http.Request) (any, error) {
 	return route.serve(q)
 }
 
+var errBodyTooLarge = fail(http.StatusRequestEntityTooLarge, "M_TOO_LARGE", "the body is too large")
+
 func readBody(w http.ResponseWriter, req *http.Request) (json.RawMessage, error) {
+	deadline := http.NewResponseController(w)
+	if deadline.SetReadDeadline(time.Now().Add(bodyTimeout)) == nil { // not on connections that know no deadlines
+		defer deadline.SetReadDeadline(time.Time{})
+	}
 	body, err := readBounded(http.MaxBytesReader(w, req.Body, maxBody+1), maxBody)
 	switch {
 	case errors.Is(err, errTooLong):
-		return nil, fail(http.StatusRequestEntityTooLarge, "M_TOO_LARGE", "the body is too large")
+		return nil, errBodyTooLarge
 	case err != nil:
 		return nil, fail(http.StatusBadRequest, "M_NOT_JSON", "the body did not arrive whole")
 	case len(bytes.TrimSpace(body)) == 0:

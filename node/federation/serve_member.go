@@ -92,7 +92,7 @@ func (f *Federation) serveMake(membership string) handler {
 		if versions := q.URL.Query()["ver"]; membership != "leave" && !slices.Contains(versions, string(room.Version)) {
 			return nil, incompatible(room.Version)
 		}
-		release, err := take(q.Context(), f.acting)
+		release, err := f.act(q)
 		if err != nil {
 			return nil, err
 		}
@@ -153,12 +153,20 @@ func (f *Federation) commitMembership(q *request, membership string) (*eventgrap
 	if err != nil {
 		return nil, nil, err
 	}
-	release, err := take(q.Context(), f.acting)
+	release, err := f.act(q)
 	if err != nil {
 		return nil, nil, err
 	}
 	defer release()
 
+	// Refused before anything is kept of its sender, unless it is repeated because our answer was lost.
+	if held, err := f.held(eventgraph.EventID(q.path("eventId"))); err != nil && !errors.Is(err, errNoEvent) {
+		return nil, nil, err
+	} else if held == nil || held.Verdict != store.Accepted {
+		if err := f.permits(q, room, membership); err != nil {
+			return nil, nil, err
+		}
+	}
 	e, err := f.signedBySender(q, room, membership)
 	if err != nil {
 		return nil, nil, err
@@ -177,14 +185,33 @@ func (f *Federation) commitMembership(q *request, membership string) (*eventgrap
 	return e, stored, err
 }
 
+// claimedEvent is what a membership event says of itself, before it is checked.
+type claimedEvent struct {
+	Sender  eventgraph.UserID `json:"sender"`
+	Content struct {
+		Authoriser eventgraph.UserID `json:"join_authorised_via_users_server"`
+	} `json:"content"`
+}
+
+// permits says whether the room now lets the sender do what the event says: for restricted joins that is the resident's to
+// check (SS API, Restricted rooms), and the conditions must be met now, not only when the template was made.
+func (f *Federation) permits(q *request, room *store.Room, membership string) error {
+	var event claimedEvent
+	if err := q.decode(&event); err != nil {
+		return err
+	}
+	if _, err := eventgraph.ParseUserID(string(event.Sender)); err != nil || event.Sender.Server() != q.origin {
+		return fail(http.StatusBadRequest, "M_INVALID_PARAM", "the sender is not a user of the asking server")
+	}
+	_, _, err := f.Rooms.Template(q.Context(), room.ID, event.Sender, membership)
+	return err
+}
+
 // signedBySender checks the event of a send_join, send_leave or send_knock as far as its sender has signed it.
 func (f *Federation) signedBySender(q *request, room *store.Room, membership string) (*eventgraph.Event, error) {
-	authoriser, err := f.authorises(q, room, membership)
-	if err != nil {
-		return nil, err
-	}
 	raw := []byte(q.body)
-	if authoriser {
+	var event claimedEvent
+	if membership == "join" && json.Unmarshal(raw, &event) == nil && event.Content.Authoriser.Server() == f.server {
 		// The signature that the restricted join asks of us is not there yet: with it, the rest can be checked.
 		e, err := eventgraph.ParseEvent(room.Version, raw)
 		if err != nil {
@@ -196,22 +223,6 @@ func (f *Federation) signedBySender(q *request, room *store.Room, membership str
 		raw = e.Raw()
 	}
 	return f.membershipEvent(q, room.Version, raw, membership)
-}
-
-// authorises says whether a join names one of our users as the one who lets it in (SS API, Restricted rooms). Then the
-// conditions must be met now, and not only when the template was made.
-func (f *Federation) authorises(q *request, room *store.Room, membership string) (bool, error) {
-	var event struct {
-		Sender  eventgraph.UserID `json:"sender"`
-		Content struct {
-			Authoriser eventgraph.UserID `json:"join_authorised_via_users_server"`
-		} `json:"content"`
-	}
-	if membership != "join" || json.Unmarshal(q.body, &event) != nil || event.Content.Authoriser.Server() != f.server {
-		return false, nil
-	}
-	_, _, err := f.Rooms.Template(q.Context(), room.ID, event.Sender, "join")
-	return err == nil, err
 }
 
 // acceptOne puts an event through Accept, with key documents fetched where they are missing; other things missing, and any
@@ -340,7 +351,7 @@ func (f *Federation) serveInvite(q *request) (any, error) {
 	if _, ok := body.Version.Traits(); !ok {
 		return nil, incompatible(body.Version)
 	}
-	release, err := take(q.Context(), f.acting)
+	release, err := f.act(q)
 	if err != nil {
 		return nil, err
 	}

@@ -192,6 +192,14 @@ func (f *Federation) speaker(ctx context.Context, origin eventgraph.ServerName, 
 	if d != nil && speaksNow(d, peer, f.Now()) {
 		return d, nil
 	}
+	unlock, err := f.asked.lock(ctx, peer) // so that a silent peer holds one slot, whatever it sends
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	if d := f.document(origin); d != nil && speaksNow(d, peer, f.Now()) {
+		return d, nil // the question before has answered this one
+	}
 	release, err := take(ctx, f.asking)
 	if err != nil {
 		return nil, err
