@@ -159,14 +159,16 @@ func (r *Reader) DeviceListEDU(c Change) (eduType string, content json.RawMessag
 		update.PrevID = []uint64{n}
 	}
 	update.Keys, err = r.SignedDeviceKeys(c.User, c.Device, c.User)
-	if errors.Is(err, ErrNotFound) {
-		update.Deleted = true
-	} else if err != nil {
+	if err != nil && !errors.Is(err, ErrNotFound) {
 		return "", nil, err
-	} else if d, err := r.Device(c.User, c.Device); err == nil {
+	}
+	d, err := r.Device(c.User, c.Device)
+	if err == nil {
 		update.DisplayName = d.DisplayName
 	} else if !errors.Is(err, ErrNotFound) {
 		return "", nil, err
+	} else {
+		update.Deleted = update.Keys == nil
 	}
 	content, err = json.Marshal(update)
 	return "m.device_list_update", content, err
@@ -584,6 +586,7 @@ func (s *Store) DropOneTimeKeys(ctx context.Context, now time.Time) error {
 type RemoteDevices struct {
 	User        eventgraph.UserID         `json:"user"`
 	StreamID    int64                     `json:"stream_id"`
+	Seen        int64                     `json:"seen"` // newest stream ID that an update named
 	Devices     map[DeviceID]RemoteDevice `json:"devices"`
 	Master      json.RawMessage           `json:"master,omitempty"`
 	SelfSigning json.RawMessage           `json:"self_signing,omitempty"`

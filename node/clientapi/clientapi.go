@@ -89,17 +89,3 @@ func (a *API) SetRemote(r Remote) { a.remote = r }
 
 // Handler serves the API.
 func (a *API) Handler() http.Handler { return http.HandlerFunc(a.serve) }
-
-// federation.Local.
-func (a *API) Devices(ctx context.Context, user eventgraph.UserID) (json.RawMessage, error) {
-	panic("clientapi: skeleton")
-}
-func (a *API) QueryKeys(ctx context.Context, from eventgraph.ServerName, body json.RawMessage) (json.RawMessage, error) {
-	panic("clientapi: skeleton")
-}
-func (a *API) ClaimKeys(ctx context.Context, from eventgraph.ServerName, body json.RawMessage) (json.RawMessage, error) {
-	panic("clientapi: skeleton")
-}
-func (a *API) ReceiveEDU(ctx context.Context, origin eventgraph.ServerName, eduType string, content json.RawMessage) error {
-	panic("clientapi: skeleton")
-}

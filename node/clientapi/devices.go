@@ -66,7 +66,7 @@ func (a *API) putDevice(q *request) (any, error) {
 		if err := tx.PutDevice(d); err != nil {
 			return err
 		}
-		_, err = tx.Log(store.Change{Kind: store.ChangeDeviceList, User: q.user})
+		_, err = tx.LogDeviceList(q.user, d.ID)
 		return err
 	})
 	return nil, err

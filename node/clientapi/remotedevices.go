@@ -1,0 +1,331 @@
+package clientapi
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"net/http"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/eventgraph/canonicaljson"
+	"github.com/plexus-p2p/plexus/node/rooms"
+	"github.com/plexus-p2p/plexus/store"
+)
+
+// The cache of remote users' device lists (SS API, Device Management):
+//
+//	          first query while sharing a room
+//	(none) ------------------------------------> current --- update that follows on --> current
+//	   ^                                            |
+//	   | no shared room at the next query           | update with a gap, or too large
+//	   +----------------------------------------- stale --- fetched again --> current
+//
+// A list is fetched again when somebody asks for it: clients do at once when /sync tells them that it changed. While
+// its server is away a stale list is shown beside the failure, so that people on a split network go on
+// talking to the devices they know.
+
+// remoteLists finds the lists of one server's users: from the cache, else from the server. failure tells that it could not
+// be asked for all of them; the lists that are held are returned all the same.
+func (a *API) remoteLists(ctx context.Context, server eventgraph.ServerName, users []eventgraph.UserID) (lists []*store.RemoteDevices, failure error) {
+	var fetch, ask []eventgraph.UserID // to be cached; not to be
+	held := map[eventgraph.UserID]*store.RemoteDevices{}
+	err := a.Store.View(func(r *store.Reader) error {
+		for _, user := range users {
+			shared, err := a.sharedWithUs(r, user)
+			if err != nil {
+				return err
+			}
+			if !shared {
+				ask = append(ask, user)
+				continue
+			}
+			list, err := r.RemoteDevices(user)
+			if err != nil && !errors.Is(err, store.ErrNotFound) {
+				return err
+			}
+			if list != nil && !list.Stale {
+				lists = append(lists, list)
+				continue
+			}
+			if list != nil && list.Devices != nil {
+				held[user] = list
+			}
+			fetch = append(fetch, user)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+
+	fetched := make([]*store.RemoteDevices, len(fetch))
+	failed := make([]error, len(fetch))
+	var group errgroup.Group
+	group.SetLimit(maxAsked)
+	for i, user := range fetch {
+		group.Go(func() error {
+			fetched[i], failed[i] = a.fetchDevices(ctx, user)
+			return nil
+		})
+	}
+	group.Wait()
+	for i, user := range fetch {
+		var refused *rooms.Refusal
+		switch {
+		case failed[i] == nil:
+			lists = append(lists, fetched[i])
+		case errors.As(failed[i], &refused): // perhaps a server that knows only the other call
+			ask = append(ask, user)
+		default:
+			failure = failed[i]
+			if held[user] != nil {
+				lists = append(lists, held[user])
+			}
+		}
+	}
+	if len(ask) > 0 {
+		asked, err := a.askKeys(ctx, server, ask)
+		lists = append(lists, asked...)
+		if err != nil {
+			failure = err
+		}
+	}
+	return lists, failure
+}
+
+// sharedWithUs says whether the user is in a room with any local user: then their server tells us of changes.
+func (a *API) sharedWithUs(r *store.Reader, user eventgraph.UserID) (bool, error) {
+	shared := false
+	err := r.RoomsOf(user, func(m *store.Member) (bool, error) {
+		shared = m.Membership == "join" && !m.Outside && a.Rooms.InRoom(m.Room, a.Server)
+		return !shared, nil
+	})
+	return shared, err
+}
+
+// fetchDevices asks the user's server for their list and caches it.
+func (a *API) fetchDevices(ctx context.Context, user eventgraph.UserID) (*store.RemoteDevices, error) {
+	seen := int64(0)
+	err := a.Store.View(func(r *store.Reader) error {
+		held, err := r.RemoteDevices(user)
+		if err == nil {
+			seen = held.Seen
+		}
+		return ignoreNotFound(err)
+	})
+	if err != nil {
+		return nil, err
+	}
+	raw, err := a.remote.UserDevices(ctx, user)
+	if err != nil {
+		return nil, err
+	}
+	var answer struct {
+		User        eventgraph.UserID    `json:"user_id"`
+		StreamID    int64                `json:"stream_id"`
+		Devices     []store.ListedDevice `json:"devices"`
+		Master      json.RawMessage      `json:"master_key"`
+		SelfSigning json.RawMessage      `json:"self_signing_key"`
+	}
+	if json.Unmarshal(raw, &answer) != nil || answer.User != user || len(answer.Devices) > store.MaxRemoteDevices {
+		return nil, fail(http.StatusBadGateway, "M_UNKNOWN", "This server's answer could not be read.")
+	}
+	list := &store.RemoteDevices{User: user, StreamID: answer.StreamID, Seen: answer.StreamID, Devices: map[store.DeviceID]store.RemoteDevice{}}
+	for _, d := range answer.Devices {
+		if keys, ok := remoteDeviceKeys(d.Keys, user, d.ID); ok {
+			list.Devices[d.ID] = store.RemoteDevice{DisplayName: d.DisplayName, Keys: keys}
+		}
+	}
+	list.Master = remoteCrossSigningKey(answer.Master, user, "master")
+	list.SelfSigning = remoteCrossSigningKey(answer.SelfSigning, user, "self_signing")
+	_, err = a.Store.Update(ctx, func(tx *store.Tx) error {
+		held, err := tx.RemoteDevices(user)
+		if err != nil && !errors.Is(err, store.ErrNotFound) {
+			return err
+		}
+		if err == nil && held.Seen != seen && held.Seen > answer.StreamID { // an update came while we asked, and may not be in the answer
+			list.Seen, list.Stale = held.Seen, true
+		}
+		return tx.PutRemoteDevices(list)
+	})
+	if errors.Is(err, store.ErrTooManyKeys) {
+		return nil, fail(http.StatusBadGateway, "M_TOO_LARGE", "This user has too many devices.")
+	}
+	return list, err
+}
+
+// askKeys asks for keys that are not cached.
+func (a *API) askKeys(ctx context.Context, server eventgraph.ServerName, users []eventgraph.UserID) ([]*store.RemoteDevices, error) {
+	wanted := map[eventgraph.UserID][]store.DeviceID{}
+	for _, user := range users {
+		wanted[user] = []store.DeviceID{}
+	}
+	body, err := json.Marshal(map[string]any{"device_keys": wanted})
+	if err != nil {
+		return nil, err
+	}
+	raw, err := a.remote.QueryKeys(ctx, server, body)
+	if err != nil {
+		return nil, err
+	}
+	var answer keysAnswer
+	if json.Unmarshal(raw, &answer) != nil {
+		return nil, fail(http.StatusBadGateway, "M_UNKNOWN", "This server's answer could not be read.")
+	}
+	var lists []*store.RemoteDevices
+	for _, user := range users {
+		devices, ok := answer.DeviceKeys[user]
+		if !ok || len(devices) > store.MaxRemoteDevices {
+			continue
+		}
+		list := &store.RemoteDevices{User: user, Devices: map[store.DeviceID]store.RemoteDevice{}}
+		for id, keys := range devices {
+			name := displayNameOf(keys)
+			if keys, ok := remoteDeviceKeys(keys, user, id); ok {
+				list.Devices[id] = store.RemoteDevice{DisplayName: name, Keys: keys}
+			}
+		}
+		list.Master = remoteCrossSigningKey(answer.MasterKeys[user], user, "master")
+		list.SelfSigning = remoteCrossSigningKey(answer.SelfSigning[user], user, "self_signing")
+		lists = append(lists, list)
+	}
+	return lists, nil
+}
+
+func displayNameOf(keys json.RawMessage) string {
+	var with struct {
+		Unsigned struct {
+			Name string `json:"device_display_name"`
+		} `json:"unsigned"`
+	}
+	if json.Unmarshal(keys, &with) != nil {
+		return ""
+	}
+	return with.Unsigned.Name
+}
+
+// remoteDeviceKeys checks that keys from another server are those of this device, so that none passes for another's. Whether
+// they are rightly signed is for the clients to say, who do not trust servers in that.
+func remoteDeviceKeys(raw json.RawMessage, user eventgraph.UserID, device store.DeviceID) (json.RawMessage, bool) {
+	canonical, err := canonicaljson.CanonicalizeWithout(raw, canonicaljson.Strict, "unsigned")
+	if err != nil || len(canonical) > maxDeviceKeys || device == "" {
+		return nil, false
+	}
+	var keys deviceKeysObject
+	ok := json.Unmarshal(canonical, &keys) == nil && keys.User == user && keys.Device == device
+	return canonical, ok
+}
+
+// remoteCrossSigningKey is the key in canonical form; nil if there is none, or none that is well formed.
+func remoteCrossSigningKey(raw json.RawMessage, user eventgraph.UserID, usage string) json.RawMessage {
+	if raw == nil {
+		return nil
+	}
+	canonical, _, err := checkCrossSigningKey(raw, user, usage)
+	if err != nil {
+		return nil
+	}
+	return canonical
+}
+
+// deviceListUpdate takes in m.device_list_update. origin is the user's server.
+func (a *API) deviceListUpdate(ctx context.Context, content json.RawMessage) error {
+	var u struct {
+		User        eventgraph.UserID `json:"user_id"`
+		Device      store.DeviceID    `json:"device_id"`
+		DisplayName string            `json:"device_display_name"`
+		StreamID    int64             `json:"stream_id"`
+		PrevID      []int64           `json:"prev_id"`
+		Deleted     bool              `json:"deleted"`
+		Keys        json.RawMessage   `json:"keys"`
+	}
+	if json.Unmarshal(content, &u) != nil || u.User == "" || u.Device == "" {
+		return errMalformedEDU
+	}
+	return a.changeRemoteList(ctx, u.User, func(list *store.RemoteDevices) bool {
+		if list.Devices != nil && list.StreamID >= u.StreamID && list.Seen >= u.StreamID {
+			return false // repeated, or older than the list that was fetched
+		}
+		follows := false
+		for _, prev := range u.PrevID {
+			follows = follows || prev == list.StreamID
+		}
+		list.Seen = max(list.Seen, u.StreamID)
+		if list.Devices == nil || list.Stale || !follows {
+			list.Stale = true
+			return true
+		}
+		list.StreamID = u.StreamID
+		if u.Deleted || u.Keys == nil {
+			delete(list.Devices, u.Device)
+		} else if keys, ok := remoteDeviceKeys(u.Keys, u.User, u.Device); ok {
+			list.Devices[u.Device] = store.RemoteDevice{DisplayName: u.DisplayName, Keys: keys}
+		}
+		return true
+	})
+}
+
+// signingKeyUpdate takes in m.signing_key_update. origin is the user's server.
+func (a *API) signingKeyUpdate(ctx context.Context, content json.RawMessage) error {
+	var u struct {
+		User        eventgraph.UserID `json:"user_id"`
+		Master      json.RawMessage   `json:"master_key"`
+		SelfSigning json.RawMessage   `json:"self_signing_key"`
+	}
+	if json.Unmarshal(content, &u) != nil || u.User == "" {
+		return errMalformedEDU
+	}
+	return a.changeRemoteList(ctx, u.User, func(list *store.RemoteDevices) bool {
+		changed := list.Devices == nil
+		for raw, held := range map[*json.RawMessage]*json.RawMessage{&u.Master: &list.Master, &u.SelfSigning: &list.SelfSigning} {
+			usage := "master"
+			if held == &list.SelfSigning {
+				usage = "self_signing"
+			}
+			if key := remoteCrossSigningKey(*raw, u.User, usage); key != nil && !bytes.Equal(key, *held) {
+				*held, changed = key, true
+			}
+		}
+		return changed
+	})
+}
+
+// changeRemoteList lets f change the cached list of a user (without Devices if none is held), and logs that it changed if f
+// says so. Users whom nobody here shares a room with are not cached.
+func (a *API) changeRemoteList(ctx context.Context, user eventgraph.UserID, f func(*store.RemoteDevices) bool) error {
+	_, err := a.Store.Update(ctx, func(tx *store.Tx) error {
+		shared, err := a.sharedWithUs(&tx.Reader, user)
+		if err != nil {
+			return err
+		}
+		if !shared {
+			return tx.DeleteRemoteDevices(user)
+		}
+		list, err := tx.RemoteDevices(user)
+		if errors.Is(err, store.ErrNotFound) {
+			list, err = &store.RemoteDevices{User: user, Stale: true}, nil
+		}
+		if err != nil || !f(list) {
+			return err
+		}
+		err = tx.PutRemoteDevices(list)
+		if errors.Is(err, store.ErrTooManyKeys) {
+			err = tx.DeleteRemoteDevices(user)
+		}
+		if err == nil {
+			_, err = tx.LogRemoteDevices(user)
+		}
+		return err
+	})
+	return err
+}
+
+func ignoreNotFound(err error) error {
+	if errors.Is(err, store.ErrNotFound) {
+		return nil
+	}
+	return err
+}
