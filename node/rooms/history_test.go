@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
 	"github.com/plexus-p2p/plexus/store"
@@ -48,7 +49,17 @@ func history(t *testing.T, version eventgraph.RoomVersion, random *rand.Rand) {
 	}
 	act := func(i int) {
 		s := servers[i]
-		s.now = s.now.Add(1_000_000)
+		s.now = s.now.Add(time.Second)
+		if random.IntN(6) == 0 { // against the rules, unless by chance within them
+			d := randomDraft(random, version, room, users[i], users)
+			e := s.forge(d, s.record(room).Forward[:1])
+			if _, err := s.Accept(context.Background(), pdu(t, e), Basis{}); err != nil {
+				t.Fatal(err)
+			}
+			all = append(all, e)
+			given[i][e.ID()] = true
+			return
+		}
 		id, err := s.Send(context.Background(), randomDraft(random, version, room, users[i], users))
 		var refusal *Refusal
 		if errors.As(err, &refusal) {
@@ -76,7 +87,7 @@ func history(t *testing.T, version eventgraph.RoomVersion, random *rand.Rand) {
 		}
 		given[i][e.ID()] = true
 	}
-	for range 60 {
+	for range 80 {
 		if act(random.IntN(3)); len(all) > 0 {
 			for range random.IntN(4) {
 				deliver(random.IntN(3), all[random.IntN(len(all))])
@@ -109,6 +120,17 @@ func history(t *testing.T, version eventgraph.RoomVersion, random *rand.Rand) {
 			}
 		}
 	}
+	counts := map[store.Verdict]int{}
+	forks := 0
+	for _, e := range all {
+		for _, s := range servers {
+			counts[s.event(e.ID()).Verdict]++
+		}
+		if len(e.PrevEvents()) > 1 {
+			forks++
+		}
+	}
+	t.Logf("events %d verdicts %v merges %d", len(all), counts, forks)
 	for i, s := range servers {
 		checkIndex(t, s, room, i)
 	}
@@ -121,8 +143,8 @@ func randomDraft(random *rand.Rand, version eventgraph.RoomVersion, room eventgr
 		d.Type, d.StateKey, d.Content = kind, &key, raw
 	}
 	other := users[random.IntN(len(users))]
-	switch random.IntN(8) {
-	case 0:
+	switch random.IntN(16) {
+	case 0, 8, 9:
 		state("m.room.topic", "", map[string]any{"topic": fmt.Sprint(random.Uint32())})
 	case 1:
 		levels := map[string]int{}
