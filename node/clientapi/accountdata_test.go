@@ -245,6 +245,19 @@ func TestProfile(t *testing.T) {
 	if a := bob.call(http.StatusBadGateway, "GET", "/v3/profile/"+far, nil); a.code() != "M_UNKNOWN" {
 		t.Errorf("a server that is away: %s", a.raw)
 	}
+	_, err = s.Store.Update(t.Context(), func(tx *store.Tx) error {
+		known, err := tx.Member(room, alice.user)
+		if err != nil {
+			return err
+		}
+		return tx.PutMember(&store.Member{Room: room, User: far, Membership: "join", Event: known.Event, Position: 1})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := bob.call(200, "GET", "/v3/profile/"+far, nil).raw; got != `{"displayname":"Alice <3"}`+"\n" {
+		t.Errorf("as a room knows the user: %s", got)
+	}
 	s.remote.profiles = map[eventgraph.UserID]string{far: `{"displayname":"Carol"}`}
 	if got := bob.call(200, "GET", "/v3/profile/"+far+"/displayname", nil).raw; got != `{"displayname":"Carol"}`+"\n" {
 		t.Errorf("remote profile: %s", got)

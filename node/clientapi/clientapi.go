@@ -75,7 +75,16 @@ func New(c Config) *API {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	a := &API{Config: c, limits: newLimits(c.Now), tokens: newTokenCache(), auths: newAuthSessions(c.Now), hashing: newHashing(), unreads: newUnreadCache(), boot: rand.Uint32(), sent: newSentMembers()}
+	a := &API{
+		Config:  c,
+		limits:  newLimits(c.Now),
+		tokens:  newTokenCache(),
+		auths:   newAuthSessions(c.Now),
+		hashing: newHashing(),
+		unreads: newUnreadCache(),
+		boot:    rand.Uint32(),
+		sent:    newSentMembers(),
+	}
 	a.discoveryRoutes()
 	a.accountRoutes()
 	a.roomRoutes()

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"regexp"
+	"time"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
 	"github.com/plexus-p2p/plexus/node/rooms"
@@ -76,6 +77,9 @@ func (a *API) getProfileField(q *request) (any, error) {
 	return map[string]json.RawMessage{field: value}, nil
 }
 
+// remoteProfileTimeout is how long a person waits for the profile of somebody whose server does not answer.
+const remoteProfileTimeout = 10 * time.Second
+
 // profileOf is the profile of the path's user: a remote one's as their server gives it, or, if that cannot be reached,
 // as their newest membership known here does.
 func (a *API) profileOf(q *request, field string) (map[string]json.RawMessage, error) {
@@ -86,7 +90,9 @@ func (a *API) profileOf(q *request, field string) (map[string]json.RawMessage, e
 	if a.isLocal(user) {
 		return a.localProfile(user)
 	}
-	answer, asked := a.remote.Profile(q.Context(), user, field)
+	ctx, cancel := context.WithTimeout(q.Context(), remoteProfileTimeout)
+	defer cancel()
+	answer, asked := a.remote.Profile(ctx, user, field)
 	var profile map[string]json.RawMessage
 	if asked == nil {
 		if json.Unmarshal(answer, &profile) == nil && profile != nil {
