@@ -259,9 +259,6 @@ func (n *Node) Close() error {
 	if n.transport != nil {
 		errs = append(errs, n.transport.Close())
 	}
-	if n.api != nil {
-		n.api.Close()
-	}
 	if n.rooms != nil {
 		n.rooms.Close()
 	}

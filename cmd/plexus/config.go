@@ -96,6 +96,7 @@ func parse(args, environ []string, errOut io.Writer) (*settings, error) {
 		}
 	}
 	source++
+	maps.DeleteFunc(env, func(name string, _ []string) bool { return f.Lookup(name) == nil }) // somebody else's, like scripts/lan's
 	if err := set(f, env, "environment"); err != nil {
 		return nil, err
 	}
