@@ -1,12 +1,14 @@
 package store
 
 import (
+	"bytes"
 	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
 	"slices"
+	"sync"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
 )
@@ -122,11 +124,54 @@ func shows(d *eventgraph.KeyDocument, id eventgraph.KeyID) bool {
 // other under one seq, its Certificate has only the devices in both. Keys that only older documents show are among its
 // old_verify_keys. Raw is the newest document as its server made it.
 func (r *Reader) KeyDocument(server eventgraph.ServerName) (*eventgraph.KeyDocument, error) {
-	h, err := r.heldKeys(server)
+	record, err := r.get(key(tableKeyDoc).str(string(server)))
 	if err != nil {
 		return nil, err
 	}
-	return h.effective(), nil
+	return r.s.keyDocs.document(server, record)
+}
+
+// maxKeyDocs bounds the key documents kept parsed; one takes a few KiB.
+const maxKeyDocs = 256
+
+// keyDocCache keeps parsed documents with the record that each was parsed from: to parse one means to check its
+// signatures, and a document is asked for with every signature of an event. The zero value is ready.
+type keyDocCache struct {
+	mu     sync.Mutex
+	parsed map[eventgraph.ServerName]parsedKeyDoc
+}
+
+type parsedKeyDoc struct {
+	record []byte
+	doc    *eventgraph.KeyDocument
+}
+
+// document is the document of that record, which the cache may keep. Documents are shared: nobody changes them.
+func (c *keyDocCache) document(server eventgraph.ServerName, record []byte) (*eventgraph.KeyDocument, error) {
+	c.mu.Lock()
+	known, ok := c.parsed[server]
+	c.mu.Unlock()
+	if ok && bytes.Equal(known.record, record) {
+		return known.doc, nil
+	}
+	h, err := decodeHeldKeys(record)
+	if err != nil {
+		return nil, fmt.Errorf("key document of %s in the store: %w", server, err)
+	}
+	doc := h.effective()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.parsed == nil {
+		c.parsed = map[eventgraph.ServerName]parsedKeyDoc{}
+	}
+	if len(c.parsed) >= maxKeyDocs {
+		for other := range c.parsed { // any: it is a cache
+			delete(c.parsed, other)
+			break
+		}
+	}
+	c.parsed[server] = parsedKeyDoc{record, doc}
+	return doc, nil
 }
 
 // Certificates lists the contents seen under the highest seq of the server's certificate. More than one means that

@@ -36,6 +36,8 @@ var (
 type Options struct {
 	InMemory bool         // tests: Badger in memory, no directory
 	Log      *slog.Logger // nil: none
+
+	small bool // tests of this package: small memtables, so that tables come soon, and no reserve
 }
 
 // Store is an open data directory. Its methods may be called from any goroutine. It owns one goroutine, the
@@ -43,6 +45,7 @@ type Options struct {
 type Store struct {
 	db   *badger.DB
 	dir  string // "" in memory
+	opts Options
 	log  *slog.Logger
 	lock *os.File // nil in memory
 
@@ -58,8 +61,9 @@ type Store struct {
 	closing   chan struct{} // closed by Close: no new updates
 	committer chan struct{} // closed when the committer has ended
 
-	tries  *trieCache
-	events *eventCache
+	tries   *trieCache
+	events  *eventCache
+	keyDocs keyDocCache
 
 	mu       sync.Mutex
 	last     commitRecord   // the newest durable commit
