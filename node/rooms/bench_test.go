@@ -55,3 +55,67 @@ func BenchmarkSend(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkImportJoin takes in a room of 1,000 members from the answer of send_join.
+func BenchmarkImportJoin(b *testing.B) {
+	a := newServer(b, "a")
+	alice := a.user("alice")
+	room := a.create("12", alice)
+	err := a.inTurn(context.Background(), room, func(run *run) error {
+		for i := range 1000 {
+			user := a.user(fmt.Sprintf("user%d", i))
+			key := string(user)
+			_, err := run.send(Draft{Room: room, Sender: user, Type: "m.room.member", StateKey: &key, Content: []byte(`{"membership":"join"}`)})
+			if err == nil && run.size > maxRunBytes {
+				err = run.commit()
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		b.StopTimer()
+		joiner := newServer(b, "b", a)
+		proto, version, err := a.Template(context.Background(), room, joiner.user("bob"), "join")
+		if err != nil {
+			b.Fatal(err)
+		}
+		join, err := eventgraph.Finish(version, proto, joiner.now.UnixMilli(), joiner.key)
+		if err != nil {
+			b.Fatal(err)
+		}
+		state, chain := a.stateAndChain(room, a.record(room).State)
+		b.StartTimer()
+		if err := joiner.ImportJoin(context.Background(), join, state, chain); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkMaySeeServer asks for each event of a timeline in which members come, as backfill does.
+func BenchmarkMaySeeServer(b *testing.B) {
+	a := newServer(b, "a")
+	other := newServer(b, "b", a)
+	alice := a.user("alice")
+	room := a.create("12", alice)
+	other.join(a, room, other.user("bob"))
+	var events []*store.StoredEvent
+	for i := range 200 {
+		user := a.user(fmt.Sprintf("user%d", i))
+		a.setState(room, user, "m.room.member", string(user), `{"membership":"join"}`)
+		events = append(events, a.event(a.message(room, user, "hello")))
+	}
+	for b.Loop() {
+		for _, e := range events {
+			if may, err := a.MaySeeServer(other.Server(), e); !may || err != nil {
+				b.Fatal(may, err)
+			}
+		}
+	}
+	b.ReportMetric(float64(b.Elapsed().Microseconds())/float64(b.N*len(events)), "µs/event")
+}

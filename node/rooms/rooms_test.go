@@ -20,7 +20,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // server is one homeserver's rooms over a store in memory.
 type server struct {
 	*Rooms
-	t     *testing.T
+	t     testing.TB
 	store *store.Store
 	key   eventgraph.SigningKey
 	doc   *eventgraph.KeyDocument
@@ -28,7 +28,7 @@ type server struct {
 }
 
 // newServer makes a server whose keys follow from its name, and which knows those of others.
-func newServer(t *testing.T, name string, others ...*server) *server {
+func newServer(t testing.TB, name string, others ...*server) *server {
 	t.Helper()
 	var seed [32]byte
 	copy(seed[:], name)
@@ -141,7 +141,7 @@ func (s *server) record(room eventgraph.RoomID) *store.Room {
 }
 
 // pdu is the event as it arrives elsewhere.
-func pdu(t *testing.T, e *eventgraph.Event) *eventgraph.Event {
+func pdu(t testing.TB, e *eventgraph.Event) *eventgraph.Event {
 	t.Helper()
 	parsed, err := eventgraph.ParseEvent(e.Version(), slices.Clone(e.Raw()))
 	if err != nil {

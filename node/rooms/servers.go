@@ -50,9 +50,12 @@ func (r *Rooms) InRoomAt(room eventgraph.RoomID, root eventgraph.Hash, server ev
 	return c.joined[server] > 0
 }
 
-// ServerAllowed applies the room's current m.room.server_acl; for a room not held it says no.
+// ServerAllowed applies the room's current m.room.server_acl. Of a room not held no ACL is known: all are allowed.
 func (r *Rooms) ServerAllowed(room eventgraph.RoomID, server eventgraph.ServerName) bool {
 	l, err := r.liveRoom(room)
+	if errors.Is(err, store.ErrNotFound) {
+		return true
+	}
 	if err != nil {
 		r.logUnlessNotFound("server ACL", room, err)
 		return false
