@@ -44,9 +44,14 @@ func (l *limits) request(user eventgraph.UserID) error {
 	return l.take(limiterOf(l.users, user, userRate, userBurst))
 }
 
-// guess counts one attempt to prove oneself as who, whatever its outcome.
-func (l *limits) guess(who string) error {
-	return l.take(limiterOf(l.guesses, who, guessRate, guessBurst))
+// guess counts one attempt to prove oneself as who, before it is known whether it is right; right takes it back.
+func (l *limits) guess(who string) (right func(), err error) {
+	now := l.now()
+	reservation, err := reserve(limiterOf(l.guesses, who, guessRate, guessBurst), now)
+	if err != nil {
+		return nil, err
+	}
+	return func() { reservation.CancelAt(now) }, nil
 }
 
 func limiterOf[K comparable](cache *lru.Cache[K, *rate.Limiter], key K, r rate.Limit, burst int) *rate.Limiter {
@@ -60,16 +65,21 @@ func limiterOf[K comparable](cache *lru.Cache[K, *rate.Limiter], key K, r rate.L
 	return limiter
 }
 
-// take answers M_LIMIT_EXCEEDED if the limiter has nothing left (CS API, Rate limiting).
+// take counts one request.
 func (l *limits) take(limiter *rate.Limiter) error {
-	now := l.now()
+	_, err := reserve(limiter, l.now())
+	return err
+}
+
+// reserve answers M_LIMIT_EXCEEDED if the limiter has nothing left (CS API, Rate limiting).
+func reserve(limiter *rate.Limiter, now time.Time) (*rate.Reservation, error) {
 	reservation := limiter.ReserveN(now, 1)
 	delay := reservation.DelayFrom(now)
 	if delay <= 0 {
-		return nil
+		return reservation, nil
 	}
 	reservation.CancelAt(now)
-	return &matrixError{
+	return nil, &matrixError{
 		Status: http.StatusTooManyRequests, Code: "M_LIMIT_EXCEEDED", Message: "Too many requests.",
 		Extra: map[string]any{"retry_after_ms": delay.Milliseconds() + 1},
 	}

@@ -141,10 +141,9 @@ func (a *API) confirm(q *request, auth *authData, operation string) error {
 
 // checkPassword returns the account if the password is its own; M_FORBIDDEN or M_USER_DEACTIVATED if not.
 func (a *API) checkPassword(q *request, user eventgraph.UserID, password string) (*store.Account, error) {
-	if a.RateLimits {
-		if err := a.limits.guess(string(user)); err != nil {
-			return nil, err
-		}
+	right, err := a.guess(string(user))
+	if err != nil {
+		return nil, err
 	}
 	account, err := a.account(user)
 	if errors.Is(err, store.ErrNotFound) {
@@ -163,7 +162,16 @@ func (a *API) checkPassword(q *request, user eventgraph.UserID, password string)
 	if !ok {
 		return nil, forbidden("Wrong user name or password.")
 	}
+	right()
 	return account, nil
+}
+
+// guess is limits.guess where there are limits.
+func (a *API) guess(who string) (right func(), err error) {
+	if !a.RateLimits {
+		return func() {}, nil
+	}
+	return a.limits.guess(who)
 }
 
 // account reads a local account; store.ErrNotFound.
@@ -177,13 +185,13 @@ func (a *API) account(user eventgraph.UserID) (account *store.Account, err error
 
 // checkRegistrationToken answers nil if the token lets its holder register.
 func (a *API) checkRegistrationToken(token string) error {
-	if a.RateLimits {
-		if err := a.limits.guess("registration token"); err != nil {
-			return err
-		}
+	right, err := a.guess("registration token")
+	if err != nil {
+		return err
 	}
 	if a.RegistrationToken == "" || subtle.ConstantTimeCompare([]byte(strings.TrimSpace(token)), []byte(a.RegistrationToken)) != 1 {
 		return forbidden("That is not the registration token.")
 	}
+	right()
 	return nil
 }
