@@ -22,10 +22,10 @@ const (
 	maxBackfillFrom = 20
 	// maxBackfillPages bounds the requests of one Backfill.
 	maxBackfillPages = 20
-	// maxWidening is how often a page is made longer because it ends in several branches: at the earliest event a page can
-	// rest on one claimed state only.
+	// maxWidening is how often a page is made longer because it ends in several branches: a run can rest on one claimed state
+	// only, at its first event.
 	maxWidening = 4
-	// maxEdges is how many claimed states are asked for to take in one page.
+	// maxEdges is how many claimed states are asked for to take in one page. What is left comes with the next.
 	maxEdges = 10
 	// maxSingly is how many events of a claimed state are fetched one by one; if more are missing the whole state is.
 	maxSingly = 40
@@ -96,21 +96,22 @@ func (f *Federation) backfillPage(ctx context.Context, server eventgraph.ServerN
 	if err != nil {
 		return 0, err
 	}
+	page = unique(page)
 	for range maxWidening {
 		edges, err := f.edges(page)
 		if err != nil {
 			return 0, err
 		}
-		if len(edges) < 2 {
+		if edges = slices.DeleteFunc(edges, func(id eventgraph.EventID) bool { return id == page[0].ID() }); len(edges) == 0 {
 			break
 		}
-		more, err := f.askBackfill(ctx, server, room, edges[1:], maxEvents)
+		more, err := f.askBackfill(ctx, server, room, edges, maxEvents)
 		if err != nil || len(more) == 0 {
 			break
 		}
-		page = append(page, more...)
+		page = unique(append(page, more...))
 	}
-	return f.takePage(ctx, server, room, unique(page))
+	return f.takePage(ctx, server, room, page)
 }
 
 // askBackfill returns the events of an answer to /backfill that have no place here yet.
@@ -161,14 +162,14 @@ func unique(events []*eventgraph.Event) []*eventgraph.Event {
 	}))
 }
 
-// edges lists the events of a page that rest on parents neither in it nor placed here, parents first.
+// edges lists the events of a page that rest on parents neither in it nor placed here, in the order of the page.
 func (f *Federation) edges(page []*eventgraph.Event) ([]eventgraph.EventID, error) {
 	in := map[eventgraph.EventID]bool{}
 	for _, e := range page {
 		in[e.ID()] = true
 	}
 	var edges []eventgraph.EventID
-	for _, e := range unique(slices.Clone(page)) {
+	for _, e := range page {
 		rests, err := f.restsOn(e, in)
 		if err != nil {
 			return nil, err
@@ -193,26 +194,126 @@ func (f *Federation) restsOn(e *eventgraph.Event, in map[eventgraph.EventID]bool
 	return true, nil
 }
 
-// takePage puts a page, parents first, through Accept: on its parents where they are here, else on the state that the server
-// claims before it.
+// takePage puts a page, sorted, through Accept. As far as all of it rests on its first event it is one run; otherwise
+// it falls into chains, the newest first, because each run gets its place below all that is held.
 func (f *Federation) takePage(ctx context.Context, server eventgraph.ServerName, room *store.Room, page []*eventgraph.Event) (int, error) {
-	if err := f.ensureKeys(ctx, keysOf(page...), []eventgraph.ServerName{server}); err != nil {
-		f.Log.Info("backfilling with keys missing", "room", room.ID, "err", err)
+	page, err := f.judgeable(ctx, server, room, page)
+	if err != nil {
+		return 0, err
+	}
+	edges, err := f.edges(page)
+	if err != nil {
+		return 0, err
+	}
+	runs := [][]*eventgraph.Event{page}
+	if len(edges) > 1 || len(edges) == 1 && edges[0] != page[0].ID() {
+		runs = chains(page)
 	}
 	taken := 0
-	for tries := 0; len(page) > 0 && tries < maxEdges; tries++ {
+	for _, run := range runs[:min(len(runs), maxEdges)] {
+		n, err := f.takeRun(ctx, server, room, run)
+		taken += n
+		if err != nil {
+			return taken, err
+		}
+	}
+	return taken, nil
+}
+
+// judgeable obtains the keys and auth events that a page needs, and leaves out the events for which they are not to be had: what rests
+// on those will rest on a claim.
+func (f *Federation) judgeable(ctx context.Context, server eventgraph.ServerName, room *store.Room, page []*eventgraph.Event) ([]*eventgraph.Event, error) {
+	if err := f.ensureKeys(ctx, keysOf(page...), []eventgraph.ServerName{server}); err != nil {
+		f.Log.Info("backfilling with keys missing", "room", room.ID, "err", err)
+		page = slices.DeleteFunc(page, func(e *eventgraph.Event) bool { return len(f.lacking(keysOf(e))) > 0 })
+	}
+	missing, err := f.missingAuth(page)
+	if err != nil || len(missing) == 0 {
+		return page, err
+	}
+	if err := f.fetchOutliers(ctx, server, room, missing[:min(len(missing), maxSingly)]); err != nil {
+		return nil, err
+	}
+	for { // leaving one out may leave others without their auth events
+		missing, err = f.missingAuth(page)
+		if err != nil || len(missing) == 0 {
+			return page, err
+		}
+		page = slices.DeleteFunc(page, func(e *eventgraph.Event) bool {
+			return slices.ContainsFunc(e.AuthEvents(), func(id eventgraph.EventID) bool { return slices.Contains(missing, id) })
+		})
+	}
+}
+
+// missingAuth lists the auth events of a page that are neither held nor in it.
+func (f *Federation) missingAuth(page []*eventgraph.Event) ([]eventgraph.EventID, error) {
+	known := map[eventgraph.EventID]bool{}
+	for _, e := range page {
+		known[e.ID()] = true
+	}
+	var asked []eventgraph.EventID
+	for _, e := range page {
+		for _, id := range e.AuthEvents() {
+			if !known[id] {
+				known[id] = true
+				asked = append(asked, id)
+			}
+		}
+	}
+	return f.notHeld(asked)
+}
+
+// chains cuts a sorted page into runs of which each event but the first rests on the one before it alone, in an order such that the
+// parents of an event are in its own run or in a later one.
+func chains(page []*eventgraph.Event) [][]*eventgraph.Event {
+	in := map[eventgraph.EventID]*eventgraph.Event{}
+	children := map[eventgraph.EventID]int{} // in no run yet
+	for _, e := range page {
+		in[e.ID()] = e
+		for _, id := range e.PrevEvents() {
+			children[id]++
+		}
+	}
+	var runs [][]*eventgraph.Event
+	for i := len(page) - 1; i >= 0; i-- {
+		e := page[i] // its children come after it in the page, and so are in runs
+		var run []*eventgraph.Event
+		for e != nil && in[e.ID()] != nil {
+			run = append(run, e)
+			delete(in, e.ID())
+			for _, id := range e.PrevEvents() {
+				children[id]--
+			}
+			if len(e.PrevEvents()) != 1 || children[e.PrevEvents()[0]] > 0 {
+				break
+			}
+			e = in[e.PrevEvents()[0]]
+		}
+		if len(run) > 0 {
+			slices.Reverse(run)
+			runs = append(runs, run)
+		}
+	}
+	return runs
+}
+
+// takeRun puts events, parents first, through Accept: the first on its parents if they are here, else on the state that the server claims
+// before it.
+func (f *Federation) takeRun(ctx context.Context, server eventgraph.ServerName, room *store.Room, run []*eventgraph.Event) (int, error) {
+	taken := 0
+	for tries := 0; len(run) > 0 && tries < maxEdges; tries++ {
 		basis := rooms.Basis{Kind: rooms.Parents, Backfill: true, Origin: server}
-		rests, err := f.restsOn(page[0], nil)
+		rests, err := f.restsOn(run[0], nil)
 		if err != nil {
 			return taken, err
 		}
 		if !rests {
 			basis.Kind = rooms.Claimed
-			if basis.State, err = f.claimedState(ctx, server, room, page[0].ID()); err != nil {
+			if basis.State, err = f.claimedState(ctx, server, room, run[0].ID()); err != nil {
 				return taken, err
 			}
 		}
-		outcomes, err := f.Rooms.AcceptAll(ctx, page, basis)
+		outcomes, err := f.Rooms.AcceptAll(ctx, run, basis)
 		if err != nil {
 			return taken, err
 		}
@@ -221,23 +322,16 @@ func (f *Federation) takePage(ctx context.Context, server eventgraph.ServerName,
 				taken++
 			}
 		}
-		if len(outcomes) == 0 {
-			break
-		}
-		last := outcomes[len(outcomes)-1].Err
+		// One that was refused leaves those behind it without a parent: they go on from a claim.
 		var missing *rooms.MissingError
-		if !errors.As(last, &missing) {
+		if len(outcomes) == 0 || !errors.As(outcomes[len(outcomes)-1].Err, &missing) {
 			break
 		}
-		if len(outcomes) == 1 && tries > 0 {
-			page = page[1:] // it was tried already: what rests on it will rest on a claim
-			continue
-		}
-		page = page[len(outcomes)-1:]
-		if len(missing.Events) > 0 && !missing.StateBefore {
-			if err := f.fetchOutliers(ctx, server, room, missing.Events); err != nil {
-				return taken, err
-			}
+		f.Log.Info("event of a backfill must wait", "event", run[len(outcomes)-1].ID(), "server", server, "err", missing)
+		if len(outcomes) == 1 {
+			run = run[1:]
+		} else {
+			run = run[len(outcomes)-1:]
 		}
 	}
 	return taken, nil

@@ -265,11 +265,11 @@ func newDocument(t *testing.T, server eventgraph.ServerName, peer eventgraph.Pee
 	return d
 }
 
-// newHost starts a server and stops it at the end of the test. Unless run is false its goroutines run.
+// newHost starts a whole server and stops it at the end of the test.
 func newHost(t *testing.T, w *wire, name string) *host {
 	t.Helper()
 	h := idleHost(t, w, name)
-	h.run()
+	h.run(h.Federation.Run)
 	return h
 }
 
@@ -311,11 +311,11 @@ func idleHost(t *testing.T, w *wire, name string) *host {
 	return h
 }
 
-// run starts the host's goroutines.
-func (h *host) run() {
+// run starts what runs in the host until the test ends.
+func (h *host) run(what func(ctx context.Context) error) {
 	ctx, cancel := context.WithCancel(h.t.Context())
 	ended := make(chan error, 1)
-	go func() { ended <- h.Federation.Run(ctx) }()
+	go func() { ended <- what(ctx) }()
 	h.stop = sync.OnceFunc(func() {
 		cancel()
 		if err := <-ended; err != nil {
@@ -324,12 +324,14 @@ func (h *host) run() {
 	})
 }
 
-// newHosts starts servers that all know each other.
+// newHosts starts servers that all know each other, and do nothing else by themselves.
 func newHosts(t *testing.T, w *wire, names ...string) []*host {
 	t.Helper()
 	var all []*host
 	for _, name := range names {
-		all = append(all, newHost(t, w, name))
+		h := idleHost(t, w, name)
+		h.run(h.runPeers)
+		all = append(all, h)
 	}
 	for _, h := range all {
 		for _, other := range all {
