@@ -1,0 +1,103 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"testing"
+
+	"github.com/plexus-p2p/plexus/eventgraph"
+)
+
+func TestDeviceHasOneSession(t *testing.T) {
+	t.Parallel()
+	s := open(t)
+	const user = eventgraph.UserID("@a:x")
+	d := &Device{User: user, ID: "D", DisplayName: "phone", Token: TokenHash{1}}
+	mustUpdate(t, s, func(tx *Tx) error { return tx.PutDevice(d) })
+	d.Token = TokenHash{2}
+	mustUpdate(t, s, func(tx *Tx) error { return tx.PutDevice(d) })
+	check := func(want map[TokenHash]bool) {
+		t.Helper()
+		err := s.View(func(r *Reader) error {
+			for h, there := range want {
+				found, err := r.Session(h)
+				if there != (err == nil) || there && *found != (Session{user, "D"}) {
+					t.Errorf("session %d: %+v, %v", h[0], found, err)
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	check(map[TokenHash]bool{{1}: false, {2}: true})
+	err := s.View(func(r *Reader) error {
+		read, err := r.Device(user, "D")
+		if err == nil && *read != *d {
+			t.Errorf("device %+v, want %+v", read, d)
+		}
+		return err
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	mustUpdate(t, s, func(tx *Tx) error { return tx.DeleteDevice(user, "D") })
+	check(map[TokenHash]bool{{1}: false, {2}: false})
+	if _, err := s.Update(t.Context(), func(tx *Tx) error { return tx.DeleteDevice(user, "D") }); !errors.Is(err, ErrNotFound) {
+		t.Errorf("a device that is gone: %v", err)
+	}
+}
+
+func TestAccountDataIsBounded(t *testing.T) {
+	t.Parallel()
+	s := open(t)
+	put := func(room eventgraph.RoomID, dataType string) error {
+		_, err := s.Update(t.Context(), func(tx *Tx) error {
+			_, err := tx.PutAccountData("@a:x", room, &AccountData{Type: dataType, Content: []byte(`{"h":"<&>"}`)})
+			return err
+		})
+		return err
+	}
+	// Written by hand: PutAccountData would count a thousand times.
+	mustUpdate(t, s, func(tx *Tx) error {
+		for i := range MaxAccountData - 1 {
+			k := key(tableAccountData).str("@a:x").str("").str(fmt.Sprint(i))
+			if err := tx.putJSON(k, &AccountData{Type: fmt.Sprint(i), Content: []byte(`{}`)}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	for _, step := range []struct {
+		room     eventgraph.RoomID
+		dataType string
+		err      error
+	}{
+		{"", "last", nil}, {"", "more", ErrAccountDataFull}, {"", "last", nil}, {"!r", "more", nil},
+	} {
+		if err := put(step.room, step.dataType); !errors.Is(err, step.err) {
+			t.Errorf("%q in room %q: %v, want %v", step.dataType, step.room, err, step.err)
+		}
+	}
+	err := s.View(func(r *Reader) error {
+		d, err := r.AccountData("@a:x", "", "last")
+		if err == nil && string(d.Content) != `{"h":"<&>"}` {
+			t.Errorf("content %s", d.Content)
+		}
+		return err
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	mustUpdate(t, s, func(tx *Tx) error { return tx.DeleteAllAccountData("@a:x") })
+	err = s.View(func(r *Reader) error {
+		return r.AllAccountData("@a:x", "!r", func(d *AccountData) (bool, error) {
+			t.Errorf("%s stays", d.Type)
+			return true, nil
+		})
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
