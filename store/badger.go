@@ -10,7 +10,7 @@ import (
 )
 
 // badgerOptions are for small devices: design.md §5.
-func badgerOptions(dir string, log *slog.Logger) badger.Options {
+func badgerOptions(dir string, small bool, log *slog.Logger) badger.Options {
 	o := badger.DefaultOptions(dir).
 		WithInMemory(dir == "").
 		WithLogger(badgerLog{log}).
@@ -29,18 +29,21 @@ func badgerOptions(dir string, log *slog.Logger) badger.Options {
 	if dir != "" {
 		o = o.WithValueLogFileSize(1 << 20) // it stays empty
 	}
+	if small {
+		o = o.WithMemTableSize(512 << 10).WithValueThreshold(64 << 10).WithBaseTableSize(128 << 10).WithBaseLevelSize(1 << 20)
+	}
 	return o
 }
 
 // openBadger opens the database in managed mode: our commit numbers are its timestamps, so that a snapshot is that
 // of the newest durable commit and never waits for a commit under way.
-func openBadger(dir string, log *slog.Logger) (db *badger.DB, err error) {
+func openBadger(dir string, small bool, log *slog.Logger) (db *badger.DB, err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("%w: badger: %v", ErrDamaged, p)
 		}
 	}()
-	db, err = badger.OpenManaged(badgerOptions(dir, log))
+	db, err = badger.OpenManaged(badgerOptions(dir, small, log))
 	switch {
 	case err != nil && strings.Contains(err.Error(), "Cannot acquire directory lock"):
 		return nil, ErrLocked

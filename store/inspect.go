@@ -34,14 +34,16 @@ type logSpan struct {
 	fid         int
 	first, last uint64 // commit numbers; 0 if it holds none
 	end, size   int64  // where the last complete transaction ends; length of the file
+	header      bool   // the header is as Badger wants it
 }
 
 // inspection is what Open does with the files.
 type inspection struct {
 	dir         string
-	logs        []logSpan // contiguous, in order, none empty
+	tabled      uint64    // all commits up to this one are in tables: Badger writes one log after the other as tables
+	logs        []logSpan // continue the tables without a gap, none empty
 	empty       []logSpan // hold no complete transaction
-	behindGap   []logSpan // their predecessors lost commits: what they hold rests on what is gone
+	behindGap   []logSpan // what they hold rests on commits that are gone
 	manifestEnd int64     // where the manifest is to be cut off; -1: not
 }
 
@@ -57,11 +59,17 @@ func (in *inspection) logged() int64 {
 // inspect reads the files; errors are ErrDamaged or those of reading.
 func inspect(dir string) (*inspection, error) {
 	in := &inspection{dir: dir, manifestEnd: -1}
+	missing, err := in.inspectTables()
+	if err != nil {
+		return nil, err
+	}
 	if err := in.inspectLogs(); err != nil {
 		return nil, err
 	}
-	if err := in.inspectTables(); err != nil {
-		return nil, err
+	// A power loss may take the directory entry of the newest table. Its log is deleted after that, so it is still here:
+	// without the manifest's last word Badger makes the table again.
+	if missing != 0 && len(in.logs) == 0 {
+		return nil, fmt.Errorf("%w: table %d is missing, and its log is gone", ErrDamaged, missing)
 	}
 	return in, nil
 }
@@ -89,27 +97,25 @@ func (in *inspection) inspectLogs() error {
 	if err != nil {
 		return err
 	}
-	gap := false
+	held := in.tabled
 	for _, fid := range fids {
 		l, err := readLog(in.dir, fid)
-		switch n := len(in.logs); {
+		switch {
 		case err != nil:
 			return err
 		case l.first == 0:
 			in.empty = append(in.empty, l)
-			// A log is left when it is full. One being deleted has length 0; else its commits are gone.
-			gap = gap || l.size > logHeaderSize
-		case gap || n > 0 && l.first != in.logs[n-1].last+1:
-			gap = true
+		case len(in.behindGap) > 0 || l.first > held+1:
 			in.behindGap = append(in.behindGap, l)
 		default:
 			in.logs = append(in.logs, l)
+			held = max(held, l.last)
 		}
 	}
 	return nil
 }
 
-// Badger's log: a header of 20 bytes, then entries of
+// Badger's log: a header of 20 bytes, of which the first 8 are 0 where nothing is encrypted, then entries of
 //
 //	meta byte, user meta byte, key length, value length, expiry (uvarints), key, value, CRC-32C of all that
 //
@@ -137,9 +143,11 @@ func readLog(dir string, fid int) (logSpan, error) {
 	}
 	l.size = fi.Size()
 	r := &logReader{in: bufio.NewReaderSize(f, 64<<10)}
-	if _, err := r.in.Discard(logHeaderSize); err != nil {
+	var header [logHeaderSize]byte
+	if _, err := io.ReadFull(r.in, header[:]); err != nil {
 		return l, nil
 	}
+	l.header = [8]byte(header[:8]) == [8]byte{}
 	r.offset = logHeaderSize
 	for open := uint64(0); ; {
 		e, ok := r.next()
@@ -209,26 +217,25 @@ func (r *logReader) next() (e logEntry, ok bool) {
 	return e, true
 }
 
-// inspectTables checks that the tables are those of the manifest, and whole.
-func (in *inspection) inspectTables() error {
+// inspectTables checks that the tables are those of the manifest, and whole. missing is a table that the manifest's last
+// record adds and that is not there; 0 if there is no such table.
+func (in *inspection) inspectTables() (missing uint64, err error) {
 	m, err := readManifest(in.dir)
 	if err != nil || m == nil {
-		return err
+		return 0, err
 	}
 	for id := range m.tables {
-		err := checkTable(tablePath(in.dir, id))
-		if errors.Is(err, fs.ErrNotExist) && slices.Contains(m.lastCreated, id) && len(in.logs) > 0 {
-			// A power loss took the directory entry of the newest table. Its log was to be deleted after that, so it is
-			// still here: without the manifest's last word Badger makes the table again. If the log were gone after all,
-			// Open would find the hole.
-			in.manifestEnd = m.lastOffset
+		newest, err := checkTable(tablePath(in.dir, id))
+		if errors.Is(err, fs.ErrNotExist) && slices.Contains(m.lastCreated, id) {
+			missing, in.manifestEnd = id, m.lastOffset
 			continue
 		}
 		if err != nil {
-			return fmt.Errorf("%w: table %d: %v", ErrDamaged, id, err)
+			return 0, fmt.Errorf("%w: table %d: %v", ErrDamaged, id, err)
 		}
+		in.tabled = max(in.tabled, newest)
 	}
-	return nil
+	return missing, nil
 }
 
 func tablePath(dir string, id uint64) string { return filepath.Join(dir, fmt.Sprintf("%06d.sst", id)) }
@@ -240,6 +247,9 @@ type manifest struct {
 	lastCreated []uint64 // tables that the last record adds, if that is all it does
 }
 
+// manifestHeader is Badger's magic text, no external version, and its version 8.
+const manifestHeader = "Bdgr\x00\x00\x00\x08"
+
 // readManifest reads the manifest as far as its records are whole; nil if there is none.
 func readManifest(dir string) (*manifest, error) {
 	b, err := os.ReadFile(filepath.Join(dir, "MANIFEST"))
@@ -249,12 +259,15 @@ func readManifest(dir string) (*manifest, error) {
 	if err != nil {
 		return nil, err
 	}
-	if len(b) < 8 || string(b[:4]) != "Bdgr" {
+	if len(b) < 8 || string(b[:8]) != manifestHeader {
 		return nil, fmt.Errorf("%w: the manifest has no proper beginning", ErrDamaged)
 	}
 	m := &manifest{tables: map[uint64]bool{}}
 	for at := 8; at+8 <= len(b); {
 		n := int64(binary.BigEndian.Uint32(b[at:]))
+		if n > int64(len(b)) {
+			return nil, fmt.Errorf("%w: the manifest is wrong at byte %d", ErrDamaged, at)
+		}
 		if int64(at)+8+n > int64(len(b)) {
 			break // as a power loss leaves it
 		}
@@ -282,30 +295,30 @@ func readManifest(dir string) (*manifest, error) {
 	return m, nil
 }
 
-// checkTable verifies the checksums of a table's index and blocks.
+// checkTable verifies the checksums of a table's index and blocks, and returns the newest commit in it.
 //
 //	table: blocks, index, index length 4, checksum, checksum length 4
 //	block: …, checksum, checksum length 4
-func checkTable(path string) error {
+func checkTable(path string) (newest uint64, err error) {
 	b, err := os.ReadFile(path)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	rest, sum, err := splitChecksum(b)
 	if err != nil {
-		return fmt.Errorf("index: %w", err)
+		return 0, fmt.Errorf("index: %w", err)
 	}
 	if len(rest) < 4 {
-		return fmt.Errorf("index: %w", errCutOff)
+		return 0, fmt.Errorf("index: %w", errCutOff)
 	}
 	n := int64(binary.BigEndian.Uint32(rest[len(rest)-4:]))
 	rest = rest[:len(rest)-4]
 	if n > int64(len(rest)) {
-		return fmt.Errorf("index: %w", errCutOff)
+		return 0, fmt.Errorf("index: %w", errCutOff)
 	}
 	rest = rest[int64(len(rest))-n:]
 	if err := y.VerifyChecksum(rest, sum); err != nil {
-		return fmt.Errorf("index: %w", err)
+		return 0, fmt.Errorf("index: %w", err)
 	}
 	index := fb.GetRootAsTableIndex(rest, 0)
 	for i := range index.OffsetsLength() {
@@ -313,17 +326,17 @@ func checkTable(path string) error {
 		index.Offsets(&at, i)
 		from, n := int64(at.Offset()), int64(at.Len())
 		if from+n > int64(len(b)) {
-			return fmt.Errorf("block %d: %w", i, errCutOff)
+			return 0, fmt.Errorf("block %d: %w", i, errCutOff)
 		}
 		block, sum, err := splitChecksum(b[from : from+n])
 		if err == nil {
 			err = y.VerifyChecksum(block, sum)
 		}
 		if err != nil {
-			return fmt.Errorf("block %d: %w", i, err)
+			return 0, fmt.Errorf("block %d: %w", i, err)
 		}
 	}
-	return nil
+	return index.MaxVersion(), nil
 }
 
 // splitChecksum takes checksum and checksum length from the end of b.
@@ -346,6 +359,16 @@ func splitChecksum(b []byte) (rest []byte, sum *pb.Checksum, err error) {
 	return b[:int64(len(b))-n], sum, nil
 }
 
+// clearHeader writes the key ID of a log that is not encrypted.
+func clearHeader(path string) error {
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteAt(make([]byte, 8), 0)
+	return errors.Join(err, f.Sync(), f.Close())
+}
+
 // repair makes the files fit for Badger, losing nothing that was ever readable as a whole. It returns in words what
 // it had to put aside.
 func (in *inspection) repair() (string, error) {
@@ -355,6 +378,11 @@ func (in *inspection) repair() (string, error) {
 		}
 	}
 	for _, l := range in.logs {
+		if !l.header {
+			if err := clearHeader(logPath(in.dir, l.fid)); err != nil {
+				return "", err
+			}
+		}
 		if l.size > l.end { // what follows is zeroes or a torn transaction
 			if err := os.Truncate(logPath(in.dir, l.fid), l.end); err != nil {
 				return "", err
@@ -377,13 +405,14 @@ func (in *inspection) repair() (string, error) {
 			return "", err
 		}
 	}
-	// The value log is empty by our options; at most its header could be damaged.
+	// The value log is empty by our options, and the key registry as long as nothing is encrypted; at most their headers could
+	// be damaged. Badger makes them anew.
 	entries, err := os.ReadDir(in.dir)
 	if err != nil {
 		return "", err
 	}
 	for _, e := range entries {
-		if strings.HasSuffix(e.Name(), ".vlog") || e.Name() == "DISCARD" {
+		if strings.HasSuffix(e.Name(), ".vlog") || e.Name() == "DISCARD" || e.Name() == "KEYREGISTRY" {
 			if err := os.Remove(filepath.Join(in.dir, e.Name())); err != nil {
 				return "", err
 			}

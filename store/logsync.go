@@ -51,7 +51,11 @@ func (l *logFile) begin(fid int) error {
 	}
 	l.close()
 	l.f, l.fid = f, fid
-	if err := allocate(f, logBytes); err != nil {
+	fi, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if err := allocate(f, min(fi.Size(), logBytes)); err != nil {
 		return fmt.Errorf("allocate %s: %w", f.Name(), err)
 	}
 	return syncDir(l.dir)

@@ -24,6 +24,7 @@ var (
 func Open(dir string, o Options) (*Store, error) {
 	s := &Store{
 		dir:       dir,
+		opts:      o,
 		log:       o.Log,
 		queue:     make(chan *update),
 		closing:   make(chan struct{}),
@@ -68,7 +69,11 @@ func (s *Store) open() error {
 		}
 	}
 	// 3. Room on the disk.
-	if s.reserve, err = newReserve(s.dir, in.logged(), s.log); err != nil {
+	guarded := s.dir
+	if s.opts.small {
+		guarded = ""
+	}
+	if s.reserve, err = newReserve(guarded, in.logged(), s.log); err != nil {
 		return err
 	}
 	// 4. Badger.
@@ -77,18 +82,18 @@ func (s *Store) open() error {
 			return err
 		}
 	}
-	if s.db, err = openBadger(s.dir, s.log); err != nil {
+	if s.db, err = openBadger(s.dir, s.opts.small, s.log); err != nil {
 		return err
 	}
 	if s.logFile, err = newLogFile(s.dir); err != nil {
 		return err
 	}
 	// 5. Is it what it was?
-	return s.resume(in)
+	return s.resume()
 }
 
 // resume finds the newest commit, checks that there is no hole before it, and compares it with the witness.
-func (s *Store) resume(in *inspection) error {
+func (s *Store) resume() error {
 	r := &Reader{s: s, txn: s.db.NewTransactionAt(math.MaxUint64, false), ts: math.MaxUint64}
 	defer r.txn.Discard()
 	v, err := r.get(keySchema)
@@ -113,9 +118,6 @@ func (s *Store) resume(in *inspection) error {
 		if ring[n%commitRing].Commit != n {
 			return fmt.Errorf("%w: commit %d is missing before commit %d", ErrDamaged, n, s.last.Commit)
 		}
-	}
-	if err := s.checkBeforeLogs(in); err != nil {
-		return err
 	}
 	s.events.commit = s.last.Commit
 
@@ -155,25 +157,6 @@ func (r *Reader) commitRing() (map[uint64]commitRecord, error) {
 		return err == nil, err
 	})
 	return ring, err
-}
-
-// checkBeforeLogs checks that the tables hold the commit before the first one in the logs: a lost table would
-// leave a hole there that the ring alone shows only as long as fewer commits than it holds came after.
-func (s *Store) checkBeforeLogs(in *inspection) error {
-	if len(in.logs) == 0 || in.logs[0].first <= 1 {
-		return nil
-	}
-	before := in.logs[0].first - 1
-	old := &Reader{s: s, txn: s.db.NewTransactionAt(before, false), ts: before}
-	defer old.txn.Discard()
-	v, err := old.get(commitKey(before))
-	if err != nil && !errors.Is(err, ErrNotFound) {
-		return err
-	}
-	if c, _ := decodeCommit(v); c.Commit != before {
-		return fmt.Errorf("%w: commit %d is missing before the logs", ErrDamaged, before)
-	}
-	return nil
 }
 
 // compare says in words what the store has lost against what lies beside it; "" if nothing.
