@@ -1,0 +1,594 @@
+package clientapi
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/url"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/node/rooms"
+	"github.com/plexus-p2p/plexus/store"
+)
+
+// What tests read of a sync answer.
+type (
+	syncBody struct {
+		NextBatch   string `json:"next_batch"`
+		AccountData list   `json:"account_data"`
+		Presence    list   `json:"presence"`
+		ToDevice    list   `json:"to_device"`
+		DeviceLists struct {
+			Changed []eventgraph.UserID
+			Left    []eventgraph.UserID
+		} `json:"device_lists"`
+		OneTimeKeys    map[string]int `json:"device_one_time_keys_count"`
+		UnusedFallback []string       `json:"device_unused_fallback_key_types"`
+		Rooms          struct {
+			Join   map[eventgraph.RoomID]syncedRoom
+			Leave  map[eventgraph.RoomID]syncedRoom
+			Invite map[eventgraph.RoomID]struct {
+				State list `json:"invite_state"`
+			}
+			Knock map[eventgraph.RoomID]struct {
+				State list `json:"knock_state"`
+			}
+		}
+		raw string
+	}
+	syncedRoom struct {
+		Timeline struct {
+			Events    []syncedEvent
+			Limited   bool
+			PrevBatch string `json:"prev_batch"`
+		}
+		State         *list
+		StateAfter    *list `json:"state_after"`
+		UnstableAfter *list `json:"org.matrix.msc4222.state_after"`
+		Ephemeral     list
+		AccountData   list `json:"account_data"`
+		Summary       *struct {
+			Heroes  []eventgraph.UserID `json:"m.heroes"`
+			Joined  int                 `json:"m.joined_member_count"`
+			Invited int                 `json:"m.invited_member_count"`
+		}
+		Unread struct {
+			Notifications int `json:"notification_count"`
+		} `json:"unread_notifications"`
+	}
+	list        struct{ Events []syncedEvent }
+	syncedEvent struct {
+		ID       eventgraph.EventID `json:"event_id"`
+		Room     eventgraph.RoomID  `json:"room_id"`
+		Type     string
+		Sender   eventgraph.UserID
+		StateKey *string `json:"state_key"`
+		Content  map[string]any
+		Unsigned struct {
+			Age           *int64
+			TransactionID string `json:"transaction_id"`
+			PrevContent   map[string]any
+			Membership    string
+			Because       *syncedEvent `json:"redacted_because"`
+		}
+	}
+)
+
+// names lists what the events are: a message's body, or type and state key.
+func names(events []syncedEvent) []string {
+	out := []string{}
+	for _, e := range events {
+		switch body, _ := e.Content["body"].(string); {
+		case e.Type == "m.room.message":
+			out = append(out, body)
+		case e.StateKey != nil:
+			out = append(out, strings.TrimPrefix(e.Type, "m.room.")+"/"+eventgraph.UserID(*e.StateKey).Localpart())
+		default:
+			out = append(out, e.Type)
+		}
+	}
+	return out
+}
+
+func (l list) names() []string { return names(l.Events) }
+
+func (l list) find(eventType string) *syncedEvent {
+	for i, e := range l.Events {
+		if e.Type == eventType {
+			return &l.Events[i]
+		}
+	}
+	return nil
+}
+
+// sync syncs from a token ("" = from the beginning) with further parameters "name=value".
+func (c client) sync(since string, params ...string) syncBody {
+	c.s.t.Helper()
+	query := url.Values{}
+	if since != "" {
+		query.Set("since", since)
+	}
+	for _, p := range params {
+		name, value, _ := strings.Cut(p, "=")
+		query.Set(name, value)
+	}
+	a := c.call(200, "GET", "/v3/sync?"+query.Encode(), nil)
+	body := syncBody{raw: a.raw}
+	if err := json.Unmarshal([]byte(a.raw), &body); err != nil {
+		c.s.t.Fatal(err)
+	}
+	if body.NextBatch == "" {
+		c.s.t.Fatal("no next_batch")
+	}
+	return body
+}
+
+func wantList(t *testing.T, what string, got []string, want ...string) {
+	t.Helper()
+	if !slices.Equal(got, want) && len(got)+len(want) > 0 {
+		t.Errorf("%s: %q, want %q", what, got, want)
+	}
+}
+
+func text(body string) string { return fmt.Sprintf(`{"msgtype":"m.text","body":%q}`, body) }
+
+func (c client) say(room eventgraph.RoomID, body string) eventgraph.EventID {
+	return c.message(room, text(body))
+}
+
+func (c client) state(room eventgraph.RoomID, eventType, key, content string) eventgraph.EventID {
+	c.s.t.Helper()
+	return c.event(rooms.Draft{Room: room, Type: eventType, StateKey: &key, Content: json.RawMessage(content)})
+}
+
+func (c client) member(room eventgraph.RoomID, who client, membership string) eventgraph.EventID {
+	c.s.t.Helper()
+	return c.state(room, "m.room.member", string(who.user), fmt.Sprintf(`{"membership":%q}`, membership))
+}
+
+const smallTimeline = `filter={"room":{"timeline":{"limit":2}}}`
+
+func TestSyncInitialAndIncremental(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, nil)
+	alice := s.newClient("alice")
+	room := alice.room()
+	alice.say(room, "one")
+
+	first := alice.sync("")
+	got := first.Rooms.Join[room]
+	wantList(t, "timeline", names(got.Timeline.Events), "create/", "member/alice", "power_levels/", "join_rules/", "one")
+	wantList(t, "state", got.State.names())
+	if got.Timeline.Limited {
+		t.Error("the whole room is limited")
+	}
+	if got.Summary == nil || got.Summary.Joined != 1 {
+		t.Errorf("summary %+v", got.Summary)
+	}
+	if first.AccountData.find("m.push_rules") == nil {
+		t.Error("no m.push_rules")
+	}
+	if e := got.Timeline.Events[4]; e.Room != "" || e.Unsigned.Age == nil || e.Unsigned.Membership != "join" {
+		t.Errorf("message: %+v", e)
+	}
+
+	if next := alice.sync(first.NextBatch); len(next.Rooms.Join)+len(next.AccountData.Events) > 0 {
+		t.Errorf("nothing happened, but: %s", next.raw)
+	}
+	alice.say(room, "two")
+	alice.state(room, "m.room.topic", "", `{"topic":"x"}`)
+	next := alice.sync(first.NextBatch)
+	got = next.Rooms.Join[room]
+	wantList(t, "timeline", names(got.Timeline.Events), "two", "topic/")
+	wantList(t, "state", got.State.names())
+	if got.Timeline.Limited || got.Summary != nil {
+		t.Errorf("limited %v, summary %v", got.Timeline.Limited, got.Summary)
+	}
+}
+
+func TestSyncLimitedTellsTheGapsState(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, nil)
+	alice := s.newClient("alice")
+	room := alice.room()
+	since := alice.sync("").NextBatch
+	alice.state(room, "m.room.topic", "", `{"topic":"old"}`)
+	alice.state(room, "m.room.name", "", `{"name":"n"}`)
+	alice.say(room, "one")
+	alice.say(room, "two")
+	alice.state(room, "m.room.topic", "", `{"topic":"new"}`)
+
+	before := alice.sync(since, smallTimeline)
+	got := before.Rooms.Join[room]
+	wantList(t, "timeline", names(got.Timeline.Events), "two", "topic/")
+	wantList(t, "state", got.State.names(), "topic/", "name/")
+	if topic := got.State.find("m.room.topic"); topic.Content["topic"] != "old" {
+		t.Errorf("state at the start has topic %v", topic.Content)
+	}
+	if !got.Timeline.Limited {
+		t.Error("not limited")
+	}
+	err := s.Store.View(func(r *store.Reader) error {
+		order, err := s.parseToken(r, room, got.Timeline.PrevBatch)
+		if err != nil {
+			return err
+		}
+		return r.Timeline(room, order, true, func(e *store.StoredEvent) (bool, error) {
+			if body := string(e.Content()); !strings.Contains(body, `"one"`) {
+				t.Errorf("before prev_batch stands %s", body)
+			}
+			return false, nil
+		})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	for _, param := range []string{"use_state_after", "org.matrix.msc4222.use_state_after"} {
+		after := alice.sync(since, smallTimeline, param+"=true").Rooms.Join[room]
+		state := after.StateAfter
+		if param != "use_state_after" {
+			state = after.UnstableAfter
+		}
+		if after.State != nil || state == nil {
+			t.Fatalf("%s: %+v", param, after)
+		}
+		wantList(t, param, state.names(), "name/", "topic/")
+		if topic := state.find("m.room.topic"); topic.Content["topic"] != "new" {
+			t.Errorf("%s: topic %v", param, topic.Content)
+		}
+	}
+}
+
+func TestSyncStateHiddenByTheTimelineFilterIsTold(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, nil)
+	alice := s.newClient("alice")
+	room := alice.room()
+	since := alice.sync("").NextBatch
+	alice.say(room, "one")
+	alice.state(room, "m.room.name", "", `{"name":"n"}`)
+	got := alice.sync(since, `filter={"room":{"timeline":{"types":["m.room.mess*"]}}}`).Rooms.Join[room]
+	wantList(t, "timeline", names(got.Timeline.Events), "one")
+	wantList(t, "state", got.State.names(), "name/")
+}
+
+func TestSyncJoinInviteLeave(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, nil)
+	alice, bob := s.newClient("alice"), s.newClient("bob")
+	room := alice.room()
+	alice.state(room, "m.room.name", "", `{"name":"hall"}`)
+	alice.say(room, "before")
+	token := bob.sync("").NextBatch
+
+	alice.member(room, bob, "invite")
+	body := bob.sync(token)
+	invite, ok := body.Rooms.Invite[room]
+	if !ok || len(body.Rooms.Join) > 0 {
+		t.Fatalf("no invite: %s", body.raw)
+	}
+	if name := invite.State.find("m.room.name"); name == nil || name.Content["name"] != "hall" || name.ID != "" {
+		t.Errorf("invite_state: %+v", invite.State)
+	}
+	if invite.State.find("m.room.create") == nil || invite.State.find("m.room.member") == nil {
+		t.Errorf("invite_state: %q", invite.State.names())
+	}
+	if _, ok := bob.sync("").Rooms.Invite[room]; !ok {
+		t.Error("an initial sync has not the invite")
+	}
+
+	token = body.NextBatch
+	bob.member(room, bob, "join")
+	body = bob.sync(token)
+	joined := body.Rooms.Join[room]
+	wantList(t, "timeline of the newly joined", names(joined.Timeline.Events)[:2], "create/", "member/alice")
+	if len(body.Rooms.Invite) > 0 || joined.Summary.Joined != 2 {
+		t.Errorf("after the join: %s", body.raw)
+	}
+	if !slices.Contains(body.DeviceLists.Changed, alice.user) {
+		t.Error("whom one now shares a room with is not in device_lists.changed")
+	}
+
+	token = body.NextBatch
+	alice.say(room, "last")
+	alice.member(room, bob, "ban")
+	alice.say(room, "secret")
+	body = bob.sync(token)
+	left, ok := body.Rooms.Leave[room]
+	if !ok {
+		t.Fatalf("the ban is not told: %s", body.raw)
+	}
+	wantList(t, "timeline of the banned", names(left.Timeline.Events), "last", "member/bob")
+	if strings.Contains(body.raw, "secret") || !slices.Contains(body.DeviceLists.Left, alice.user) {
+		t.Errorf("after the ban: %s", body.raw)
+	}
+	if again := bob.sync(body.NextBatch); len(again.Rooms.Leave) > 0 {
+		t.Errorf("told twice: %s", again.raw)
+	}
+	if first := bob.sync(""); len(first.Rooms.Leave) > 0 {
+		t.Error("an initial sync tells of rooms left")
+	}
+	left = bob.sync("", `filter={"room":{"include_leave":true}}`).Rooms.Leave[room]
+	if n := names(left.Timeline.Events); len(n) == 0 || n[len(n)-1] != "member/bob" {
+		t.Errorf("include_leave: %q", n)
+	}
+}
+
+func TestSyncLazyMembers(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, nil)
+	alice, bob, carol := s.newClient("alice"), s.newClient("bob"), s.newClient("carol")
+	room := alice.room()
+	bob.join(room)
+	carol.join(room)
+	alice.state(room, "m.room.name", "", `{"name":"no heroes"}`)
+	alice.say(room, "1")
+	bob.say(room, "2")
+	lazy := func(limit int, extra string) string {
+		return fmt.Sprintf(`filter={"room":{"state":{"lazy_load_members":true%s},"timeline":{"limit":%d}}}`, extra, limit)
+	}
+	members := func(l *list) (out []string) {
+		for _, n := range l.names() {
+			if strings.HasPrefix(n, "member/") {
+				out = append(out, n)
+			}
+		}
+		slices.Sort(out)
+		return out
+	}
+
+	first := carol.sync("", lazy(1, ""))
+	wantList(t, "the sender and oneself", members(first.Rooms.Join[room].State), "member/bob", "member/carol")
+
+	bob.say(room, "3")
+	next := carol.sync(first.NextBatch, lazy(10, ""))
+	wantList(t, "redundant", members(next.Rooms.Join[room].State))
+	wantList(t, "asked for", members(carol.sync(first.NextBatch, lazy(10, `,"include_redundant_members":true`)).Rooms.Join[room].State), "member/bob")
+
+	alice.say(room, "4")
+	token := next.NextBatch
+	next = carol.sync(token, lazy(10, ""))
+	wantList(t, "a new sender", members(next.Rooms.Join[room].State), "member/alice")
+	// That answer may have been lost: the client comes again with the old token.
+	next = carol.sync(token, lazy(10, ""))
+	wantList(t, "repeated", members(next.Rooms.Join[room].State), "member/alice")
+
+	alice.state(room, "m.room.member", string(alice.user), `{"membership":"join","displayname":"A"}`)
+	bob.say(room, "5")
+	next = carol.sync(next.NextBatch, lazy(1, ""))
+	wantList(t, "changed in the gap", members(next.Rooms.Join[room].State), "member/alice")
+}
+
+func TestSyncFilters(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, nil)
+	alice, bob := s.newClient("alice"), s.newClient("bob")
+	room, other := alice.room(), alice.room()
+	bob.join(room)
+	alice.say(room, "a")
+	bob.say(room, "b")
+	id := alice.call(200, "POST", "/v3/user/"+url.PathEscape(string(alice.user))+"/filter", map[string]any{
+		"room": map[string]any{"not_rooms": []any{other}, "timeline": map[string]any{
+			"types": []string{"m.room.message"}, "not_senders": []any{bob.user},
+		}},
+		"presence": map[string]any{"not_types": []string{"*"}}, "account_data": map[string]any{"types": []string{}},
+	}).text("filter_id")
+	body := alice.sync("", "filter="+id)
+	if len(body.Rooms.Join) != 1 || len(body.Presence.Events)+len(body.AccountData.Events) > 0 {
+		t.Errorf("filtered: %s", body.raw)
+	}
+	wantList(t, "timeline", names(body.Rooms.Join[room].Timeline.Events), "a")
+	alice.call(404, "GET", "/v3/sync?filter=nosuch", nil)
+	alice.call(400, "GET", "/v3/sync?filter=%7B%22room%22:7%7D", nil)
+}
+
+func TestSyncTokens(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, nil)
+	alice := s.newClient("alice")
+	room := alice.room()
+	token := alice.sync("").NextBatch
+	parsed, err := parseSyncToken(token)
+	if err != nil || parsed.String() != token {
+		t.Fatalf("%s read as %s, %v", token, parsed, err)
+	}
+	old := parsed
+	old.incarnation[0]++
+	future := parsed
+	future.pos += 1000
+	for name, full := range map[string]syncToken{"of an older incarnation": old, "from the future": future} {
+		if _, ok := alice.sync(full.String()).Rooms.Join[room]; !ok {
+			t.Errorf("a token %s does not answer a full sync", name)
+		}
+	}
+	for _, bad := range []string{"x", "s", "s1_2_3_4_5", strings.Replace(token, "_", "_x", 1), "t00000000_1"} {
+		if a := alice.call(400, "GET", "/v3/sync?since="+bad, nil); a.code() != "M_INVALID_PARAM" {
+			t.Errorf("%s: %s", bad, a.raw)
+		}
+	}
+}
+
+func TestSyncLongPollWakes(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, nil)
+	alice, bob := s.newClient("alice"), s.newClient("bob")
+	room := alice.room()
+	bob.join(room)
+	mute := `filter={"presence":{"types":[]}}`
+	wakes := []struct {
+		name string
+		do   func()
+		seen func(syncBody) bool
+	}{
+		{"message", func() { bob.say(room, "hi") }, func(b syncBody) bool { return len(b.Rooms.Join[room].Timeline.Events) == 1 }},
+		{"typing", func() { s.Ephemeral.SetTyping(room, bob.user, time.Minute) }, func(b syncBody) bool {
+			return b.Rooms.Join[room].Ephemeral.find("m.typing") != nil
+		}},
+		{"receipt", func() {
+			s.update(func(tx *store.Tx) error {
+				_, err := tx.PutReceipt(&store.Receipt{Room: room, User: bob.user, Type: "m.read", Event: "$x", TS: 5})
+				return err
+			})
+		}, func(b syncBody) bool { return b.Rooms.Join[room].Ephemeral.find("m.receipt") != nil }},
+		{"account data", func() {
+			alice.call(200, "PUT", "/v3/user/"+url.PathEscape(string(alice.user))+"/account_data/m.direct", map[string]any{})
+		}, func(b syncBody) bool { return b.AccountData.find("m.direct") != nil }},
+		{"to-device", func() {
+			bob.call(200, "PUT", "/v3/sendToDevice/m.x/1", map[string]any{"messages": map[string]any{
+				string(alice.user): map[string]any{"*": map[string]any{}}}})
+		}, func(b syncBody) bool { return b.ToDevice.find("m.x") != nil }},
+	}
+	for _, w := range wakes {
+		token := alice.sync("", mute).NextBatch
+		token = alice.sync(token, mute).NextBatch // the first has taken in presence and typing
+		got := make(chan syncBody, 1)
+		go func() { got <- alice.sync(token, mute, "timeout=30000") }()
+		w.do()
+		if body := <-got; !w.seen(body) {
+			t.Errorf("%s: %s", w.name, body.raw)
+		}
+	}
+}
+
+func (s *testServer) update(f func(tx *store.Tx) error) {
+	s.t.Helper()
+	if _, err := s.Store.Update(context.Background(), f); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+func TestSyncTimeoutAnswersWithNothing(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, nil)
+	alice := s.newClient("alice")
+	alice.room()
+	token := alice.sync(alice.sync("").NextBatch).NextBatch
+	body := alice.sync(token, "timeout=10")
+	if len(body.Rooms.Join) > 0 || body.UnusedFallback == nil {
+		t.Errorf("%s", body.raw)
+	}
+}
+
+func TestSyncPrivateReceiptsAndIgnoredUsers(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, nil)
+	alice, bob := s.newClient("alice"), s.newClient("bob")
+	room := alice.room()
+	bob.join(room)
+	event := alice.say(room, "x")
+	since := alice.sync("").NextBatch
+	s.update(func(tx *store.Tx) error {
+		for _, c := range []client{alice, bob} {
+			if _, err := tx.PutReceipt(&store.Receipt{Room: room, User: c.user, Type: "m.read.private", Event: event, TS: 1}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	for _, body := range []syncBody{alice.sync(since), alice.sync("")} {
+		receipt := body.Rooms.Join[room].Ephemeral.find("m.receipt")
+		if receipt == nil || !strings.Contains(body.raw, "m.read.private") {
+			t.Fatalf("her own: %s", body.raw)
+		}
+		users := receipt.Content[string(event)].(map[string]any)["m.read.private"].(map[string]any)
+		if len(users) != 1 || users[string(alice.user)] == nil {
+			t.Errorf("private receipts of %v", users)
+		}
+	}
+
+	alice.call(200, "PUT", "/v3/user/"+url.PathEscape(string(alice.user))+"/account_data/m.ignored_user_list",
+		map[string]any{"ignored_users": map[string]any{string(bob.user): map[string]any{}}})
+	since = alice.sync("").NextBatch
+	bob.say(room, "noise")
+	bob.state(room, "m.room.member", string(bob.user), `{"membership":"join","displayname":"B"}`)
+	theirs := bob.room()
+	bob.member(theirs, alice, "invite")
+	body := alice.sync(since)
+	wantList(t, "of an ignored user", names(body.Rooms.Join[room].Timeline.Events), "member/bob")
+	if len(body.Rooms.Invite) > 0 {
+		t.Error("an ignored user's invite")
+	}
+}
+
+func TestSyncUnsigned(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, nil)
+	alice := s.newClient("alice")
+	second := s.logIn("alice", "OTHER")
+	room := alice.room()
+	since := alice.sync("").NextBatch
+	alice.event(rooms.Draft{Room: room, Type: "m.room.message", Content: json.RawMessage(text("hi")),
+		Txn: &store.ClientTxn{User: alice.user, Device: alice.device, TxnID: "t1"}})
+	victim := alice.say(room, "regret")
+	alice.event(rooms.Draft{Room: room, Type: "m.room.redaction", Content: json.RawMessage(`{"reason":"r"}`), Redacts: victim})
+	alice.event(rooms.Draft{Room: room, Type: dummyEvent, Content: json.RawMessage(`{}`)})
+
+	events := alice.sync(since).Rooms.Join[room].Timeline.Events
+	if len(events) != 3 || events[0].Unsigned.TransactionID != "t1" {
+		t.Fatalf("own device: %+v", events)
+	}
+	if b := events[1].Unsigned.Because; b == nil || len(events[1].Content) > 0 || b.Content["redacts"] != string(victim) {
+		t.Errorf("redacted: %+v", events[1])
+	}
+	if id := second.sync(since).Rooms.Join[room].Timeline.Events[0].Unsigned.TransactionID; id != "" {
+		t.Errorf("another device is told transaction ID %q", id)
+	}
+}
+
+func TestSyncUnreadCounts(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, nil)
+	alice, bob := s.newClient("alice"), s.newClient("bob")
+	room := alice.room()
+	bob.join(room)
+	since := alice.sync("").NextBatch
+	event := bob.say(room, "hi")
+	body := alice.sync(since)
+	if n := body.Rooms.Join[room].Unread.Notifications; n != 1 {
+		t.Errorf("%d unread", n)
+	}
+	s.update(func(tx *store.Tx) error {
+		_, err := tx.PutReceipt(&store.Receipt{Room: room, User: alice.user, Type: "m.read", Event: event, TS: 1})
+		return err
+	})
+	got, ok := alice.sync(body.NextBatch).Rooms.Join[room]
+	if !ok || got.Unread.Notifications != 0 {
+		t.Errorf("after reading: %v %+v", ok, got.Unread)
+	}
+}
+
+func TestWildcard(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		pattern, s string
+		want       bool
+	}{
+		{"m.room.*", "m.room.message", true}, {"m.room.*", "m.roommessage", false}, {"*", "", true}, {"a*b*c", "aXbYc", true},
+		{"a*b*c", "abc", true}, {"a*bc", "abXbc", true}, {"a*b", "a", false}, {"ab*ba", "aba", false}, {"x", "xy", false},
+	} {
+		if got := wildcard(c.pattern, c.s); got != c.want {
+			t.Errorf("%q matches %q: %v", c.pattern, c.s, got)
+		}
+	}
+}
+
+func FuzzSyncToken(f *testing.F) {
+	f.Add(syncToken{pos: 7, toDevice: 3, boot: 9, ephemeral: 2, device: 1}.String())
+	f.Add("s0_1_2")
+	f.Add("")
+	f.Fuzz(func(t *testing.T, s string) {
+		token, err := parseSyncToken(s)
+		if err != nil {
+			return
+		}
+		again, err := parseSyncToken(token.String())
+		if err != nil || again != token {
+			t.Errorf("%q: %v, again %v, %v", s, token, again, err)
+		}
+	})
+}
