@@ -507,7 +507,26 @@ func TestDamagedFiles(t *testing.T) {
 	}
 }
 
-const crashDirEnv = "PLEXUS_STORE_TEST_CRASH_DIR"
+// The test binary is also the process that a test kills, or that a full disk might kill: these name what it does, and where.
+const (
+	childEnv    = "PLEXUS_STORE_TEST_CHILD"
+	childDirEnv = "PLEXUS_STORE_TEST_DIR"
+)
+
+func child(what, dir string) *exec.Cmd {
+	cmd := exec.Command(os.Args[0], "-test.run=^$")
+	cmd.Env = append(os.Environ(), childEnv+"="+what, childDirEnv+"="+dir)
+	return cmd
+}
+
+// runChild is main of such a process.
+func runChild(what, dir string) {
+	err := map[string]func(string) error{"write": crashWriter, "disk full": diskFullChild}[what](dir)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
 
 // crashWriter is the process that TestKill kills: it writes with several writers and says what was acknowledged.
 func crashWriter(dir string) error {
@@ -556,8 +575,7 @@ func TestKill(t *testing.T) {
 	acked := map[uint64]bool{}
 	r := rand.New(rand.NewPCG(3, 4))
 	for range 8 {
-		cmd := exec.Command(os.Args[0], "-test.run=^$")
-		cmd.Env = append(os.Environ(), crashDirEnv+"="+dir)
+		cmd := child("write", dir)
 		var errs strings.Builder
 		cmd.Stderr = &errs
 		out, err := cmd.StdoutPipe()

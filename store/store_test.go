@@ -14,11 +14,9 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	if dir := os.Getenv(crashDirEnv); dir != "" {
-		if err := crashWriter(dir); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
+	if what := os.Getenv(childEnv); what != "" {
+		runChild(what, os.Getenv(childDirEnv))
+		return
 	}
 	goleak.VerifyTestMain(m)
 }
