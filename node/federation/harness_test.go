@@ -54,7 +54,8 @@ type end struct {
 	away    bool
 	handler http.Handler
 	streams map[string]func(ctx context.Context, peer eventgraph.PeerID, stream io.ReadWriteCloser)
-	asked   []string // method and target of each request that came
+	asked   []string      // method and target of each request that came
+	news    chan struct{} // closed and replaced with each of them
 	open    sync.WaitGroup
 }
 
@@ -70,7 +71,7 @@ func newWire() *wire { return &wire{ends: map[eventgraph.PeerID]*end{}} }
 func (w *wire) attach(id eventgraph.PeerID) *end {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	e := &end{wire: w, id: id, streams: map[string]func(context.Context, eventgraph.PeerID, io.ReadWriteCloser){}}
+	e := &end{wire: w, id: id, news: make(chan struct{}), streams: map[string]func(context.Context, eventgraph.PeerID, io.ReadWriteCloser){}}
 	w.ends[id] = e
 	return e
 }
@@ -129,6 +130,8 @@ func (e *end) Do(ctx context.Context, peer eventgraph.PeerID, req *http.Request)
 	}
 	e.wire.mu.Lock()
 	to.asked = append(to.asked, in.Method+" "+in.RequestURI)
+	close(to.news)
+	to.news = make(chan struct{})
 	handler := to.handler
 	e.wire.mu.Unlock()
 	if handler == nil {

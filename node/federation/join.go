@@ -271,6 +271,37 @@ func parseAll(v eventgraph.RoomVersion, raws []json.RawMessage) []*eventgraph.Ev
 	return slices.DeleteFunc(parsed, func(e *eventgraph.Event) bool { return e == nil })
 }
 
+// maxJoinWait is how long a transaction waits for the join of a room that it speaks of: well below its sender's patience.
+const maxJoinWait = 5 * time.Second
+
+// afterJoins waits while rooms that the PDUs are of, and that are not held yet, are being joined: a resident sends us the room's
+// events as soon as it has taken in the join, and that may be before we have read its answer. If it takes long, the transaction is to be repeated.
+func (f *Federation) afterJoins(ctx context.Context, pdus []json.RawMessage) error {
+	if f.joining.idle() {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, maxJoinWait)
+	defer cancel()
+	for _, raw := range pdus {
+		var frame struct {
+			Room eventgraph.RoomID `json:"room_id"`
+		}
+		if json.Unmarshal(raw, &frame) != nil || !f.joining.busy(frame.Room) {
+			continue
+		}
+		if _, held := f.versionOf(frame.Room); held {
+			continue
+		}
+		unlock, err := f.joining.lock(ctx, frame.Room)
+		if err != nil {
+			return &matrixError{Status: http.StatusServiceUnavailable, RetryAfterMS: maxJoinWait.Milliseconds(),
+				Refusal: rooms.Refusal{Code: "M_LIMIT_EXCEEDED", Reason: "the room is being joined; send this again later"}}
+		}
+		unlock()
+	}
+	return nil
+}
+
 // keyedLock is a lock for each room, or server, that somebody waits for. The zero value is ready.
 type keyedLock[K comparable] struct {
 	mu   sync.Mutex
@@ -282,16 +313,16 @@ type waited struct {
 	users int           // who have it or wait for it
 }
 
-func (k *keyedLock[K]) lock(ctx context.Context, room K) (unlock func(), err error) {
+func (k *keyedLock[K]) lock(ctx context.Context, key K) (unlock func(), err error) {
 	k.mu.Lock()
 	if k.held == nil {
 		k.held = map[K]*waited{}
 	}
-	w := k.held[room]
+	w := k.held[key]
 	if w == nil {
 		w = &waited{free: make(chan struct{}, 1)}
 		w.free <- struct{}{}
-		k.held[room] = w
+		k.held[key] = w
 	}
 	w.users++
 	k.mu.Unlock()
@@ -300,7 +331,7 @@ func (k *keyedLock[K]) lock(ctx context.Context, room K) (unlock func(), err err
 		k.mu.Lock()
 		defer k.mu.Unlock()
 		if w.users--; w.users == 0 {
-			delete(k.held, room)
+			delete(k.held, key)
 		}
 	}
 	select {
@@ -310,4 +341,18 @@ func (k *keyedLock[K]) lock(ctx context.Context, room K) (unlock func(), err err
 		leave()
 		return nil, ctx.Err()
 	}
+}
+
+// idle says whether nobody has a lock.
+func (k *keyedLock[K]) idle() bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return len(k.held) == 0
+}
+
+// busy says whether somebody has the lock or waits for it.
+func (k *keyedLock[K]) busy(key K) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.held[key] != nil
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -434,3 +435,51 @@ type rewriter struct {
 func (r *rewriter) Header() http.Header         { return r.header }
 func (r *rewriter) WriteHeader(status int)      { r.status = status }
 func (r *rewriter) Write(b []byte) (int, error) { r.body = append(r.body, b...); return len(b), nil }
+
+// TestTalkWhileJoining: what is said while another server joins, before it has read the answer of send_join, arrives there.
+func TestTalkWhileJoining(t *testing.T) {
+	t.Parallel()
+	w := newWire()
+	a, b := newHost(t, w, "a"), newHost(t, w, "b")
+	b.meet(a)
+	room := a.create("12", "public", "shared")
+	var said []eventgraph.EventID
+	answer := a.end.handler
+	w.mu.Lock()
+	a.end.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		answer.ServeHTTP(w, r)
+		if strings.Contains(r.RequestURI, "/send_join/") {
+			for i := range 5 {
+				said = append(said, a.say(room, a.user("alice"), strconv.Itoa(i)))
+			}
+			a.delivering(b)
+		}
+	})
+	w.mu.Unlock()
+	b.join(room, b.user("bob"), a)
+	for _, id := range said {
+		b.wait("the messages", func() bool {
+			e, err := b.held(id)
+			return err == nil && e.Verdict == store.Accepted
+		})
+	}
+}
+
+// delivering waits until h has sent a transaction to the other.
+func (h *host) delivering(other *host) {
+	h.t.Helper()
+	for {
+		h.end.wire.mu.Lock()
+		sent := slices.ContainsFunc(other.end.asked, func(s string) bool { return strings.Contains(s, "/send/") })
+		news := other.end.news
+		h.end.wire.mu.Unlock()
+		if sent {
+			return
+		}
+		select {
+		case <-news:
+		case <-h.t.Context().Done():
+			h.t.Fatal("nothing sent")
+		}
+	}
+}

@@ -88,6 +88,9 @@ func (f *Federation) serveSend(q *request) (any, error) {
 	// What has begun is finished though the peer hangs up: it will ask again, and then it is quick.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(q.Context()), receiveTimeout)
 	defer cancel()
+	if err := f.afterJoins(ctx, t.PDUs); err != nil {
+		return nil, err
+	}
 	answer := sendAnswer{PDUs: map[eventgraph.EventID]pduResult{}}
 	for _, run := range f.parsePDUs(q.origin, t.PDUs, answer.PDUs) {
 		refused, err := f.takeIn(ctx, run.room, run.events, q.origin)
@@ -234,10 +237,7 @@ func (f *Federation) logOutcome(e *eventgraph.Event, origin eventgraph.ServerNam
 	case errors.As(o.Err, &refusal):
 		f.Log.Info("event refused", "room", e.RoomID(), "event", e.ID(), "origin", origin, "err", refusal)
 	case o.Err != nil || o.Already:
-	case o.Verdict == store.Rejected:
-		f.Log.Info("event rejected", "room", e.RoomID(), "event", e.ID(), "origin", origin, "reason", o.Reason)
-	case o.Verdict == store.SoftFailed:
-		f.Log.Info("event soft-failed", "room", e.RoomID(), "event", e.ID(), "origin", origin, "reason", o.Reason)
+	case o.Verdict == store.Rejected || o.Verdict == store.SoftFailed: // Accept has logged it
 	case e.HashMismatch():
 		f.Log.Info("event has a wrong content hash and counts as redacted", "room", e.RoomID(), "event", e.ID(), "origin", origin)
 	}
