@@ -105,6 +105,11 @@ func Open(ctx context.Context, c Config) (_ *Node, err error) {
 	if loss := n.store.Loss(); loss != "" {
 		c.Log.Warn("the store has lost records; peers will be asked for them", "loss", loss)
 	}
+	if err := n.store.DropOneTimeKeys(ctx, c.Now()); errors.Is(err, store.ErrDiskFull) {
+		c.Log.Warn("one-time keys of an older life of this data directory stay until there is room on the disk")
+	} else if err != nil {
+		return nil, fmt.Errorf("open store: %w", err)
+	}
 	if n.keys, n.firstRun, err = loadKeys(c.Dir, c.Now().UnixMilli()); err != nil {
 		return nil, err
 	}

@@ -2,6 +2,7 @@ package store
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -524,27 +525,49 @@ func (tx *Tx) ClaimKey(user eventgraph.UserID, device DeviceID, algorithm string
 // time now; and each local user's device list counts as changed, with a gap in its stream, so that peers fetch it again.
 func (s *Store) DropOneTimeKeys(ctx context.Context, now time.Time) error {
 	incarnation := s.Incarnation()
-	_, err := s.Update(ctx, func(tx *Tx) error {
-		ran, err := tx.get(key(tableMeta).str(metaKeysIncarnation))
-		if err != nil && !errors.Is(err, ErrNotFound) || bytes.Equal(ran, incarnation[:]) {
+	for {
+		more := false
+		_, err := s.Update(ctx, func(tx *Tx) error {
+			more = false
+			ran, err := tx.get(key(tableMeta).str(metaKeysIncarnation))
+			if err != nil && !errors.Is(err, ErrNotFound) || bytes.Equal(ran, incarnation[:]) {
+				return err
+			}
+			deleted := 0
+			err = tx.scan(key(tableOneTimeKey), nil, false, func(k, _ []byte) (bool, error) {
+				if deleted == maxDropped {
+					more = true
+					return false, nil
+				}
+				deleted++
+				return true, tx.delete(bytes.Clone(k))
+			})
+			if err != nil || more {
+				return err
+			}
+			if err := tx.renewDeviceLists(uint64(max(now.UnixMilli(), 1))); err != nil {
+				return err
+			}
+			return tx.put(key(tableMeta).str(metaKeysIncarnation), incarnation[:])
+		})
+		if err != nil || !more {
 			return err
 		}
-		if err := tx.put(key(tableMeta).str(metaKeysIncarnation), incarnation[:]); err != nil {
-			return err
-		}
-		base := uint64(max(now.UnixMilli(), 1))
-		if err := tx.putNumber(key(tableMeta).str(metaDeviceStreamBase), base); err != nil {
-			return err
-		}
-		if err := tx.deletePrefix(key(tableOneTimeKey)); err != nil {
-			return err
-		}
-		type owner struct {
-			user   eventgraph.UserID
-			device DeviceID
-		}
-		var devices []owner
-		err = tx.scan(key(tableKeyCounts), nil, false, func(k, _ []byte) (bool, error) {
+	}
+}
+
+// renewDeviceLists starts stream IDs anew at base and logs all device lists as changed; no one-time key is left.
+func (tx *Tx) renewDeviceLists(base uint64) error {
+	if err := tx.putNumber(key(tableMeta).str(metaDeviceStreamBase), base); err != nil {
+		return err
+	}
+	type owner struct {
+		user   eventgraph.UserID
+		device DeviceID
+	}
+	var devices []owner
+	for _, t := range []table{tableDeviceKeys, tableKeyCounts} {
+		err := tx.scan(key(t), nil, false, func(k, _ []byte) (bool, error) {
 			p := parts(k)
 			devices = append(devices, owner{eventgraph.UserID(p.str()), DeviceID(p.str())})
 			return true, nil
@@ -552,33 +575,36 @@ func (s *Store) DropOneTimeKeys(ctx context.Context, now time.Time) error {
 		if err != nil {
 			return err
 		}
-		for i, d := range devices {
-			counts, err := tx.KeyCounts(d.user, d.device)
+	}
+	slices.SortFunc(devices, func(x, y owner) int {
+		return cmp.Or(cmp.Compare(x.user, y.user), cmp.Compare(x.device, y.device))
+	})
+	devices = slices.Compact(devices)
+	for i, d := range devices {
+		counts, err := tx.KeyCounts(d.user, d.device)
+		if err != nil {
+			return err
+		}
+		counts.OneTime = map[string]int{}
+		if _, err := tx.putKeyCounts(d.user, d.device, counts); err != nil {
+			return err
+		}
+		if i == 0 || devices[i-1].user != d.user {
+			// The stream's last ID becomes one that was never sent: no peer knows it when it comes as prev_id.
+			stream := key(tableDeviceStream).str(string(d.user))
+			last, err := tx.getNumber(stream)
 			if err != nil {
 				return err
 			}
-			counts.OneTime = map[string]int{}
-			if _, err := tx.putKeyCounts(d.user, d.device, counts); err != nil {
-				return err
-			}
-			if i == 0 || devices[i-1].user != d.user {
-				// The stream's last ID is set to one that was never sent: no peer knows this prev_id.
-				stream := key(tableDeviceStream).str(string(d.user))
-				last, err := tx.getNumber(stream)
-				if err != nil {
-					return err
-				}
-				if err := tx.putNumber(stream, max(last+1, base)); err != nil {
-					return err
-				}
-			}
-			if _, err := tx.LogDeviceList(d.user, d.device); err != nil {
+			if err := tx.putNumber(stream, max(last+1, base)); err != nil {
 				return err
 			}
 		}
-		return nil
-	})
-	return err
+		if _, err := tx.LogDeviceList(d.user, d.device); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // RemoteDevices is what is cached of a remote user's keys, as their server told it. It is kept current by
