@@ -125,6 +125,32 @@ func (p *peers) learn(d *eventgraph.KeyDocument, from eventgraph.PeerID) *eventg
 	if held, ok := p.documents.Peek(d.ServerName); ok && newer(held, d) {
 		d = held
 	}
+	p.put(d, from)
+	return d
+}
+
+// adopt is learn for a document as the store says that it counts: two certificates that contradict each other leave less than either
+// of them, so it gives way to a newer certificate only.
+func (p *peers) adopt(d *eventgraph.KeyDocument, from eventgraph.PeerID) *eventgraph.KeyDocument {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if held, ok := p.documents.Peek(d.ServerName); ok && seq(held) > seq(d) {
+		d = held
+	}
+	p.put(d, from)
+	return d
+}
+
+// seq is the certificate's sequence number; 0 without one.
+func seq(d *eventgraph.KeyDocument) int64 {
+	if d.Certificate == nil {
+		return 0
+	}
+	return d.Certificate.Seq
+}
+
+// put makes d the server's document; mu is held.
+func (p *peers) put(d *eventgraph.KeyDocument, from eventgraph.PeerID) {
 	p.documents.Add(d.ServerName, d)
 	news := false
 	for peer, l := range p.links {
@@ -142,17 +168,13 @@ func (p *peers) learn(d *eventgraph.KeyDocument, from eventgraph.PeerID) *eventg
 	if news {
 		p.advance()
 	}
-	return d
 }
 
 // newer says whether the document a is to be preferred to b, another of the same server: by its certificate's sequence
 // number, then by its validity.
 func newer(a, b *eventgraph.KeyDocument) bool {
-	if a.Certificate != nil && b.Certificate != nil && a.Certificate.Seq != b.Certificate.Seq {
-		return a.Certificate.Seq > b.Certificate.Seq
-	}
-	if (a.Certificate == nil) != (b.Certificate == nil) {
-		return a.Certificate != nil
+	if seq(a) != seq(b) {
+		return seq(a) > seq(b)
 	}
 	return a.ValidUntilTS > b.ValidUntilTS
 }
@@ -343,7 +365,7 @@ func (f *Federation) ServerOf(peer eventgraph.PeerID) (eventgraph.ServerName, bo
 func (f *Federation) loadPeers() error {
 	return f.Store.View(func(r *store.Reader) error {
 		return r.KeyDocuments(func(d *eventgraph.KeyDocument) (bool, error) {
-			f.peers.learn(d, "")
+			f.peers.adopt(d, "")
 			return true, nil
 		})
 	})
@@ -493,7 +515,7 @@ func (f *Federation) keep(ctx context.Context, d *eventgraph.KeyDocument, from e
 			return nil, err
 		}
 	}
-	return f.peers.learn(held, from), nil
+	return f.peers.adopt(held, from), nil
 }
 
 // storedDocument reads a server's document from the store; nil if there is none.
@@ -526,7 +548,7 @@ func (f *Federation) document(server eventgraph.ServerName) *eventgraph.KeyDocum
 	if d == nil {
 		return nil
 	}
-	return f.peers.learn(d, "")
+	return f.peers.adopt(d, "")
 }
 
 // candidates lists the peers to try for a server: those connected, then those that its document names, then the peer whose key is

@@ -99,3 +99,34 @@ func TestWhoSpeaks(t *testing.T) {
 		t.Error("gone, and still there")
 	}
 }
+
+// TestContradiction: of two certificates under one number only the devices in both count, whichever came first.
+func TestContradiction(t *testing.T) {
+	t.Parallel()
+	w := newWire()
+	h := idleHost(t, w, "h")
+	_, peer, _, device := newKeys("a")
+	_, otherPeer, _, otherDevice := newKeys("b")
+	end := time.Now().Add(time.Hour)
+	h.peers.connected(peer)
+	h.peers.connected(otherPeer)
+	first := certified(t, "a", 1, end.Add(time.Hour), device, otherDevice)
+	if _, err := h.keep(t.Context(), first, peer); err != nil {
+		t.Fatal(err)
+	}
+	if server, ok := h.ServerOf(peer); !ok || server != first.ServerName {
+		t.Fatalf("speaks for %q", server)
+	}
+	if _, err := h.keep(t.Context(), certified(t, "a", 1, end, otherDevice), otherPeer); err != nil {
+		t.Fatal(err)
+	}
+	if server, ok := h.ServerOf(peer); ok {
+		t.Errorf("a device that only one of them names speaks for %s", server)
+	}
+	if server, ok := h.ServerOf(otherPeer); !ok || server != first.ServerName {
+		t.Errorf("the device in both speaks for %q", server)
+	}
+	if _, err := h.speaker(t.Context(), first.ServerName, peer); err == nil {
+		t.Error("and makes requests")
+	}
+}
