@@ -351,7 +351,7 @@ func TestWrongInput(t *testing.T) {
 		if _, ok := alice.shows(room, e.ID()); ok {
 			t.Error("a rejected event is shown")
 		}
-		if got := l.lines(string(e.ID()), "rejected"); got != 1 {
+		if got := l.lines(string(e.ID())); got != 1 {
 			t.Errorf("logged %d times", got)
 		}
 	})
@@ -366,7 +366,7 @@ func TestWrongInput(t *testing.T) {
 		if _, ok := alice.shows(room, e.ID()); ok {
 			t.Error("a soft-failed event is shown")
 		}
-		if got := l.lines(string(e.ID()), "soft-failed"); got != 1 {
+		if got := l.lines(string(e.ID())); got != 1 {
 			t.Errorf("logged %d times", got)
 		}
 		alice.must("POST", "/rooms/"+url.PathEscape(string(room))+"/unban", map[string]any{"user_id": pat}, nil)
@@ -395,7 +395,7 @@ func TestWrongInput(t *testing.T) {
 		if _, ok := alice.shows(room, e.ID()); ok {
 			t.Error("a rejected event is shown")
 		}
-		if got := l.lines(string(e.ID()), "rejected"); got != 1 {
+		if got := l.lines(string(e.ID())); got != 1 {
 			t.Errorf("logged %d times", got)
 		}
 		alice.must("POST", "/rooms/"+url.PathEscape(string(room))+"/unban", ban, nil)

@@ -192,7 +192,7 @@ func (p *plainPeer) call(who as, method, target string, body any) (int, []byte) 
 	if err := json.Unmarshal(object, &s); err != nil {
 		p.t.Fatal(err)
 	}
-	u := &url.URL{Scheme: "http", Host: "plexus", Opaque: "//plexus" + target}
+	u := &url.URL{Scheme: "http", Host: "plexus", Opaque: target}
 	req := (&http.Request{Method: method, URL: u, Host: "plexus", Header: http.Header{}, Body: io.NopCloser(bytes.NewReader(raw)), ContentLength: int64(len(raw))}).WithContext(p.t.Context())
 	if body == nil {
 		req.Body = nil

@@ -33,6 +33,7 @@ type transaction struct {
 	OriginServerTS int64                 `json:"origin_server_ts"`
 	PDUs           []json.RawMessage     `json:"pdus"`
 	EDUs           []edu                 `json:"edus,omitempty"`
+	size           int                   // bytes of PDUs and EDUs; counted by the sender
 }
 
 type edu struct {

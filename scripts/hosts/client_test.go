@@ -158,6 +158,9 @@ func (c *client) do(op string, a args, out any) {
 	}
 }
 
+// timelineLimit is more than any test sends at one go, so that the client shows it all without paging back.
+const timelineLimit = 400
+
 // enter registers a user at the host's node and starts to sync.
 func (c *client) enter(n *node.NodeFile, user string, crypto bool) {
 	c.t.Helper()
@@ -173,7 +176,7 @@ func (c *client) enter(n *node.NodeFile, user string, crypto bool) {
 		c.do("login", login, &session)
 	}
 	c.User, _ = session["user_id"].(string)
-	c.do("start", args{"session": session, "crypto": crypto}, nil)
+	c.do("start", args{"session": session, "crypto": crypto, "limit": timelineLimit}, nil)
 }
 
 type message struct {

@@ -55,7 +55,7 @@ func lan(t *testing.T, n int) *LAN {
 		if t.Failed() {
 			for _, h := range l.Hosts {
 				raw, _ := os.ReadFile(filepath.Join(dir, filepath.Base(h.Dir)+".log"))
-				t.Logf("log of host %d:\n%s", h.number, raw)
+				t.Logf("end of the log of host %d:\n%s", h.number, raw[max(0, len(raw)-4000):])
 			}
 		}
 	})

@@ -75,8 +75,9 @@ const ops = {
         const r = await sdk.createClient({ baseUrl: url }).loginRequest({ type: "m.login.password", identifier: { type: "m.id.user", user }, password });
         return r;
     },
-    // start begins to sync as the user of a login or registration answer.
-    async start({ session, crypto }) {
+    // start begins to sync as the user of a login or registration answer. limit is of the timelines in /sync: beyond it a client
+    // has a gap, and pages back.
+    async start({ session, crypto, limit = 20 }) {
         client = sdk.createClient({
             baseUrl: base, userId: session.user_id, accessToken: session.access_token, deviceId: session.device_id,
         });
@@ -92,7 +93,9 @@ const ops = {
         });
         client.on("Event.decrypted", (event) => { if (!event.isDecryptionFailure()) received(event, event.getRoomId()); });
         for (const e of ["Room.myMembership", "RoomState.events", "Room", "RoomMember.membership", "sync"]) client.on(e, () => { for (const w of waiters) w(); });
-        await client.startClient({ initialSyncLimit: 20, lazyLoadMembers: true });
+        const filter = new sdk.Filter(session.user_id);
+        filter.setTimelineLimit(limit); // initialSyncLimit is of the first /sync only
+        await client.startClient({ initialSyncLimit: limit, lazyLoadMembers: true, filter });
         await until(() => client.getSyncState() === "SYNCING" || undefined, 20000, () => "the first sync");
         return {};
     },
