@@ -513,7 +513,7 @@ func (f *Federation) mayGive(r *store.Reader, server eventgraph.ServerName, e *s
 
 // owedSince is owed for meetings: in the room before or after the event, or joined here before the event came in.
 func (f *Federation) owedSince(r *store.Reader, server eventgraph.ServerName, e *store.StoredEvent, at store.Position) bool {
-	if target, ok := memberServer(e); ok && target == server {
+	if target, ok := removedServer(e); ok && target == server {
 		return true
 	}
 	if f.Rooms.InRoomAt(e.RoomID(), e.StateBefore, server) || f.Rooms.InRoomAt(e.RoomID(), e.StateAfter, server) {

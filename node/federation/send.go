@@ -37,6 +37,16 @@ const (
 	maxVolatile = 200
 	// maxQueued bounds the invites and leaves delivered at one go.
 	maxQueued = 100
+	// fullTransaction is the size from which nothing more is added to a transaction. With one more PDU or EDU, of maxEDU at most, and
+	// its frame it stays below store.MaxTransactionBody.
+	fullTransaction = 384 << 10
+	// maxEDU bounds an EDU that we send; clientapi cuts its own far below. A larger one would hold up all behind it.
+	maxEDU = 256 << 10
+	// maxReceiptThreads bounds the threads of which a change of somebody's receipts tells, those read last: which one has
+	// changed is not said.
+	maxReceiptThreads = 20
+	// typingRefresh is after how long those who still type are named again: receivers forget them, we after typingTimeout.
+	typingRefresh = 20 * time.Second
 )
 
 // senderCursor is the name of the sender's own record among the destinations: changes up to it have been looked at for
@@ -54,15 +64,25 @@ type couriers struct {
 type courier struct {
 	server eventgraph.ServerName
 	poked  chan struct{} // holds a token when there may be something to do
+	met    chan struct{} // holds a token when a peer of the server was met: then no failure before counts
+
+	// Of the courier's goroutine alone.
+	record *store.Destination                        // nil until something durable concerns the server; the courier is its only writer from then on
+	acked  *store.Transaction                        // acknowledged, while the stored record still shows it in flight
+	typed  map[eventgraph.RoomID][]eventgraph.UserID // who was said to be typing
+	toldAt time.Time                                 // when
 
 	mu       sync.Mutex
 	typing   map[eventgraph.RoomID]bool // rooms whose typing has changed
 	presence map[eventgraph.UserID]bool
 }
 
-func (c *courier) poke() {
+func (c *courier) poke() { leave(c.poked) }
+
+// leave puts a token into a channel that holds one.
+func leave(token chan<- struct{}) {
 	select {
-	case c.poked <- struct{}{}:
+	case token <- struct{}{}:
 	default:
 	}
 }
@@ -72,7 +92,11 @@ func (s *couriers) of(server eventgraph.ServerName) *courier {
 	defer s.mu.Unlock()
 	c := s.all[server]
 	if c == nil {
-		c = &courier{server: server, poked: make(chan struct{}, 1), typing: map[eventgraph.RoomID]bool{}, presence: map[eventgraph.UserID]bool{}}
+		c = &courier{
+			server: server, poked: make(chan struct{}, 1), met: make(chan struct{}, 1),
+			typed:  map[eventgraph.RoomID][]eventgraph.UserID{},
+			typing: map[eventgraph.RoomID]bool{}, presence: map[eventgraph.UserID]bool{},
+		}
 		s.all[server] = c
 		s.run(c)
 	}
@@ -95,8 +119,8 @@ func (f *Federation) runSender(ctx context.Context) error {
 			}
 			turn = next
 			for _, m := range met {
-				if known, err := f.isDestination(m.Server); err == nil && known {
-					senders.of(m.Server).poke()
+				if d, err := f.destination(m.Server); err == nil && d != nil {
+					leave(senders.of(m.Server).met)
 				}
 			}
 		}
@@ -104,33 +128,27 @@ func (f *Federation) runSender(ctx context.Context) error {
 	return group.Wait()
 }
 
-func (f *Federation) isDestination(server eventgraph.ServerName) (known bool, err error) {
+// destination reads a server's record; nil if it has none.
+func (f *Federation) destination(server eventgraph.ServerName) (d *store.Destination, err error) {
 	err = f.Store.View(func(r *store.Reader) error {
-		_, err := r.Destination(server)
-		known = err == nil
+		d, err = r.Destination(server)
 		return err
 	})
 	if errors.Is(err, store.ErrNotFound) {
-		err = nil
+		return nil, nil
 	}
-	return known, err
+	return d, err
 }
 
 // follow reads the changes as they come, makes a record for each server that is concerned for the first time, and pokes the couriers.
 func (f *Federation) follow(ctx context.Context, senders *couriers) error {
-	var from store.Position
-	err := f.Store.View(func(r *store.Reader) error {
-		own, err := r.Destination(senderCursor)
-		if errors.Is(err, store.ErrNotFound) {
-			return nil
-		}
-		if err == nil {
-			from = own.Sent
-		}
-		return err
-	})
+	own, err := f.destination(senderCursor)
 	if err != nil {
 		return fmt.Errorf("read sender's cursor: %w", err)
+	}
+	var from store.Position
+	if own != nil {
+		from = own.Sent
 	}
 	saved := from
 	for {
@@ -142,14 +160,20 @@ func (f *Federation) follow(ctx context.Context, senders *couriers) error {
 		err = f.Store.View(func(r *store.Reader) error {
 			return r.Changes(from, upTo, func(at store.Position, c store.Change) (bool, error) {
 				servers, err := f.concerned(r, c)
+				if errors.Is(err, store.ErrNotFound) {
+					return true, nil // the room or the event has gone
+				}
 				for _, s := range servers {
-					if _, ok := concerned[s]; !ok && s != f.server {
+					if _, ok := concerned[s]; !ok && s != f.server && s != "" {
 						concerned[s] = at
 					}
 				}
-				return true, err
+				return ctx.Err() == nil, err
 			})
 		})
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
 		if err != nil {
 			return fmt.Errorf("read changes: %w", err)
 		}
@@ -158,14 +182,15 @@ func (f *Federation) follow(ctx context.Context, senders *couriers) error {
 			return err
 		}
 		if len(fresh) > 0 || upTo-saved > saveScan {
-			_, err := f.Store.Update(ctx, func(tx *store.Tx) error {
-				for _, s := range fresh {
-					if err := tx.PutDestination(&store.Destination{Server: s, Sent: concerned[s] - 1}); err != nil {
-						return err
-					}
+			err := f.addDestinations(ctx, fresh, concerned, upTo)
+			if errors.Is(err, store.ErrDiskFull) {
+				f.Log.Warn("sending waits for room on the disk", "err", err)
+				select {
+				case <-time.After(retryLast):
+				case <-ctx.Done():
 				}
-				return tx.PutDestination(&store.Destination{Server: senderCursor, Sent: upTo})
-			})
+				continue
+			}
 			if err != nil {
 				return fmt.Errorf("store destinations: %w", err)
 			}
@@ -176,6 +201,20 @@ func (f *Federation) follow(ctx context.Context, senders *couriers) error {
 		}
 		from = upTo
 	}
+}
+
+// addDestinations makes the records of servers that had none, from before the first change that concerns each, and moves the
+// sender's own cursor.
+func (f *Federation) addDestinations(ctx context.Context, fresh []eventgraph.ServerName, first map[eventgraph.ServerName]store.Position, upTo store.Position) error {
+	_, err := f.Store.Update(ctx, func(tx *store.Tx) error {
+		for _, s := range fresh {
+			if err := tx.PutDestination(&store.Destination{Server: s, Sent: first[s] - 1}); err != nil {
+				return err
+			}
+		}
+		return tx.PutDestination(&store.Destination{Server: senderCursor, Sent: upTo})
+	})
+	return err
 }
 
 func (f *Federation) withoutRecord(servers map[eventgraph.ServerName]store.Position) (fresh []eventgraph.ServerName, err error) {
@@ -218,10 +257,10 @@ func (f *Federation) concerned(r *store.Reader, c store.Change) ([]eventgraph.Se
 			return nil, nil
 		}
 		servers, err := f.Rooms.Servers(c.Room)
-		if target, ok := memberServer(e); ok && err == nil && !slices.Contains(servers, target) {
+		if target, ok := removedServer(e); ok && err == nil && !slices.Contains(servers, target) {
 			servers = append(servers, target) // a server whose last user this removes still gets its removal
 		}
-		return servers, err
+		return slices.DeleteFunc(servers, func(s eventgraph.ServerName) bool { return s == e.Sender().Server() }), err
 	}
 	return nil, nil
 }
@@ -232,10 +271,11 @@ func (f *Federation) announces(e *store.StoredEvent, c store.Change) bool {
 	return e.Sender().Server() == f.server || c.Key == store.KeyHandshake
 }
 
-// memberServer is the server of the user whose membership the event is about.
-func memberServer(e *store.StoredEvent) (eventgraph.ServerName, bool) {
+// removedServer is the server of the user whom the event takes out of the room, or from its door. An invite is no such event: it goes
+// by PUT /invite.
+func removedServer(e *store.StoredEvent) (eventgraph.ServerName, bool) {
 	key, ok := e.StateKey()
-	if !ok || e.Type() != "m.room.member" {
+	if !ok || e.Type() != "m.room.member" || e.Membership() != "leave" && e.Membership() != "ban" {
 		return "", false
 	}
 	return eventgraph.UserID(key).Server(), true
@@ -315,75 +355,83 @@ func (c *courier) note(room eventgraph.RoomID, user eventgraph.UserID) {
 
 // runCourier delivers to one server whenever there is something and the server is here.
 func (f *Federation) runCourier(ctx context.Context, c *courier) error {
-	d, err := f.destination(c.server)
-	if err != nil {
-		return fmt.Errorf("read cursor of %s: %w", c.server, err)
-	}
-	typed := map[eventgraph.RoomID][]eventgraph.UserID{} // who was said to be typing
 	failures := 0
 	for {
-		var retry <-chan time.Time
+		poked := c.poked
+		var retry, refresh <-chan time.Time
 		if f.peers.isConnected(c.server) {
-			err := f.sendAll(ctx, c, d, typed)
+			err := f.sendAll(ctx, c)
 			switch {
 			case ctx.Err() != nil:
 				return ctx.Err()
 			case err != nil:
 				f.Log.Debug("delivery failed and will be repeated", "server", c.server, "err", err)
-				retry = time.After(min(retryFirst<<min(failures, 10), retryLast))
+				poked = nil // what is new waits with the rest
+				retry = time.After(retryAfter(err, failures))
 				failures++
 			default:
 				failures = 0
+			}
+			if len(c.typed) > 0 && retry == nil {
+				refresh = time.After(typingRefresh)
 			}
 		}
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-c.poked:
+		case <-poked:
 		case <-retry:
+		case <-refresh:
+		case <-c.met:
+			failures = 0
 		}
 	}
 }
 
-func (f *Federation) destination(server eventgraph.ServerName) (d *store.Destination, err error) {
-	err = f.Store.View(func(r *store.Reader) error {
-		d, err = r.Destination(server)
-		return err
-	})
-	if errors.Is(err, store.ErrNotFound) {
-		// Only typing or presence concern it so far: durable changes make the record first.
-		return &store.Destination{Server: server, Sent: f.Store.Position()}, nil
+// retryAfter is how long to wait after so many failures before this one; as long as the server asks for, if it does.
+func retryAfter(err error, failures int) time.Duration {
+	wait := min(retryFirst<<min(failures, 10), retryLast)
+	var remote *remoteError
+	if errors.As(err, &remote) {
+		wait = max(wait, min(remote.RetryAfter, maxRetryAfter))
 	}
-	return d, err
+	return wait
 }
 
-// sendAll sends until nothing is left. d is the courier's copy of the record, brought up to date as it is stored.
-func (f *Federation) sendAll(ctx context.Context, c *courier, d *store.Destination, typed map[eventgraph.RoomID][]eventgraph.UserID) error {
-	if stored, err := f.destination(c.server); err != nil {
-		return err
-	} else if stored.Sent > d.Sent || stored.InFlight != nil && d.InFlight == nil {
-		*d = *stored
+// maxRetryAfter bounds how long a server can make us wait.
+const maxRetryAfter = 10 * time.Minute
+
+// sendAll sends until nothing is left. Requests of their own that failed do not hold up the rest.
+func (f *Federation) sendAll(ctx context.Context, c *courier) error {
+	if c.record == nil {
+		d, err := f.destination(c.server)
+		if err != nil {
+			return err
+		}
+		c.record = d
 	}
-	if err := f.deliverQueued(ctx, c.server); err != nil {
-		return err
-	}
-	for {
-		if d.InFlight == nil {
-			if err := f.fix(ctx, d); err != nil {
+	var failed error
+	if d := c.record; d != nil {
+		failed = f.deliverQueued(ctx, c.server)
+		for {
+			if d.InFlight == nil {
+				if err := f.fix(ctx, c); err != nil {
+					return err
+				}
+			}
+			if d.InFlight == nil {
+				break
+			}
+			if err := f.putTransaction(ctx, c.server, d.InFlight.ID, d.InFlight.Body); err != nil {
 				return err
 			}
-		}
-		if d.InFlight == nil {
-			break
-		}
-		if err := f.putTransaction(ctx, c.server, d.InFlight.ID, d.InFlight.Body); err != nil {
-			return err
-		}
-		if err := f.acknowledged(ctx, d); err != nil {
-			return err
+			c.acked, d.Sent, d.InFlight = d.InFlight, d.InFlight.UpTo, nil
 		}
 	}
-	return f.sendVolatile(ctx, c, typed)
+	if err := f.sendVolatile(ctx, c); err != nil {
+		return err
+	}
+	return failed
 }
 
 // deliverQueued brings what is queued for the server and is a request of its own: invites and leaves. One that cannot be delivered now
@@ -411,19 +459,16 @@ func (f *Federation) deliverQueued(ctx context.Context, server eventgraph.Server
 			return err
 		}
 	}
-	if failed != nil {
-		f.Log.Debug("queued requests are not delivered yet", "server", server, "err", failed)
-	}
-	return nil
+	return failed
 }
 
-// putTransaction sends a transaction. A server that answers it with a client error will never take it, and what waits behind it
+// putTransaction sends a transaction. A server that calls it malformed or too large will never take it, and what waits behind it
 // would wait for ever: it counts as delivered, and meetings bring the events.
 func (f *Federation) putTransaction(ctx context.Context, server eventgraph.ServerName, id string, body []byte) error {
 	var answer sendAnswer
 	err := f.do(ctx, server, http.MethodPut, target(v1+"send", []string{id}, nil), json.RawMessage(body), &answer)
 	var remote *remoteError
-	if errors.As(err, &remote) && remote.Status/100 == 4 && remote.Status != http.StatusTooManyRequests && remote.Status != http.StatusUnauthorized && remote.Status != http.StatusNotFound {
+	if errors.As(err, &remote) && (remote.Status == http.StatusBadRequest || remote.Status == http.StatusRequestEntityTooLarge) {
 		f.Log.Warn("a server refused a transaction for good", "server", server, "txn", id, "err", err)
 		return nil
 	}
@@ -438,51 +483,43 @@ func (f *Federation) putTransaction(ctx context.Context, server eventgraph.Serve
 	return nil
 }
 
-// fix composes the next transaction and stores it; d.InFlight stays nil if there is nothing to send.
-func (f *Federation) fix(ctx context.Context, d *store.Destination) error {
-	upTo := f.Store.Position()
+// fix composes the next transaction and stores it, together with the acknowledgement of the one before; the record's InFlight stays nil if
+// there is nothing to send. If we stop before the acknowledgement is stored, the transaction before is repeated exactly, and
+// the other side knows it by its ID.
+func (f *Federation) fix(ctx context.Context, c *courier) error {
+	d := c.record
 	next := transaction{Origin: f.server, OriginServerTS: f.Now().UnixMilli()}
-	var queue []uint64
-	scanned := d.Sent
-	for scanned < upTo && len(next.PDUs) == 0 && len(next.EDUs) == 0 {
-		err := f.Store.View(func(r *store.Reader) error {
-			n := 0
-			return r.Changes(scanned, upTo, func(at store.Position, c store.Change) (bool, error) {
-				if len(next.PDUs) == maxPDUs || len(next.EDUs) >= maxEDUs-1 || n == scanAtOnce {
-					return false, nil
-				}
-				n++
-				scanned = at
-				return true, f.compose(r, d.Server, c, &next)
-			})
-		})
-		if err != nil {
-			return fmt.Errorf("compose transaction for %s: %w", d.Server, err)
-		}
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
+	scanned, err := f.composeChanges(ctx, d, &next)
+	if err != nil {
+		return fmt.Errorf("compose transaction for %s: %w", d.Server, err)
 	}
-	err := f.Store.View(func(r *store.Reader) error {
+	var carried, queue []uint64
+	if c.acked != nil {
+		carried = c.acked.Queue
+	}
+	err = f.Store.View(func(r *store.Reader) error {
 		return r.Outbound(d.Server, 0, func(o *store.Outbound) (bool, error) {
-			if !durableEDU(o.Kind) {
+			if !durableEDU(o.Kind) || slices.Contains(carried, o.Seq) {
 				return true, nil
 			}
-			next.EDUs = append(next.EDUs, edu{o.Kind, o.Body})
+			if next.size >= fullTransaction || len(next.EDUs) >= maxEDUs {
+				return false, nil
+			}
+			next.addEDU(f, o.Kind, o.Body)
 			queue = append(queue, o.Seq)
-			return len(next.EDUs) < maxEDUs, nil
+			return true, nil
 		})
 	})
 	if err != nil {
 		return err
 	}
 	if len(next.PDUs) == 0 && len(next.EDUs) == 0 {
-		if scanned-d.Sent > saveScan {
-			d.Sent = scanned
-			return f.saveDestination(ctx, d, nil)
-		}
+		unsaved := c.acked != nil || len(queue) > 0 || scanned-d.Sent > saveScan
 		d.Sent = scanned
-		return nil
+		if !unsaved {
+			return nil
+		}
+		return f.saveDestination(ctx, c, append(carried, queue...))
 	}
 	body, err := marshal(next)
 	if err != nil {
@@ -493,7 +530,7 @@ func (f *Federation) fix(ctx context.Context, d *store.Destination) error {
 		ID:   fmt.Sprintf("%x-%d-%d", incarnation[:4], scanned, f.Now().UnixNano()),
 		Body: body, UpTo: scanned, Queue: queue,
 	}
-	if err := f.saveDestination(ctx, d, nil); err != nil {
+	if err := f.saveDestination(ctx, c, carried); err != nil {
 		d.InFlight = nil
 		return err
 	}
@@ -503,127 +540,38 @@ func (f *Federation) fix(ctx context.Context, d *store.Destination) error {
 // durableEDU says whether a queued item travels in transactions; the others are requests of their own (deliverQueued).
 func durableEDU(kind string) bool { return kind == "m.direct_to_device" }
 
-// compose adds to the transaction what a change means for the server.
-func (f *Federation) compose(r *store.Reader, server eventgraph.ServerName, c store.Change, t *transaction) error {
-	switch c.Kind {
-	case store.ChangeEvent:
-		e, err := r.Event(c.Event)
-		if err != nil {
-			return err
-		}
-		if !f.announces(e, c) || !f.owed(server, e) {
-			return nil
-		}
-		if may, err := f.Rooms.MaySeeServer(server, e); err != nil || !may {
-			return err
-		}
-		t.PDUs = append(t.PDUs, e.Raw())
-	case store.ChangeReceipt:
-		if c.User.Server() != f.server || c.Key != "m.read" || !f.Rooms.InRoom(c.Room, server) {
-			return nil
-		}
-		return r.Receipts(c.Room, c.User, c.Key, func(p *store.Receipt) (bool, error) {
-			data := map[string]any{"ts": p.TS}
-			if p.Thread != "" {
-				data["thread_id"] = p.Thread
-			}
-			content, err := marshal(map[eventgraph.RoomID]any{c.Room: map[string]any{c.Key: map[eventgraph.UserID]any{
-				c.User: map[string]any{"event_ids": []eventgraph.EventID{p.Event}, "data": data},
-			}}})
-			t.addEDU("m.receipt", content)
-			return len(t.EDUs) < maxEDUs-1, err
-		})
-	case store.ChangeDeviceList:
-		if c.User.Server() != f.server {
-			return nil
-		}
-		sharing, err := f.sharing(r, c.User)
-		if err != nil || !slices.Contains(sharing, server) {
-			return err
-		}
-		kind, content, err := r.DeviceListEDU(c)
-		if err != nil || kind == "" {
-			return err
-		}
-		t.addEDU(kind, content)
-	}
-	return nil
-}
-
-// addEDU adds an EDU unless the very same is there: several changes may tell the same newest content.
-func (t *transaction) addEDU(kind string, content json.RawMessage) {
-	for _, e := range t.EDUs {
-		if e.Type == kind && string(e.Content) == string(content) {
-			return
-		}
-	}
-	t.EDUs = append(t.EDUs, edu{kind, content})
-}
-
-// owed says whether the server was in the room before or after the event, or is the one whose member it removes.
-func (f *Federation) owed(server eventgraph.ServerName, e *store.StoredEvent) bool {
-	if target, ok := memberServer(e); ok && target == server {
-		return true
-	}
-	return f.Rooms.InRoomAt(e.RoomID(), e.StateBefore, server) || f.Rooms.InRoomAt(e.RoomID(), e.StateAfter, server) || f.Rooms.InRoom(e.RoomID(), server)
-}
-
-// acknowledged moves the cursor past the transaction in flight and drops what it carried from the queue.
-func (f *Federation) acknowledged(ctx context.Context, d *store.Destination) error {
-	t := d.InFlight
-	d.Sent, d.InFlight = t.UpTo, nil
-	if err := f.saveDestination(ctx, d, t.Queue); err != nil {
-		d.InFlight = t
-		return err
-	}
-	return nil
-}
-
-func (f *Federation) saveDestination(ctx context.Context, d *store.Destination, drop []uint64) error {
+// saveDestination stores the record, without what the acknowledged transaction carried in the queue.
+func (f *Federation) saveDestination(ctx context.Context, c *courier, drop []uint64) error {
 	_, err := f.Store.Update(ctx, func(tx *store.Tx) error {
 		for _, seq := range drop {
-			if err := tx.DeleteOutbound(d.Server, seq); err != nil {
+			if err := tx.DeleteOutbound(c.server, seq); err != nil {
 				return err
 			}
 		}
-		return tx.PutDestination(d)
+		return tx.PutDestination(c.record)
 	})
+	if err == nil {
+		c.acked = nil
+	}
 	return err
 }
 
-// sendVolatile sends typing and presence in a transaction that is not stored: late, they would be wrong. Lost is lost.
-func (f *Federation) sendVolatile(ctx context.Context, c *courier, typed map[eventgraph.RoomID][]eventgraph.UserID) error {
+// sendVolatile sends typing and presence in transactions that are not stored: late, they would be wrong. Lost is lost.
+func (f *Federation) sendVolatile(ctx context.Context, c *courier) error {
 	c.mu.Lock()
 	rooms, users := c.typing, c.presence
 	c.typing, c.presence = map[eventgraph.RoomID]bool{}, map[eventgraph.UserID]bool{}
 	c.mu.Unlock()
 	t := transaction{Origin: f.server, OriginServerTS: f.Now().UnixMilli()}
-	for room := range rooms {
-		all, _ := f.Ephemeral.Typing(room)
-		now := slices.DeleteFunc(slices.Clone(all), func(u eventgraph.UserID) bool { return u.Server() != f.server })
-		for _, user := range append(now, typed[room]...) {
-			typing := slices.Contains(now, user)
-			if typing == slices.Contains(typed[room], user) {
-				continue
-			}
-			content, err := marshal(map[string]any{"room_id": room, "user_id": user, "typing": typing})
-			if err != nil {
-				return err
-			}
-			t.addEDU("m.typing", content)
-		}
-		if len(now) == 0 || !f.Rooms.InRoom(room, c.server) {
-			delete(typed, room)
-		} else {
-			typed[room] = now
-		}
+	if err := f.composeTyping(c, rooms, &t); err != nil {
+		return err
 	}
 	if push := f.presenceOf(users); len(push) > 0 {
 		content, err := marshal(map[string]any{"push": push})
 		if err != nil {
 			return err
 		}
-		t.addEDU("m.presence", content)
+		t.addEDU(f, "m.presence", content)
 	}
 	for len(t.EDUs) > 0 {
 		part := t
@@ -640,22 +588,4 @@ func (f *Federation) sendVolatile(ctx context.Context, c *courier, typed map[eve
 		}
 	}
 	return nil
-}
-
-func (f *Federation) presenceOf(users map[eventgraph.UserID]bool) (push []map[string]any) {
-	for user := range users {
-		p, ok := f.Ephemeral.Presence(user)
-		if !ok {
-			continue
-		}
-		entry := map[string]any{
-			"user_id": user, "presence": p.State, "currently_active": p.CurrentlyActive,
-			"last_active_ago": max(0, f.Now().Sub(p.LastActive).Milliseconds()),
-		}
-		if p.StatusMsg != "" {
-			entry["status_msg"] = p.StatusMsg
-		}
-		push = append(push, entry)
-	}
-	return push
 }
