@@ -108,18 +108,20 @@ func (e *StoredEvent) encode() []byte {
 	return append(b, raw...)
 }
 
-func decodeEvent(id eventgraph.EventID, record []byte) (*StoredEvent, error) {
+// decodeEventHeader reads what stands before the event itself, which rest is.
+func decodeEventHeader(record []byte) (e *StoredEvent, rest eventRest, err error) {
 	f := fieldReader{rest: record}
 	if format := f.byte(); format != eventFormat {
-		return nil, fmt.Errorf("event %s in the store has format %d", id, format)
+		return nil, rest, fmt.Errorf("event record of format %d", format)
 	}
-	e := &StoredEvent{Verdict: Verdict(f.byte())}
+	e = &StoredEvent{Verdict: Verdict(f.byte())}
 	flags := f.byte()
-	version := eventgraph.RoomVersion(f.string())
+	rest.version = eventgraph.RoomVersion(f.string())
 	e.Order = f.varint()
 	e.Position = Position(f.uvarint())
 	e.ReceivedTS = f.varint()
 	e.Gap = flags&flagGap != 0
+	rest.mismatch = flags&flagMismatch != 0
 	if flags&flagState != 0 {
 		copy(e.StateBefore[:], f.take(32))
 	}
@@ -139,14 +141,26 @@ func decodeEvent(id eventgraph.EventID, record []byte) (*StoredEvent, error) {
 	if flags&flagSentBy != 0 {
 		e.SentBy = &ClientTxn{User: eventgraph.UserID(f.string()), Device: DeviceID(f.string()), TxnID: f.string()}
 	}
-	if f.err != nil {
-		return nil, fmt.Errorf("event %s: %w", id, f.err)
+	rest.raw = f.rest
+	return e, rest, f.err
+}
+
+// eventRest is what makes the Event of a StoredEvent.
+type eventRest struct {
+	version  eventgraph.RoomVersion
+	mismatch bool
+	raw      []byte // the record's
+}
+
+func decodeEvent(id eventgraph.EventID, record []byte) (*StoredEvent, error) {
+	e, rest, err := decodeEventHeader(record)
+	if err == nil {
+		e.Event, err = eventgraph.LoadEvent(rest.version, id, bytes.Clone(rest.raw))
 	}
-	var err error
-	if e.Event, err = eventgraph.LoadEvent(version, id, bytes.Clone(f.rest)); err != nil {
+	if err != nil {
 		return nil, fmt.Errorf("event %s in the store: %w", id, err)
 	}
-	if flags&flagMismatch != 0 {
+	if rest.mismatch {
 		e.mismatched = e.Event
 	}
 	return e, nil

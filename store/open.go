@@ -119,7 +119,7 @@ func (s *Store) resume() error {
 			return fmt.Errorf("%w: commit %d is missing before commit %d", ErrDamaged, n, s.last.Commit)
 		}
 	}
-	s.events.commit = s.last.Commit
+	s.opened, s.events.commit = s.last.Commit, s.last.Commit
 
 	var known *testimony
 	if s.witness, known, err = openWitness(s.dir); err != nil {

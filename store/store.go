@@ -54,6 +54,7 @@ type Store struct {
 	witness *witness
 	reserve *reserve
 
+	opened      uint64 // the newest commit at Open
 	incarnation Incarnation
 	loss        string
 

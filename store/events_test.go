@@ -1,0 +1,330 @@
+package store
+
+import (
+	"context"
+	"crypto/ed25519"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/plexus-p2p/plexus/eventgraph"
+)
+
+// identity is a server whose identity and device key are one.
+func identity(seed byte) eventgraph.SigningKey {
+	private := ed25519.NewKeyFromSeed(slices.Repeat([]byte{seed}, ed25519.SeedSize))
+	public := private.Public().(ed25519.PublicKey)
+	return eventgraph.SigningKey{
+		Server: eventgraph.NewServerName(public), ID: eventgraph.NewPeerID(public).KeyID(), Private: private,
+	}
+}
+
+const (
+	testRoom = "!room:example.org"
+	parentA  = eventgraph.EventID("$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA")
+	parentB  = eventgraph.EventID("$BBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBA")
+)
+
+func message(t testing.TB, content string, prev ...eventgraph.EventID) *eventgraph.Event {
+	t.Helper()
+	k := identity(1)
+	e, err := eventgraph.Build("11", eventgraph.Draft{
+		RoomID: testRoom, Type: "m.room.message", Sender: eventgraph.UserID("@alice:" + string(k.Server)),
+		Content: json.RawMessage(content), PrevEvents: prev, AuthEvents: []eventgraph.EventID{}, Depth: 1, OriginServerTS: 1,
+	}, k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return e
+}
+
+// same compares what is stored of two events.
+func same(t *testing.T, got, want *StoredEvent) {
+	t.Helper()
+	a, b := *got, *want
+	if string(a.Raw()) != string(b.Raw()) || a.ID() != b.ID() || a.Version() != b.Version() || a.HashMismatch() != b.HashMismatch() {
+		t.Errorf("event %s %s, want %s %s", a.ID(), a.Raw(), b.ID(), b.Raw())
+	}
+	if (a.SentBy == nil) != (b.SentBy == nil) || a.SentBy != nil && *a.SentBy != *b.SentBy {
+		t.Errorf("sent by %v, want %v", a.SentBy, b.SentBy)
+	}
+	a.Event, b.Event, a.SentBy, b.SentBy, a.mismatched, b.mismatched = nil, nil, nil, nil, nil, nil
+	if a != b {
+		t.Errorf("event %+v, want %+v", a, b)
+	}
+}
+
+func TestEventRecord(t *testing.T) {
+	t.Parallel()
+	h := func(b byte) eventgraph.Hash { return eventgraph.Hash{b} }
+	e := message(t, `{"body":"hello","n":1}`, parentA, parentB)
+	forged, err := eventgraph.ParseEvent("11", []byte(strings.Replace(string(e.Raw()), "hello", "hallo", 1)))
+	if err != nil || !forged.HashMismatch() {
+		t.Fatalf("forged event: %v", err)
+	}
+	for _, want := range []*StoredEvent{
+		{Event: e, Verdict: Outlier, ReceivedTS: 5},
+		{Event: forged, Verdict: Accepted, StateBefore: h(1), StateAfter: h(1), RoomState: h(1), Order: 7, Position: 9, ReceivedTS: 1 << 42},
+		{Event: e, Verdict: Rejected, StateBefore: h(1), StateAfter: h(2), Order: -3, Gap: true},
+		{Event: e, Verdict: Accepted, StateBefore: h(1), StateAfter: h(1), RoomState: h(3), Order: 1, RedactedBy: "$x"},
+		{Event: e, Verdict: SoftFailed, StateAfter: h(2), RoomState: h(2), SentBy: &ClientTxn{"@u:s", "DEV", "m1"}},
+		{Event: e, Verdict: Accepted, StateBefore: h(1), StateAfter: h(1)},
+	} {
+		got, err := decodeEvent(want.ID(), want.encode())
+		if err != nil {
+			t.Fatal(err)
+		}
+		same(t, got, want)
+		for n := range want.encode() {
+			if n < len(want.encode())-len(want.Raw()) { // in the header
+				if _, err := decodeEvent(want.ID(), want.encode()[:n]); err == nil {
+					t.Errorf("record cut off at %d of the header: no error", n)
+				}
+			}
+		}
+	}
+}
+
+func TestEventsAreReadBack(t *testing.T) {
+	t.Parallel()
+	s := open(t)
+	e := message(t, `{"body":"hello"}`, parentA, parentB)
+	outlier := &StoredEvent{Event: e, Verdict: Outlier}
+	placed := &StoredEvent{Event: e, Verdict: Accepted, Order: 4, StateBefore: eventgraph.Hash{1}, StateAfter: eventgraph.Hash{1}, Position: 1}
+	check := func(r *Reader, want *StoredEvent) {
+		t.Helper()
+		got, err := r.Event(e.ID())
+		if want == nil {
+			if v, ok, err := r.HasEvent(e.ID()); ok || err != nil {
+				t.Errorf("has event: %v %v %v", v, ok, err)
+			}
+			if !errors.Is(err, ErrNotFound) {
+				t.Errorf("event: %v, want ErrNotFound", err)
+			}
+			return
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		same(t, got, want)
+		if v, ok, err := r.HasEvent(e.ID()); v != want.Verdict || !ok || err != nil {
+			t.Errorf("has event: %v %v %v", v, ok, err)
+		}
+		got.Verdict = 99 // it is the caller's
+	}
+	mustView(t, s, func(r *Reader) error { check(r, nil); return nil })
+	mustUpdate(t, s, func(tx *Tx) error {
+		err := tx.PutEvent(outlier)
+		check(&tx.Reader, outlier)
+		return err
+	})
+	mustView(t, s, func(before *Reader) error {
+		check(before, outlier)
+		check(before, outlier)
+		// A function that fails leaves nothing, in caches neither.
+		_, err := s.Update(context.Background(), func(tx *Tx) error {
+			if err := tx.PutEvent(placed); err != nil {
+				return err
+			}
+			check(&tx.Reader, placed)
+			return context.Canceled
+		})
+		if !errors.Is(err, context.Canceled) {
+			t.Errorf("failing update: %v", err)
+		}
+		mustUpdate(t, s, func(tx *Tx) error { check(&tx.Reader, outlier); return nil })
+		mustUpdate(t, s, func(tx *Tx) error { return tx.PutEvent(placed) })
+		check(before, outlier) // a snapshot stays as it is
+		mustView(t, s, func(r *Reader) error { check(r, placed); return nil })
+		check(before, outlier)
+		return nil
+	})
+	mustView(t, s, func(r *Reader) error {
+		for _, parent := range []eventgraph.EventID{parentA, parentB} {
+			if c, err := r.Children(parent); err != nil || !slices.Equal(c, []eventgraph.EventID{e.ID()}) {
+				t.Errorf("children of %s: %v, %v", parent, c, err)
+			}
+		}
+		return nil
+	})
+}
+
+func TestTimelineAndRelations(t *testing.T) {
+	t.Parallel()
+	s := open(t)
+	root := message(t, `{"body":"root"}`)
+	events := map[int64]*eventgraph.Event{}
+	mustUpdate(t, s, func(tx *Tx) error {
+		var errs []error
+		for order := int64(-3); order <= 6; order++ {
+			if order == 0 {
+				continue
+			}
+			rel := "m.thread"
+			if order%2 == 0 {
+				rel = "m.annotation"
+			}
+			e := message(t, fmt.Sprintf(`{"body":"%d","m.relates_to":{"rel_type":%q,"event_id":%q}}`, order, rel, root.ID()))
+			events[order] = e
+			verdict := Accepted
+			if order == 3 {
+				verdict = SoftFailed
+			}
+			errs = append(errs, tx.PutEvent(&StoredEvent{Event: e, Verdict: verdict, Order: order}))
+		}
+		return errors.Join(errs...)
+	})
+	read := func(f func(r *Reader, visit func(*StoredEvent) (bool, error)) error) string {
+		t.Helper()
+		var orders []string
+		mustView(t, s, func(r *Reader) error {
+			return f(r, func(e *StoredEvent) (bool, error) {
+				orders = append(orders, fmt.Sprint(e.Order))
+				return len(orders) < 5, nil
+			})
+		})
+		return strings.Join(orders, " ")
+	}
+	timeline := func(from int64, backwards bool) string {
+		t.Helper()
+		return read(func(r *Reader, f func(*StoredEvent) (bool, error)) error {
+			return r.Timeline(testRoom, from, backwards, f)
+		})
+	}
+	relations := func(rel, typ string) string {
+		t.Helper()
+		return read(func(r *Reader, f func(*StoredEvent) (bool, error)) error { return r.Relations(root.ID(), rel, typ, f) })
+	}
+	for _, c := range []struct{ what, got, want string }{
+		{"forwards", timeline(-2, false), "-2 -1 1 2 4"},
+		{"backwards", timeline(4, true), "4 2 1 -1 -2"},
+		{"backwards from between", timeline(3, true), "2 1 -1 -2 -3"},
+		{"behind the end", timeline(7, false), ""},
+		{"all relations", relations("", ""), "6 5 4 2 1"},
+		{"threads", relations("m.thread", "m.room.message"), "5 1 -1 -3"},
+		{"of another type", relations("", "m.reaction"), ""},
+	} {
+		if c.got != c.want {
+			t.Errorf("%s: %s, want %s", c.what, c.got, c.want)
+		}
+	}
+	// Redacted, an event relates to nothing; it stays in the timeline.
+	mustUpdate(t, s, func(tx *Tx) error {
+		e, err := tx.Event(events[5].ID())
+		if err != nil {
+			return err
+		}
+		e.Event, e.RedactedBy = e.Redact(), "$r"
+		return tx.PutEvent(e)
+	})
+	if got := relations("m.thread", ""); got != "1 -1 -3" {
+		t.Errorf("threads after a redaction: %s", got)
+	}
+	if got := timeline(4, false); got != "4 5 6" {
+		t.Errorf("timeline after a redaction: %s", got)
+	}
+}
+
+func TestRoomChanges(t *testing.T) {
+	t.Parallel()
+	s := open(t)
+	for i := range 10 {
+		mustUpdate(t, s, func(tx *Tx) error {
+			room := eventgraph.RoomID(fmt.Sprint("!", i%2))
+			_, err := tx.Log(Change{Kind: ChangeEvent, Room: room, Event: eventgraph.EventID(fmt.Sprint("$", i+1))})
+			return err
+		})
+	}
+	for _, c := range []struct {
+		after, upTo Position
+		want        string
+	}{
+		{0, 10, "1$1 3$3 5$5 7$7 9$9"},
+		{3, 8, "5$5 7$7"},
+		{7, 7, ""},
+		{9, 3, "9$9 7$7 5$5"},
+		{10, 0, "9$9 7$7 5$5 3$3 1$1"},
+	} {
+		var got []string
+		mustView(t, s, func(r *Reader) error {
+			return r.RoomChanges("!0", c.after, c.upTo, func(p Position, id eventgraph.EventID) (bool, error) {
+				got = append(got, fmt.Sprint(p, id))
+				return true, nil
+			})
+		})
+		if g := strings.Join(got, " "); g != c.want {
+			t.Errorf("after %d up to %d: %s, want %s", c.after, c.upTo, g, c.want)
+		}
+	}
+}
+
+func TestCollectTrieNodes(t *testing.T) {
+	t.Parallel()
+	dir := ramDir(t)
+	s, err := Open(dir, Options{small: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Three states, each built on the one before; an event stands on the second, the room on the third, and a fourth that
+	// nothing refers to shares nodes with it.
+	roots := []eventgraph.Hash{{}}
+	grow := func(s *Store, from eventgraph.Hash, n int) eventgraph.Hash {
+		trie := eventgraph.OpenTrie(s, from)
+		for i := range 30 {
+			k := eventgraph.StateTuple{Type: "m.room.member", Key: fmt.Sprintf("@user%d_%d:s", n, i)}
+			if err := trie.Set(k, eventgraph.EventID(fmt.Sprintf("$%d_%d", n, i))); err != nil {
+				t.Fatal(err)
+			}
+		}
+		root, nodes := trie.Commit()
+		mustUpdate(t, s, func(tx *Tx) error { return tx.PutTrieNodes(nodes) })
+		return root
+	}
+	for n := range 4 {
+		roots = append(roots, grow(s, roots[n], n))
+	}
+	mustUpdate(t, s, func(tx *Tx) error {
+		e := message(t, `{}`)
+		return errors.Join(
+			tx.PutEvent(&StoredEvent{Event: e, Verdict: Accepted, Order: 1, StateBefore: roots[1], StateAfter: roots[2]}),
+			tx.PutRoom(&Room{ID: testRoom, Version: "11", State: roots[3]}),
+		)
+	})
+	collect := func(s *Store) int {
+		t.Helper()
+		n, err := s.CollectTrieNodes(context.Background())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	if n := collect(s); n != 0 {
+		t.Errorf("%d nodes collected that were written since Open", n)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = openAt(t, dir, Options{small: true})
+	fresh := grow(s, roots[3], 9) // as a join under way has them
+	if n := collect(s); n == 0 {
+		t.Error("nothing collected")
+	}
+	if n := collect(s); n != 0 {
+		t.Errorf("%d nodes collected in the second run", n)
+	}
+	size := func(root eventgraph.Hash) (n int, err error) {
+		err = eventgraph.OpenTrie(s, root).Walk(func(eventgraph.StateTuple, eventgraph.EventID) error { n++; return nil })
+		return n, err
+	}
+	for root, want := range map[eventgraph.Hash]int{roots[1]: 30, roots[2]: 60, roots[3]: 90, fresh: 120} {
+		if n, err := size(root); n != want || err != nil {
+			t.Errorf("state of %d entries has %d, %v", want, n, err)
+		}
+	}
+	if _, err := size(roots[4]); !errors.Is(err, ErrNotFound) {
+		t.Errorf("unreferenced state: %v, want ErrNotFound", err)
+	}
+}
