@@ -3,6 +3,7 @@ package federation
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"slices"
 
