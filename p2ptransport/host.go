@@ -102,7 +102,7 @@ func New(c Config) (*Host, error) {
 		id: PeerID(lh.ID().String()), log: c.Log, host: lh, swarm: sw,
 		probing: make(map[peer.ID]bool), thinning: make(map[peer.ID]bool),
 	}
-	h.ctx, h.cancel = context.WithCancel(context.Background())
+	h.ctx, h.cancel = context.WithCancel(context.Background()) // of a host, which Close ends
 	h.client = NewClient(h.ctx, func(ctx context.Context, p PeerID) (net.Conn, error) {
 		return h.OpenStream(ctx, p, ProtocolFederation)
 	})
@@ -237,13 +237,21 @@ func (h *Host) Do(ctx context.Context, p PeerID, req *http.Request) (*http.Respo
 	h.suspect(waiting, id)
 	resp, err := h.client.Do(ctx, p, req)
 	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, ErrUnreachable) {
-		h.probe(id)
+		h.probe(id, slowTimeout)
 	}
 	return resp, err
 }
 
 // OpenStream opens a stream; see Transport.
 func (h *Host) OpenStream(ctx context.Context, p PeerID, proto string) (net.Conn, error) {
+	s, err := h.openStream(ctx, p, proto)
+	if err != nil && ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	return s, err
+}
+
+func (h *Host) openStream(ctx context.Context, p PeerID, proto string) (net.Conn, error) {
 	if h.ctx.Err() != nil {
 		return nil, ErrClosed
 	}
@@ -352,7 +360,13 @@ func (h *Host) AddPeer(ctx context.Context, addr string) error {
 		return fmt.Errorf("%s is this node", addr)
 	}
 	h.keeper.keep(peers[0])
-	return h.keeper.connect(ctx, peers[0].ID)
+	if err := h.keeper.connect(ctx, peers[0].ID); err != nil {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		return err
+	}
+	return nil
 }
 
 // AddAddrs notes addresses to try when the peer is needed. They may end in /p2p/ID; what does not parse, or names
@@ -408,7 +422,7 @@ func (h *Host) connected(_ network.Network, c network.Conn) {
 	h.keeper.connected(p, c)
 	if conns > 1 {
 		// A peer that came anew may have lost the connection that we still believe in.
-		h.probe(p)
+		h.probe(p, probeTimeout)
 		h.thinLater(p)
 	}
 }
@@ -420,7 +434,8 @@ func (h *Host) disconnected(_ network.Network, c network.Conn) {
 	}
 }
 
-// Close stops discovery and dialling, breaks all streams, waits for the handlers, and closes libp2p.
+// Close stops discovery and dialling, closes libp2p, which breaks all connections, and then waits for the handlers and
+// whatever else was under way. Connections go first, so that peers see this node leave and not refuse.
 func (h *Host) Close() error {
 	h.mu.Lock()
 	if h.closed {
@@ -431,7 +446,9 @@ func (h *Host) Close() error {
 	listeners := h.listeners
 	h.mu.Unlock()
 
+	h.work.refuse()
 	h.cancel()
+	err := h.host.Close()
 	for _, l := range listeners {
 		_ = l.Close()
 	}
@@ -439,8 +456,6 @@ func (h *Host) Close() error {
 		h.server.Close()
 	}
 	h.client.Close()
-	h.work.refuse()
-	err := h.host.Close() // breaks the streams that handlers of Handle may wait on
 	h.work.wait()
 	return err
 }

@@ -2,7 +2,6 @@ package p2ptransport
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -60,6 +59,7 @@ type keeper struct {
 type known struct {
 	static   bool
 	wanted   bool // dial it: static, lately connected, or heard by mDNS
+	met      bool // was connected once
 	addrs    []ma.Multiaddr
 	up       bool
 	away     time.Time // since when it is not connected
@@ -92,15 +92,20 @@ func (k *keeper) peer(p peer.ID) *known {
 	return t
 }
 
-// makeRoom forgets the peer away the longest; it needs mu.
+// makeRoom forgets the peer away the longest, and of those never met first: anybody on the network can announce any
+// number of them. It needs mu.
 func (k *keeper) makeRoom() {
-	var oldest peer.ID
+	var least peer.ID
 	for p, t := range k.peers {
-		if !t.static && !t.up && t.dialling == nil && (oldest == "" || t.away.Before(k.peers[oldest].away)) {
-			oldest = p
+		if t.static || t.up || t.dialling != nil {
+			continue
+		}
+		l := k.peers[least]
+		if l == nil || l.met && !t.met || l.met == t.met && t.away.Before(l.away) {
+			least = p
 		}
 	}
-	delete(k.peers, oldest)
+	delete(k.peers, least)
 }
 
 // keep makes a peer static and dials it soon.
@@ -164,7 +169,7 @@ func (k *keeper) connected(p peer.ID, c network.Conn) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	t := k.peer(p)
-	t.up, t.wanted, t.failures, t.next = true, true, 0, time.Time{}
+	t.up, t.met, t.wanted, t.failures, t.next = true, true, true, 0, time.Time{}
 	if c.Stat().Direction == network.DirOutbound && !c.Stat().Limited {
 		t.addrs = mergeAddrs([]ma.Multiaddr{c.RemoteMultiaddr()}, t.addrs)
 	}
@@ -277,7 +282,7 @@ func (k *keeper) attempt(p peer.ID) {
 	k.signal()
 }
 
-// connect dials the peer at all its known addresses, unless it is connected. Errors: ErrUnreachable, ErrClosed, ctx's.
+// connect dials the peer at all its known addresses, unless it is connected. Errors: ErrUnreachable, ErrClosed.
 func (k *keeper) connect(ctx context.Context, p peer.ID) error {
 	if k.h.isConnected(p) {
 		return nil
@@ -298,11 +303,8 @@ func (k *keeper) connect(ctx context.Context, p peer.ID) error {
 	k.h.swarm.Backoff().Clear(p)
 	ctx = network.WithDialPeerTimeout(network.WithAllowLimitedConn(ctx, "dial"), streamTimeout)
 	if err := k.h.host.Connect(ctx, peer.AddrInfo{ID: p}); err != nil {
-		switch {
-		case k.h.ctx.Err() != nil:
+		if k.h.ctx.Err() != nil {
 			return ErrClosed
-		case ctx.Err() != nil && !errors.Is(ctx.Err(), context.DeadlineExceeded):
-			return context.Cause(ctx)
 		}
 		return fmt.Errorf("%w: %v", ErrUnreachable, err)
 	}

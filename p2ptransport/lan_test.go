@@ -333,8 +333,13 @@ func TestLANLater(t *testing.T) {
 	b := mb.start(seed(t))
 	l.ip("-n", ma.ns, "addr", "add", "10.77.0.99/24", "dev", "eth0")
 	l.ip("-n", ma.ns, "link", "set", "eth0", "up")
-	b.awaitPeer(4*time.Second, a.ID)
-	b.awaitPeer(4*time.Second, neighbour.ID)
+	both := map[string]bool{a.ID: true, neighbour.ID: true}
+	b.await(4*time.Second, "both", func(l line) bool {
+		if l.Connected {
+			delete(both, l.Peer)
+		}
+		return len(both) == 0
+	})
 
 	// Another address, and the old one is gone.
 	l.ip("-n", ma.ns, "addr", "flush", "dev", "eth0")

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -38,8 +39,6 @@ const (
 	mdnsAddrs = 16
 	// mdnsPacket is larger than any that we send; RFC 6762 section 17 allows 9000.
 	mdnsPacket = 9000
-	// mdnsSocketRetry when port 5353 could not be had.
-	mdnsSocketRetry = 30 * time.Second
 )
 
 var (
@@ -72,7 +71,9 @@ type mdnsIface struct {
 }
 
 type packet struct {
-	iface int
+	from  net.Addr
+	to    net.IP // nil if the system does not tell
+	iface int    // 0 if the system does not tell
 	data  []byte
 }
 
@@ -149,12 +150,12 @@ func (m *mdns) open() {
 			_ = m.sock4.SetMulticastLoopback(true) // other nodes on this machine
 			sock := m.sock4
 			m.h.work.start(func() {
-				m.read(func(b []byte) (int, int, bool, error) {
-					n, cm, _, err := sock.ReadFrom(b)
-					if cm == nil {
-						return n, 0, false, err
+				m.read(func(b []byte) (packet, int, error) {
+					n, cm, from, err := sock.ReadFrom(b)
+					if cm == nil { // Windows does not tell
+						return packet{from: from}, n, err
 					}
-					return n, cm.IfIndex, cm.Dst.IsMulticast(), err
+					return packet{from: from, iface: cm.IfIndex, to: cm.Dst}, n, err
 				})
 			})
 		}
@@ -170,12 +171,12 @@ func (m *mdns) open() {
 			_ = m.sock6.SetMulticastLoopback(true)
 			sock := m.sock6
 			m.h.work.start(func() {
-				m.read(func(b []byte) (int, int, bool, error) {
-					n, cm, _, err := sock.ReadFrom(b)
+				m.read(func(b []byte) (packet, int, error) {
+					n, cm, from, err := sock.ReadFrom(b)
 					if cm == nil {
-						return n, 0, false, err
+						return packet{from: from}, n, err
 					}
-					return n, cm.IfIndex, cm.Dst.IsMulticast(), err
+					return packet{from: from, iface: cm.IfIndex, to: cm.Dst}, n, err
 				})
 			})
 		}
@@ -187,10 +188,10 @@ func (m *mdns) open() {
 }
 
 // read passes multicast packets on until the socket is closed. What comes by unicast may come from anywhere.
-func (m *mdns) read(from func([]byte) (n, iface int, multicast bool, err error)) {
+func (m *mdns) read(from func([]byte) (packet, int, error)) {
 	buf := make([]byte, mdnsPacket)
 	for {
-		n, iface, multicast, err := from(buf)
+		p, n, err := from(buf)
 		switch {
 		case errors.Is(err, net.ErrClosed):
 			return
@@ -200,9 +201,10 @@ func (m *mdns) read(from func([]byte) (n, iface int, multicast bool, err error))
 			case <-m.h.ctx.Done():
 				return
 			}
-		case multicast:
+		case p.to == nil || p.to.IsMulticast():
+			p.data = slices.Clone(buf[:n])
 			select {
-			case m.packets <- packet{iface, slices.Clone(buf[:n])}:
+			case m.packets <- p:
 			case <-m.h.ctx.Done():
 				return
 			}
@@ -297,11 +299,17 @@ func (m *mdns) sendAnswers(now time.Time) (next time.Duration) {
 
 func (m *mdns) send(i *mdnsIface, msg []byte) {
 	if i.v4 {
+		if runtime.GOOS == "windows" { // where the control message is not heeded
+			_ = m.sock4.SetMulticastInterface(&i.Interface)
+		}
 		if _, err := m.sock4.WriteTo(msg, &ipv4.ControlMessage{IfIndex: i.Index}, mdnsGroup4); err != nil {
 			m.log.Debug("mDNS send", "interface", i.Name, "error", err)
 		}
 	}
 	if i.v6 {
+		if runtime.GOOS == "windows" {
+			_ = m.sock6.SetMulticastInterface(&i.Interface)
+		}
 		if _, err := m.sock6.WriteTo(msg, &ipv6.ControlMessage{IfIndex: i.Index}, mdnsGroup6); err != nil {
 			m.log.Debug("mDNS send", "interface", i.Name, "error", err)
 		}
@@ -341,6 +349,9 @@ func (m *mdns) addrsOn(i *mdnsIface) []ma.Multiaddr {
 // receive takes a question or an announcement.
 func (m *mdns) receive(p packet) {
 	i := m.ifaces[p.iface]
+	if p.iface == 0 {
+		i = m.ifaceOf(p.from)
+	}
 	if i == nil {
 		return
 	}
@@ -357,6 +368,26 @@ func (m *mdns) receive(p packet) {
 	}
 }
 
+// ifaceOf finds the interface on whose network a sender is.
+func (m *mdns) ifaceOf(from net.Addr) *mdnsIface {
+	sender, ok := from.(*net.UDPAddr)
+	if !ok {
+		return nil
+	}
+	for _, i := range m.ifaces {
+		if sender.Zone == i.Name {
+			return i
+		}
+		addrs, _ := i.Addrs()
+		for _, a := range addrs {
+			if n, ok := a.(*net.IPNet); ok && n.Contains(sender.IP) && !sender.IP.IsLinkLocalUnicast() {
+				return i
+			}
+		}
+	}
+	return nil
+}
+
 // heard passes an announcement on to the keeper. A connected peer under a new instance name has started anew, and what
 // connection there is may be dead.
 func (m *mdns) heard(i *mdnsIface, a announced) {
@@ -371,7 +402,7 @@ func (m *mdns) heard(i *mdnsIface, a announced) {
 	}
 	if m.h.isConnected(a.peer.ID) {
 		if known && last != a.instance {
-			m.h.probe(a.peer.ID)
+			m.h.probe(a.peer.ID, probeTimeout)
 		}
 		return
 	}
@@ -435,7 +466,11 @@ func announcement(instance string, addrs []ma.Multiaddr) ([]byte, error) {
 		if t := mdnsTXT + a.String(); len(t) < 256 {
 			texts = append(texts, t)
 		}
-		na, err := manet.ToNetAddr(withoutPeer(a))
+		transport, _ := peer.SplitAddr(a)
+		if transport == nil {
+			continue
+		}
+		na, err := manet.ToNetAddr(transport)
 		if err != nil {
 			continue
 		}
@@ -462,11 +497,6 @@ func announcement(instance string, addrs []ma.Multiaddr) ([]byte, error) {
 		}, ips...),
 	}
 	return msg.Pack()
-}
-
-func withoutPeer(a ma.Multiaddr) ma.Multiaddr {
-	transport, _ := peer.SplitAddr(a)
-	return transport
 }
 
 // announced is a peer under the name of one of its runs.

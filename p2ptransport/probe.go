@@ -17,8 +17,10 @@ const (
 	// suspectAfter is how long an answer is awaited before the connection is probed; libp2p itself notices a dead one
 	// after 30 s or more.
 	suspectAfter = 3 * time.Second
-	// probeTimeout is many round trips of any link that carries a conversation.
+	// probeTimeout is many round trips of any link that carries a conversation. It is used when there is a reason to
+	// think that a connection is dead; slowTimeout when only an answer is slow, as the peer may be busy.
 	probeTimeout = 2 * time.Second
+	slowTimeout  = 4 * time.Second
 	// thinAfter leaves both sides time to notice which connections they have; thinEvery until they are drained.
 	thinAfter = 15 * time.Second
 	thinEvery = 30 * time.Second
@@ -27,25 +29,25 @@ const (
 // probeProtocol is spoken by nobody. That a peer says so shows that it lives, whatever software it runs.
 const probeProtocol protocol.ID = "/plexus/probe/1"
 
-// Probe asks each connection to the peer for a sign of life, closes those that give none within two seconds, and says
+// Probe asks each connection to the peer for a sign of life, closes those that give none in time, and says
 // whether one is left.
 func (h *Host) Probe(ctx context.Context, p PeerID) bool {
 	id, err := peer.Decode(string(p))
 	if err != nil {
 		return false
 	}
-	h.probeConns(ctx, id)
+	h.probeConns(ctx, id, probeTimeout)
 	return h.isConnected(id)
 }
 
-func (h *Host) probeConns(ctx context.Context, p peer.ID) {
+func (h *Host) probeConns(ctx context.Context, p peer.ID, timeout time.Duration) {
 	conns := h.swarm.ConnsToPeer(p)
 	done := make(chan struct{}, len(conns))
 	started := 0
 	for _, c := range conns {
 		if h.work.start(func() {
 			defer func() { done <- struct{}{} }()
-			if alive(ctx, c) || ctx.Err() != nil || c.IsClosed() {
+			if alive(ctx, c, timeout) || ctx.Err() != nil || c.IsClosed() {
 				return
 			}
 			h.log.Debug("connection is dead", "peer", p, "addr", c.RemoteMultiaddr())
@@ -60,8 +62,8 @@ func (h *Host) probeConns(ctx context.Context, p peer.ID) {
 }
 
 // alive waits for any answer on a new stream.
-func alive(ctx context.Context, c network.Conn) bool {
-	ctx, cancel := context.WithTimeout(network.WithAllowLimitedConn(ctx, "probe"), probeTimeout)
+func alive(ctx context.Context, c network.Conn, timeout time.Duration) bool {
+	ctx, cancel := context.WithTimeout(network.WithAllowLimitedConn(ctx, "probe"), timeout)
 	defer cancel()
 	s, err := c.NewStream(ctx)
 	if err != nil {
@@ -77,14 +79,14 @@ func alive(ctx context.Context, c network.Conn) bool {
 }
 
 // probe probes a peer in the background, unless that is under way.
-func (h *Host) probe(p peer.ID) {
+func (h *Host) probe(p peer.ID, timeout time.Duration) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.probing[p] || !h.isConnected(p) {
 		return
 	}
 	h.probing[p] = h.work.start(func() {
-		h.probeConns(h.ctx, p)
+		h.probeConns(h.ctx, p, timeout)
 		h.mu.Lock()
 		delete(h.probing, p)
 		h.mu.Unlock()
@@ -93,7 +95,7 @@ func (h *Host) probe(p peer.ID) {
 
 func (h *Host) probeAll() {
 	for _, p := range h.swarm.Peers() {
-		h.probe(p)
+		h.probe(p, probeTimeout)
 	}
 }
 
@@ -104,7 +106,7 @@ func (h *Host) suspect(ctx context.Context, p peer.ID) {
 	again = time.AfterFunc(suspectAfter, func() {
 		<-armed
 		if ctx.Err() == nil {
-			h.probe(p)
+			h.probe(p, slowTimeout)
 			again.Reset(2 * suspectAfter) // ctx is looked at when it fires
 		}
 	})
@@ -128,13 +130,12 @@ func (h *Host) thinLater(p peer.ID) {
 			case <-h.ctx.Done():
 				return
 			}
-			h.mu.Lock()
 			if !h.thin(p) {
+				h.mu.Lock()
 				delete(h.thinning, p)
 				h.mu.Unlock()
 				return
 			}
-			h.mu.Unlock()
 			wait.Reset(thinEvery)
 		}
 	})
@@ -158,7 +159,7 @@ func (h *Host) thin(p peer.ID) (left bool) {
 			left = true
 			continue
 		}
-		h.work.start(func() { _ = c.Close() })
+		_ = c.Close()
 	}
 	return left
 }

@@ -46,10 +46,10 @@ type Server struct {
 }
 
 // NewServer returns a server that hands requests to h with the peer in their context (PeerFrom). The remote address of
-// each stream must be the peer's ID.
+// each stream must be the peer's ID. Of ctx only the values count: Close ends the server.
 func NewServer(ctx context.Context, h http.Handler, log *slog.Logger) *Server {
 	s := &Server{log: log, handler: h, serving: make(chan struct{}, maxServing), streams: make(map[string]int)}
-	ctx, s.cancel = context.WithCancel(ctx)
+	ctx, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	s.http = http.Server{
 		Handler:                      http.HandlerFunc(s.serve),
 		BaseContext:                  func(net.Listener) context.Context { return ctx },
@@ -72,10 +72,11 @@ func withRemotePeer(ctx context.Context, c net.Conn) context.Context {
 // Serve accepts streams until the listener or the server is closed.
 func (s *Server) Serve(l net.Listener) { _ = s.http.Serve(&boundedListener{l, s}) }
 
-// Close breaks all streams and waits for the handlers.
+// Close breaks all streams, then ends the contexts of handlers, and waits for them. In this order a handler that is
+// cut short answers nothing, where it might have answered too early and well.
 func (s *Server) Close() {
-	s.cancel()
 	_ = s.http.Close()
+	s.cancel()
 	s.requests.wait()
 }
 
@@ -95,6 +96,10 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 		return
 	case <-r.Context().Done():
 		return
+	}
+	if r.ContentLength == 0 {
+		// All is read. The deadline would otherwise end the context of a response that takes long.
+		_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
 	}
 	r.Body = http.MaxBytesReader(w, r.Body, maxRequestBody)
 	defer func() {
