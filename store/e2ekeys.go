@@ -612,7 +612,8 @@ func (tx *Tx) renewDeviceLists(base uint64) error {
 type RemoteDevices struct {
 	User        eventgraph.UserID         `json:"user"`
 	StreamID    int64                     `json:"stream_id"`
-	Seen        int64                     `json:"seen"` // newest stream ID that an update named
+	Seen        int64                     `json:"seen"`    // newest stream ID that an update named
+	Fetched     Position                  `json:"fetched"` // newest here when the list was asked for
 	Devices     map[DeviceID]RemoteDevice `json:"devices"`
 	Master      json.RawMessage           `json:"master,omitempty"`
 	SelfSigning json.RawMessage           `json:"self_signing,omitempty"`

@@ -19,12 +19,30 @@ type viewer struct {
 	because     bool  // inside a redacted_because
 	bare        bool  // state beside a timeline: without what was replaced and the viewer's membership
 
+	bundle  bool // with aggregations of child events
+	nested  int  // inside how many aggregations
+	ignored map[eventgraph.UserID]bool
+
 	roots   map[eventgraph.Hash]string    // state root: the user's membership by it
 	members map[eventgraph.EventID]string // member event: its membership
 }
 
+// viewerOf is the caller, who is shown aggregations of child events too.
 func (a *API) viewerOf(q *request) *viewer {
-	return a.newViewer(q.user, q.device)
+	v := a.newViewer(q.user, q.device)
+	v.bundle = true
+	return v
+}
+
+// ignores says whether the viewer ignores the user. If that cannot be read, they do not.
+func (v *viewer) ignores(r *store.Reader, user eventgraph.UserID) bool {
+	if v.ignored == nil {
+		v.ignored, _ = ignoredUsers(r, v.user)
+		if v.ignored == nil {
+			v.ignored = map[eventgraph.UserID]bool{}
+		}
+	}
+	return v.ignored[user]
 }
 
 func (a *API) newViewer(user eventgraph.UserID, device store.DeviceID) *viewer {
@@ -121,6 +139,20 @@ func (a *API) appendUnsigned(b []byte, r *store.Reader, e *store.StoredEvent, v 
 		var err error
 		if b, err = a.appendContext(b, r, e, v); err != nil {
 			return nil, err
+		}
+	}
+	if v.bundle && !v.because && v.nested < 2 {
+		children, err := a.aggregated(r, e, v)
+		if err != nil {
+			return nil, err
+		}
+		if children != nil {
+			raw, err := json.Marshal(children)
+			if err != nil {
+				return nil, err
+			}
+			b = append(b, `,"m.relations":`...)
+			b = append(b, raw...)
 		}
 	}
 	if e.RedactedBy != "" && !v.because {

@@ -454,6 +454,17 @@ func TestRemoteDeviceLists(t *testing.T) {
 	wantList(t, "and on", shown(), "R1", "R2")
 	asked(2)
 
+	// She leaves and comes back: meanwhile her server told us nothing.
+	s.update(func(tx *store.Tx) error {
+		pos, err := tx.LogRemoteDevices("@someone:else")
+		if err != nil {
+			return err
+		}
+		return tx.PutMember(&store.Member{Room: room, User: rita, Membership: "join", Position: pos})
+	})
+	wantList(t, "fetched after an absence", shown(), "R1")
+	asked(3)
+
 	claims := alice.call(200, "POST", "/v3/keys/claim", map[string]any{"one_time_keys": map[string]any{
 		string(rita): map[string]any{"R1": "signed_curve25519"}}})
 	if got := claims.body["one_time_keys"].(map[string]any)[string(rita)].(map[string]any); len(got) != 1 {

@@ -20,7 +20,7 @@ import (
 //	          first query while sharing a room
 //	(none) ------------------------------------> current --- update that follows on --> current
 //	   ^                                            |
-//	   | no shared room at the next query           | update with a gap, or too large
+//	   | update while no room is shared             | update with a gap; or no room was shared for a while
 //	   +----------------------------------------- stale --- fetched again --> current
 //
 // A list is fetched again when somebody asks for it: clients do at once when /sync tells them that it changed. While
@@ -32,9 +32,14 @@ import (
 func (a *API) remoteLists(ctx context.Context, server eventgraph.ServerName, users []eventgraph.UserID) (lists []*store.RemoteDevices, failure error) {
 	var fetch, ask []eventgraph.UserID // to be cached; not to be
 	held := map[eventgraph.UserID]*store.RemoteDevices{}
+	ours := presenceHere{a: a, since: map[eventgraph.RoomID]store.Position{}}
 	err := a.Store.View(func(r *store.Reader) error {
 		for _, user := range users {
-			shared, err := a.sharedWithUs(r, user)
+			list, err := r.RemoteDevices(user)
+			if err != nil && !errors.Is(err, store.ErrNotFound) {
+				return err
+			}
+			shared, followed, err := ours.shares(r, user, list)
 			if err != nil {
 				return err
 			}
@@ -42,11 +47,7 @@ func (a *API) remoteLists(ctx context.Context, server eventgraph.ServerName, use
 				ask = append(ask, user)
 				continue
 			}
-			list, err := r.RemoteDevices(user)
-			if err != nil && !errors.Is(err, store.ErrNotFound) {
-				return err
-			}
-			if list != nil && !list.Stale {
+			if list != nil && !list.Stale && followed {
 				lists = append(lists, list)
 				continue
 			}
@@ -96,6 +97,52 @@ func (a *API) remoteLists(ctx context.Context, server eventgraph.ServerName, use
 	return lists, failure
 }
 
+// presenceHere remembers for one call since when local users are in rooms.
+type presenceHere struct {
+	a     *API
+	since map[eventgraph.RoomID]store.Position
+}
+
+// shares says whether the user is in a room with a local user, and whether that has been so in one room since the list was
+// fetched: else their server may have had no reason to tell us of a change.
+func (h *presenceHere) shares(r *store.Reader, user eventgraph.UserID, list *store.RemoteDevices) (shared, followed bool, err error) {
+	var rooms []*store.Member
+	err = r.RoomsOf(user, func(m *store.Member) (bool, error) {
+		if m.Membership == "join" && !m.Outside && h.a.Rooms.InRoom(m.Room, h.a.Server) {
+			rooms = append(rooms, m)
+		}
+		return true, nil
+	})
+	for _, m := range rooms {
+		if err != nil || followed || list == nil {
+			break
+		}
+		if m.Position > list.Fetched {
+			continue
+		}
+		var since store.Position
+		since, err = h.sinceIn(r, m.Room)
+		followed = err == nil && since <= list.Fetched
+	}
+	return len(rooms) > 0, followed, err
+}
+
+// sinceIn is the position of the oldest membership of a joined local user.
+func (h *presenceHere) sinceIn(r *store.Reader, room eventgraph.RoomID) (store.Position, error) {
+	if since, ok := h.since[room]; ok {
+		return since, nil
+	}
+	since := latestPosition
+	err := r.MembersOf(room, func(m *store.Member) (bool, error) {
+		if m.Membership == "join" && m.User.Server() == h.a.Server {
+			since = min(since, m.Position)
+		}
+		return true, nil
+	})
+	h.since[room] = since
+	return since, err
+}
+
 // sharedWithUs says whether the user is in a room with any local user: then their server tells us of changes.
 func (a *API) sharedWithUs(r *store.Reader, user eventgraph.UserID) (bool, error) {
 	shared := false
@@ -108,8 +155,9 @@ func (a *API) sharedWithUs(r *store.Reader, user eventgraph.UserID) (bool, error
 
 // fetchDevices asks the user's server for their list and caches it.
 func (a *API) fetchDevices(ctx context.Context, user eventgraph.UserID) (*store.RemoteDevices, error) {
-	seen := int64(0)
+	seen, position := int64(0), store.Position(0)
 	err := a.Store.View(func(r *store.Reader) error {
+		position = r.Position()
 		held, err := r.RemoteDevices(user)
 		if err == nil {
 			seen = held.Seen
@@ -133,7 +181,9 @@ func (a *API) fetchDevices(ctx context.Context, user eventgraph.UserID) (*store.
 	if json.Unmarshal(raw, &answer) != nil || answer.User != user || len(answer.Devices) > store.MaxRemoteDevices {
 		return nil, fail(http.StatusBadGateway, "M_UNKNOWN", "This server's answer could not be read.")
 	}
-	list := &store.RemoteDevices{User: user, StreamID: answer.StreamID, Seen: answer.StreamID, Devices: map[store.DeviceID]store.RemoteDevice{}}
+	list := &store.RemoteDevices{
+		User: user, StreamID: answer.StreamID, Seen: answer.StreamID, Fetched: position, Devices: map[store.DeviceID]store.RemoteDevice{},
+	}
 	for _, d := range answer.Devices {
 		if keys, ok := remoteDeviceKeys(d.Keys, user, d.ID); ok {
 			list.Devices[d.ID] = store.RemoteDevice{DisplayName: d.DisplayName, Keys: keys}

@@ -34,6 +34,7 @@ type testServer struct {
 	url    string
 	remote *unreachable
 	log    *testLog
+	key    eventgraph.SigningKey
 
 	mu  sync.Mutex
 	now time.Time
@@ -47,7 +48,7 @@ func newTestServer(t testing.TB, change func(*Config)) *testServer {
 	peer := eventgraph.NewPeerID(public)
 	key := eventgraph.SigningKey{Server: eventgraph.NewServerName(public), ID: peer.KeyID(), Private: private}
 
-	s := &testServer{t: t, remote: &unreachable{}, log: &testLog{}, now: time.UnixMilli(1_800_000_000_000)}
+	s := &testServer{t: t, key: key, remote: &unreachable{}, log: &testLog{}, now: time.UnixMilli(1_800_000_000_000)}
 	db, err := store.Open("", store.Options{InMemory: true})
 	if err != nil {
 		t.Fatal(err)

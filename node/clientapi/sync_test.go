@@ -74,6 +74,15 @@ type (
 			PrevContent   map[string]any
 			Membership    string
 			Because       *syncedEvent `json:"redacted_because"`
+			Relations     struct {
+				Replace *syncedEvent `json:"m.replace"`
+				Thread  *struct {
+					Latest       syncedEvent `json:"latest_event"`
+					Count        int
+					Participated bool `json:"current_user_participated"`
+				} `json:"m.thread"`
+				Reference *struct{ Chunk []syncedEvent } `json:"m.reference"`
+			} `json:"m.relations"`
 		}
 	}
 )
@@ -537,6 +546,159 @@ func TestSyncUnsigned(t *testing.T) {
 	}
 	if id := second.sync(since).Rooms.Join[room].Timeline.Events[0].Unsigned.TransactionID; id != "" {
 		t.Errorf("another device is told transaction ID %q", id)
+	}
+}
+
+func TestSyncBundledAggregations(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, nil)
+	alice, bob := s.newClient("alice"), s.newClient("bob")
+	room := alice.room()
+	bob.join(room)
+	since := alice.sync("").NextBatch
+	root := alice.say(room, "root")
+	relate := func(c client, relType string, to eventgraph.EventID, more string) eventgraph.EventID {
+		return c.message(room, fmt.Sprintf(`{"body":"child","m.relates_to":{"rel_type":%q,"event_id":%q}%s}`, relType, to, more))
+	}
+	relate(alice, "m.replace", root, `,"m.new_content":{"body":"better"}`)
+	relate(bob, "m.replace", root, `,"m.new_content":{"body":"forged"}`) // not his message
+	relate(bob, "m.thread", root, "")
+	reply := relate(bob, "m.thread", root, "")
+	relate(bob, "m.replace", reply, `,"m.new_content":{"body":"edited reply"}`)
+	reference := relate(bob, "m.reference", root, "")
+
+	if e := alice.sync(since).Rooms.Join[room].Timeline.Events[0]; e.Unsigned.Relations.Thread != nil {
+		t.Error("aggregated though the timeline has all children")
+	}
+	events := alice.sync("", `filter={"room":{"timeline":{"limit":7}}}`).Rooms.Join[room].Timeline.Events
+	got := events[0].Unsigned.Relations
+	if got.Replace == nil || got.Replace.Content["m.new_content"].(map[string]any)["body"] != "better" {
+		t.Errorf("m.replace: %+v", got.Replace)
+	}
+	if got.Thread == nil || got.Thread.Count != 2 || !got.Thread.Participated || got.Thread.Latest.ID != reply || got.Thread.Latest.Unsigned.Relations.Replace == nil {
+		t.Errorf("m.thread: %+v", got.Thread)
+	}
+	if got.Reference == nil || len(got.Reference.Chunk) != 1 || got.Reference.Chunk[0].ID != reference {
+		t.Errorf("m.reference: %+v", got.Reference)
+	}
+}
+
+// fork accepts an event of the client's that rests on base, as if it came from a part of the network that knew no more.
+func (c client) fork(base eventgraph.EventID, eventType string, stateKey *string, content string) eventgraph.EventID {
+	t := c.s.t
+	t.Helper()
+	var event *eventgraph.Event
+	err := c.s.Store.View(func(r *store.Reader) error {
+		e, err := r.Event(base)
+		if err != nil {
+			return err
+		}
+		room, err := r.Room(e.RoomID())
+		if err != nil {
+			return err
+		}
+		var auth []eventgraph.EventID
+		for _, tuple := range []eventgraph.StateTuple{{Type: "m.room.power_levels"}, {Type: "m.room.member", Key: string(c.user)}} {
+			id, _, err := eventgraph.OpenTrie(r, e.StateAfter).Get(tuple)
+			if err != nil {
+				return err
+			}
+			auth = append(auth, id)
+		}
+		event, err = eventgraph.Build(room.Version, eventgraph.Draft{
+			RoomID: room.ID, Type: eventType, StateKey: stateKey, Sender: c.user, Content: json.RawMessage(content),
+			PrevEvents: []eventgraph.EventID{base}, AuthEvents: auth, Depth: e.Depth() + 1, OriginServerTS: c.s.time().UnixMilli(),
+		}, c.s.key)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := c.s.Rooms.Accept(context.Background(), event, rooms.Basis{}); err != nil || got.Verdict != store.Accepted {
+		t.Fatalf("fork: %+v, %v", got, err)
+	}
+	return event.ID()
+}
+
+func TestSyncInvitesFromAfar(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, nil)
+	alice := s.newClient("alice")
+	since := alice.sync("").NextBatch
+	const room, knocked = eventgraph.RoomID("!far"), eventgraph.RoomID("!door")
+	put := func(m store.Member) {
+		t.Helper()
+		s.update(func(tx *store.Tx) (err error) {
+			m.User, m.Outside = alice.user, true
+			if m.Position, err = tx.Log(store.Change{Kind: store.ChangeMembership, Room: m.Room, User: m.User}); err != nil {
+				return err
+			}
+			return tx.PutMember(&m)
+		})
+	}
+	stripped := []byte(`[{"type":"m.room.name","state_key":"","sender":"@b:far","content":{"name":"far"},"event_id":"$x","unsigned":{}},
+		{"type":"m.room.message","sender":"@b:far","content":{}}, 7]`)
+	member := fmt.Sprintf(`{"type":"m.room.member","state_key":%q,"sender":"@b:far","content":{"membership":"invite"},"signatures":{}}`, alice.user)
+	put(store.Member{Room: room, Membership: "invite", Stripped: stripped, Invite: []byte(member)})
+	put(store.Member{Room: knocked, Membership: "knock", Stripped: stripped})
+	body := alice.sync(since)
+	wantList(t, "invite_state", body.Rooms.Invite[room].State.names(), "name/", "member/alice")
+	wantList(t, "knock_state", body.Rooms.Knock[knocked].State.names(), "name/")
+	if strings.Contains(body.raw, "signatures") || strings.Contains(body.raw, "$x") {
+		t.Errorf("passed through: %s", body.raw)
+	}
+	put(store.Member{Room: room, Membership: "leave"})
+	next := alice.sync(body.NextBatch)
+	if _, ok := next.Rooms.Leave[room]; !ok || len(next.Rooms.Invite)+len(next.Rooms.Knock) > 0 {
+		t.Errorf("after rejecting: %s", next.raw)
+	}
+}
+
+func TestSyncAfterAHealedPartition(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, nil)
+	alice := s.newClient("alice")
+	room := alice.room()
+	base := alice.say(room, "base")
+	alice.state(room, "m.room.topic", "", `{"topic":"ours"}`)
+	token := alice.sync("").NextBatch
+
+	// An event that does not know the topic must not take it from the client.
+	theirs := alice.fork(base, "m.room.message", nil, text("theirs"))
+	for _, param := range []string{"use_state_after=true", "full_state=false"} {
+		got := alice.sync(token, param).Rooms.Join[room]
+		wantList(t, "timeline", names(got.Timeline.Events), "theirs")
+		for _, l := range []*list{got.State, got.StateAfter} {
+			if l != nil {
+				wantList(t, "state with "+param, l.names())
+			}
+		}
+	}
+
+	// Of two topics, resolution picks one; what the client is told at the end is the room's.
+	empty := ""
+	alice.fork(theirs, "m.room.topic", &empty, `{"topic":"theirs"}`)
+	state, err := s.Rooms.CurrentState(room)
+	if err != nil {
+		t.Fatal(err)
+	}
+	winner, err := state.Event(eventgraph.StateTuple{Type: "m.room.topic"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := alice.sync(token, "use_state_after=true").Rooms.Join[room]
+	told := got.StateAfter.find("m.room.topic")
+	if wins := strings.Contains(string(winner.Content()), "theirs"); wins && (told == nil || told.ID != winner.ID()) || !wins && told != nil {
+		t.Errorf("the room's topic is %s, the client is told %+v", winner.Content(), told)
+	}
+	full := alice.sync("", "use_state_after=true").Rooms.Join[room].StateAfter.find("m.room.topic")
+	if full == nil || full.ID != winner.ID() {
+		t.Errorf("a full sync tells %+v", full)
+	}
+	// After one more message, the client that has followed event by event and one that begins anew agree.
+	alice.say(room, "merged")
+	if again := alice.sync("", "use_state_after=true").Rooms.Join[room].StateAfter.find("m.room.topic"); again == nil || again.ID != winner.ID() {
+		t.Errorf("after the merge %+v", again)
 	}
 }
 

@@ -275,7 +275,10 @@ func (s *syncRound) events(span *roomSpan, sum *roomSummary, lists *roomStateLis
 		}
 	}
 	s.members = append(append(s.members, state...), tl.events...)
-	if batch.Events, err = s.a.clientEvents(s.r, tl.events, s.v); err != nil {
+	s.v.bundle = tl.limited // CS API, Aggregations of child events
+	batch.Events, err = s.a.clientEvents(s.r, tl.events, s.v)
+	s.v.bundle = false
+	if err != nil {
 		return false, err
 	}
 	batch.Limited, batch.PrevBatch = tl.limited, s.a.roomToken(tl.prev)
