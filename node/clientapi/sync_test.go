@@ -456,7 +456,10 @@ func TestSyncLongPollWakes(t *testing.T) {
 		token := alice.sync("", mute).NextBatch
 		token = alice.sync(token, mute).NextBatch // the first has taken in presence and typing
 		got := make(chan syncBody, 1)
-		go func() { got <- alice.sync(token, mute, "timeout=30000") }()
+		go func() {
+			defer close(got) // also where sync fails the test
+			got <- alice.sync(token, mute, "timeout=30000")
+		}()
 		w.do()
 		if body := <-got; !w.seen(body) {
 			t.Errorf("%s: %s", w.name, body.raw)
