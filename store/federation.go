@@ -132,6 +132,27 @@ func (r *Reader) Inbox(room eventgraph.RoomID, f func(*InboxItem) (bool, error))
 	})
 }
 
+// InboxItem reads one item; ErrNotFound.
+func (r *Reader) InboxItem(room eventgraph.RoomID, id eventgraph.EventID) (*InboxItem, error) {
+	place, err := r.get(inboxIDKey(room, id))
+	if err != nil {
+		return nil, err
+	}
+	if len(place) != 16 {
+		return nil, errCutOff
+	}
+	v, err := r.get(key(tableInbox).str(string(room)).u64(binary.BigEndian.Uint64(place)))
+	if err != nil {
+		return nil, err
+	}
+	var h inboxRecord
+	pdu, err := splitBody(v, &h)
+	if err != nil {
+		return nil, fmt.Errorf("inbox: %w", err)
+	}
+	return &InboxItem{ID: h.ID, Room: room, Origin: h.Origin, PDU: bytes.Clone(pdu), Received: h.Received}, nil
+}
+
 // InboxHas says whether the item waits in the inbox.
 func (r *Reader) InboxHas(room eventgraph.RoomID, id eventgraph.EventID) (bool, error) {
 	return r.has(inboxIDKey(room, id))

@@ -77,11 +77,12 @@ type Federation struct {
 	heavy     chan struct{} // a slot for each answer of many events made now (state, backfill, …)
 	asking    chan struct{} // a slot for each key document being fetched from others
 
-	invites   *rate.Limiter                    // for all servers together that share no room with us
-	joining   keyedLock[eventgraph.RoomID]     // one join of a room at a time
-	receiving keyedLock[eventgraph.ServerName] // one transaction of a server at a time
-	asked     keyedLock[eventgraph.PeerID]     // one question who it is to a peer that makes requests, at a time
-	bodies    *semaphore.Weighted              // bytes of long request bodies held now
+	invites     *rate.Limiter                    // for all servers together that share no room with us
+	fromOutside *rate.Limiter                    // for the events of all servers together that are not in the events' room
+	joining     keyedLock[eventgraph.RoomID]     // one join of a room at a time
+	receiving   keyedLock[eventgraph.ServerName] // one transaction of a server at a time
+	asked       keyedLock[eventgraph.PeerID]     // one question who it is to a peer that makes requests, at a time
+	bodies      *semaphore.Weighted              // bytes of long request bodies held now
 }
 
 // Bounds on work that peers can cause. A request that finds no free slot waits until its context ends.
@@ -97,6 +98,11 @@ const (
 const (
 	strangerInviteEvery = 2 * time.Second
 	strangerInviteBurst = 50
+
+	// Events from a server that is not in the room, as far as is known here: its join may be on the way. They may wait in the
+	// inbox, or be kept as rejected.
+	outsideEventEvery = time.Second
+	outsideEventBurst = 200
 )
 
 // New makes the federation; peers of servers whose key documents the store keeps are known from the start.
@@ -113,7 +119,8 @@ func New(c Config) *Federation {
 		strangers: make(chan struct{}, maxStrangers),
 		bodies:    semaphore.NewWeighted(maxBodies),
 
-		invites: rate.NewLimiter(rate.Every(strangerInviteEvery), strangerInviteBurst),
+		invites:     rate.NewLimiter(rate.Every(strangerInviteEvery), strangerInviteBurst),
+		fromOutside: rate.NewLimiter(rate.Every(outsideEventEvery), outsideEventBurst),
 	}
 	f.peers = newPeers(c.Now)
 	f.inbox = newInbox(c.Now)

@@ -10,9 +10,10 @@ import (
 // This file decides whom to ask for what; inbox.go asks. Nothing here reads a clock, the store or the network, so that a
 // history can be played again.
 
-// want is an event that waits, and what Accept said it misses.
+// want is an event that waits, its prev_events, who gave it, and what it misses that does not wait too.
 type want struct {
-	event  *eventgraph.Event
+	event  eventgraph.EventID
+	prev   []eventgraph.EventID
 	origin eventgraph.ServerName
 	rooms.MissingError
 }
@@ -36,21 +37,22 @@ type ask struct {
 	parent eventgraph.EventID
 }
 
-// decide returns the next question that has not been tried, for the first waiting event that has one; false if all has been tried.
-// holders are the servers of the room that can be reached. A parent's absence is taken for final, and the state
-// before the event as a server claims it for its basis, only after every holder has been asked for the parent.
-func decide(wants []want, holders []eventgraph.ServerName, tried map[ask]bool) (ask, bool) {
+// decide returns the next question for the first waiting event that has one; false if there is none. tried says whether a question was put
+// so lately that it is no use to put it again. holders are the servers of the room that can be reached. A parent's absence is taken
+// for final, and the state before the event as a server claims it for its basis, only after every holder has been
+// asked for the parent.
+func decide(wants []want, holders []eventgraph.ServerName, tried func(ask) bool) (ask, bool) {
 	for _, w := range wants {
 		servers := firstIn(holders, w.origin)
 		var next []ask
 		add := func(kind askKind, parent eventgraph.EventID) {
 			for _, s := range servers {
-				next = append(next, ask{kind, s, w.event.ID(), parent})
+				next = append(next, ask{kind, s, w.event, parent})
 			}
 		}
 		var parents, others []eventgraph.EventID
 		for _, id := range w.Events {
-			if slices.Contains(w.event.PrevEvents(), id) {
+			if slices.Contains(w.prev, id) {
 				parents = append(parents, id)
 			} else {
 				others = append(others, id)
@@ -58,7 +60,7 @@ func decide(wants []want, holders []eventgraph.ServerName, tried map[ask]bool) (
 		}
 		if len(w.Keys) > 0 {
 			// ensureKeys asks the keys' owners and the servers given, so one question is enough.
-			next = append(next, ask{kind: askKeys, event: w.event.ID()})
+			next = append(next, ask{kind: askKeys, event: w.event})
 		}
 		if len(parents) > 0 {
 			add(askMissing, "")
@@ -73,7 +75,7 @@ func decide(wants []want, holders []eventgraph.ServerName, tried map[ask]bool) (
 			add(askState, "")
 		}
 		for _, a := range next {
-			if !tried[a] {
+			if !tried(a) {
 				return a, true
 			}
 		}

@@ -2,14 +2,13 @@ package federation
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"net/http"
 	"slices"
 	"sync"
 	"time"
 
+	lru "github.com/hashicorp/golang-lru/v2"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
@@ -20,69 +19,117 @@ import (
 const (
 	// inboxWorkers is how many rooms are worked on at one time; each waits mostly for the network.
 	inboxWorkers = 4
-	// inboxAtOnce and inboxOldest are how many of a room's waiting events are looked at in one round, of those that came last (twice
-	// what get_missing_events brings) and of those that came first.
-	inboxAtOnce = 200
-	inboxOldest = 50
 	// inboxRounds bounds the questions of one visit to a room, so that a peer that answers with ever more gaps does
 	// not hold a worker; what is left waits for the next visit.
 	inboxRounds = 100
-	// missingLimit is how many events one get_missing_events asks for; the spec lets servers give fewer.
-	missingLimit = 100
-	// inboxPatience and inboxBackoff are the shortest and longest wait before a room is visited again on its own account; a server of the
-	// room that is met, or a further event, brings it forward.
+	// inboxPatience and inboxBackoff are the shortest and longest wait before a room is visited again on its own account, and before a question
+	// is put again; a server of the room that is met brings both forward, a further event the visit.
 	inboxPatience = 2 * time.Second
 	inboxBackoff  = 10 * time.Minute
+	// inboxShare bounds the part of the time spent on reading what waits in a room: one of so many.
+	inboxShare = 10
+	// inboxKeep and inboxKeepOutside are how long an event may wait, and how long one from a server that is not even in the room. Nobody who
+	// is met has what it misses; who builds on it brings it again.
+	inboxKeep        = 30 * 24 * time.Hour
+	inboxKeepOutside = 24 * time.Hour
+	// maxAttempts bounds the questions of a room of which is known when they were put.
+	maxAttempts = 10_000
+	// maxRefused bounds the refused events that are remembered, each with who gave it; it is not taken from them again for inboxBackoff.
+	maxRefused = 10_000
 )
 
 // inbox says which rooms have events waiting and when each is to be visited.
 type inbox struct {
-	now func() time.Time
+	now     func() time.Time
+	refused *lru.Cache[refusedFrom, time.Time] // when
+	woken   chan struct{}                      // holds a token when a room may have become due
 
 	mu    sync.Mutex
 	rooms map[eventgraph.RoomID]*inboxRoom // bounded by the inbox in the store
-	woken chan struct{}                    // holds a token when a room may have become due
+}
+
+type refusedFrom struct {
+	event eventgraph.EventID
+	giver eventgraph.ServerName
 }
 
 type inboxRoom struct {
-	due     time.Time
-	visits  int  // without success
-	visited bool // being worked on
-	again   bool // woken while visited
+	due      time.Time
+	earliest time.Time       // no visit before, see inboxShare
+	visits   int             // without success
+	visited  bool            // being worked on
+	again    bool            // woken while visited
+	asked    map[ask]attempt // what was asked for it
+}
+
+// attempt is when a question may be put again, and how often it was.
+type attempt struct {
+	next time.Time
+	n    int
 }
 
 func newInbox(now func() time.Time) *inbox {
-	return &inbox{now: now, rooms: map[eventgraph.RoomID]*inboxRoom{}, woken: make(chan struct{}, 1)}
+	refused, err := lru.New[refusedFrom, time.Time](maxRefused)
+	if err != nil {
+		panic("federation: refused events: " + err.Error()) // only for a size below 1
+	}
+	return &inbox{now: now, refused: refused, rooms: map[eventgraph.RoomID]*inboxRoom{}, woken: make(chan struct{}, 1)}
 }
 
-// wake makes the room due now.
+// wake makes the room due: something waits there.
 func (i *inbox) wake(room eventgraph.RoomID) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	r := i.rooms[room]
 	if r == nil {
-		r = &inboxRoom{}
+		r = &inboxRoom{asked: map[ask]attempt{}}
 		i.rooms[room] = r
 	}
-	r.due, r.visits, r.again = i.now(), 0, true
-	i.signal()
+	r.wake(i.now())
+	leave(i.woken)
 }
 
-// wakeAll makes every room due now: somebody was met.
-func (i *inbox) wakeAll() {
+func (r *inboxRoom) wake(now time.Time) {
+	r.due, r.visits, r.again = now, 0, true
+	if r.earliest.After(now) {
+		r.due = r.earliest
+	}
+}
+
+// nudge makes the room due if something waits there.
+func (i *inbox) nudge(room eventgraph.RoomID) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	for _, r := range i.rooms {
-		r.due, r.visits, r.again = i.now(), 0, true
+	if r := i.rooms[room]; r != nil {
+		r.wake(i.now())
+		leave(i.woken)
 	}
-	i.signal()
 }
 
-func (i *inbox) signal() {
-	select {
-	case i.woken <- struct{}{}:
-	default:
+// met makes the rooms due that the server is in, and lets it be asked everything again.
+func (i *inbox) met(server eventgraph.ServerName, isIn func(eventgraph.RoomID) bool) {
+	i.mu.Lock()
+	waiting := make([]eventgraph.RoomID, 0, len(i.rooms))
+	for room := range i.rooms {
+		waiting = append(waiting, room)
 	}
+	i.mu.Unlock()
+	waiting = slices.DeleteFunc(waiting, func(room eventgraph.RoomID) bool { return !isIn(room) })
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	for _, room := range waiting {
+		r := i.rooms[room]
+		if r == nil {
+			continue
+		}
+		for a := range r.asked {
+			if a.server == server || a.kind == askKeys {
+				delete(r.asked, a)
+			}
+		}
+		r.wake(i.now())
+	}
+	leave(i.woken)
 }
 
 // take waits for a room that is due and marks it as visited.
@@ -97,7 +144,7 @@ func (i *inbox) take(ctx context.Context) (eventgraph.RoomID, error) {
 			}
 			if !r.due.After(now) {
 				r.visited, r.again = true, false
-				i.signal() // for the other workers
+				leave(i.woken) // for the other workers
 				i.mu.Unlock()
 				return id, nil
 			}
@@ -118,15 +165,17 @@ func (i *inbox) take(ctx context.Context) (eventgraph.RoomID, error) {
 	}
 }
 
-// done ends a visit: empty says that nothing waits in the room any more, moved that something was taken in.
-func (i *inbox) done(room eventgraph.RoomID, empty, moved bool) {
+// done ends a visit: empty says that nothing waits in the room any more, moved that something was taken in, read how long it took to
+// read what waits.
+func (i *inbox) done(room eventgraph.RoomID, empty, moved bool, read time.Duration) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	r := i.rooms[room]
 	r.visited = false
+	r.earliest = i.now().Add(inboxShare * read)
 	switch {
 	case r.again:
-		r.due = i.now()
+		r.wake(i.now())
 	case empty:
 		delete(i.rooms, room)
 		return
@@ -134,18 +183,48 @@ func (i *inbox) done(room eventgraph.RoomID, empty, moved bool) {
 		r.visits = 0
 		r.due = i.now().Add(inboxPatience)
 	default:
-		r.due = i.now().Add(min(inboxPatience<<min(r.visits, 12), inboxBackoff))
+		r.due = i.now().Add(backoff(r.visits))
 		r.visits++
 	}
-	i.signal()
+	leave(i.woken)
+}
+
+func backoff(n int) time.Duration { return min(inboxPatience<<min(n, 12), inboxBackoff) }
+
+// tried says whether the question was put lately.
+func (i *inbox) tried(room eventgraph.RoomID, a ask) bool {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	before, ok := i.rooms[room].asked[a]
+	return ok && i.now().Before(before.next)
+}
+
+// ask notes that the question is put.
+func (i *inbox) ask(room eventgraph.RoomID, a ask) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	r := i.rooms[room]
+	if len(r.asked) >= maxAttempts {
+		clear(r.asked)
+	}
+	n := r.asked[a].n
+	r.asked[a] = attempt{i.now().Add(backoff(n)), n + 1}
+}
+
+// wasRefused says whether this giver's copy of the event was refused lately.
+func (i *inbox) wasRefused(event eventgraph.EventID, giver eventgraph.ServerName) bool {
+	at, ok := i.refused.Get(refusedFrom{event, giver})
+	return ok && i.now().Sub(at) < inboxBackoff
 }
 
 // runInbox takes in what waits in the inbox as it becomes possible, until ctx ends.
 func (f *Federation) runInbox(ctx context.Context) error {
 	err := f.Store.View(func(r *store.Reader) error {
-		return r.Inbox("", func(item *store.InboxItem) (bool, error) {
-			f.inbox.wake(item.Room)
-			return true, nil
+		return r.Rooms(func(room *store.Room) (bool, error) {
+			return true, r.Inbox(room.ID, func(*store.InboxItem) (bool, error) {
+				f.inbox.wake(room.ID)
+				return false, nil
+			})
 		})
 	})
 	if err != nil {
@@ -155,12 +234,14 @@ func (f *Federation) runInbox(ctx context.Context) error {
 	group.Go(func() error {
 		turn := uint64(0)
 		for {
-			_, next, err := f.peers.met(ctx, turn)
+			met, next, err := f.peers.met(ctx, turn)
 			if err != nil {
 				return nil
 			}
 			turn = next
-			f.inbox.wakeAll()
+			for _, c := range met {
+				f.inbox.met(c.Server, func(room eventgraph.RoomID) bool { return f.Rooms.InRoom(room, c.Server) })
+			}
 		}
 	})
 	for range inboxWorkers {
@@ -170,11 +251,11 @@ func (f *Federation) runInbox(ctx context.Context) error {
 				if err != nil {
 					return nil
 				}
-				empty, moved, err := f.visit(ctx, room)
+				empty, moved, read, err := f.visit(ctx, room)
 				if err != nil && ctx.Err() == nil {
 					f.Log.Warn("events that wait could not be worked on", "room", room, "err", err)
 				}
-				f.inbox.done(room, empty, moved)
+				f.inbox.done(room, empty, moved, read)
 			}
 		})
 	}
@@ -183,232 +264,288 @@ func (f *Federation) runInbox(ctx context.Context) error {
 
 // visit works through a room's waiting events: what can be taken in is, what is missing is asked for, and so on until nothing more
 // is to be had now.
-func (f *Federation) visit(ctx context.Context, room eventgraph.RoomID) (empty, moved bool, err error) {
-	tried := map[ask]bool{}
+func (f *Federation) visit(ctx context.Context, room eventgraph.RoomID) (empty, moved bool, read time.Duration, err error) {
+	start := time.Now()
+	w, err := f.loadWaiting(ctx, room)
+	read = time.Since(start)
+	if err != nil {
+		return false, false, read, err
+	}
 	for range inboxRounds {
-		items, err := f.waiting(room)
-		if err != nil || len(items) == 0 {
-			return len(items) == 0, moved, err
+		taken, err := f.takeReady(ctx, w)
+		moved = moved || taken > 0
+		if err != nil || len(w.events) == 0 {
+			return len(w.events) == 0, moved, read, err
 		}
-		wants, settled, err := f.tryInbox(ctx, room, items)
-		if err != nil {
-			return false, moved, err
-		}
-		if len(settled) > 0 {
-			moved = true
-			if err := f.dropInbox(ctx, room, settled); err != nil {
-				return false, moved, err
-			}
-			continue
-		}
-		next, ok := decide(wants, f.holders(room), tried)
+		next, ok := decide(w.wants(), f.holders(room), func(a ask) bool { return f.inbox.tried(room, a) })
 		if !ok || ctx.Err() != nil {
-			return false, moved, ctx.Err()
+			return false, moved, read, ctx.Err()
 		}
-		tried[next] = true
-		if err := f.obtain(ctx, room, next, wants); err != nil {
+		f.inbox.ask(room, next)
+		if err := f.obtain(ctx, w, next); err != nil {
 			f.Log.Debug("what is missing was not given", "room", room, "event", next.event, "server", next.server, "err", err)
 		}
 	}
-	return false, moved, nil
+	return false, moved, read, nil
 }
 
-// waiting reads the room's waiting events: those that came last, for they are the parents that were asked for last, and the
-// oldest, so that none is forgotten behind others.
-func (f *Federation) waiting(room eventgraph.RoomID) (items []*store.InboxItem, err error) {
-	var last []*store.InboxItem // a ring once it is full
-	n := 0
-	err = f.Store.View(func(r *store.Reader) error {
+// waiting is what waits in a room while it is visited, without the PDUs.
+type waiting struct {
+	room     eventgraph.RoomID
+	version  eventgraph.RoomVersion
+	events   map[eventgraph.EventID]*waitingEvent
+	children map[eventgraph.EventID][]eventgraph.EventID // which waiting events lack it
+	ready    []eventgraph.EventID                        // those that seem to lack nothing
+	arrived  int
+}
+
+type waitingEvent struct {
+	arrival     int
+	origin      eventgraph.ServerName
+	prev        []eventgraph.EventID
+	lacks       map[eventgraph.EventID]bool
+	keys        []rooms.KeyNeeded
+	stateBefore bool
+}
+
+// loadWaiting reads what waits in the room and drops what has waited too long or cannot be read.
+func (f *Federation) loadWaiting(ctx context.Context, room eventgraph.RoomID) (*waiting, error) {
+	version, known := f.versionOf(room)
+	w := &waiting{room: room, version: version, events: map[eventgraph.EventID]*waitingEvent{}, children: map[eventgraph.EventID][]eventgraph.EventID{}}
+	var dropped []eventgraph.EventID
+	now := f.Now()
+	err := f.Store.View(func(r *store.Reader) error {
 		return r.Inbox(room, func(item *store.InboxItem) (bool, error) {
-			switch {
-			case len(items) < inboxOldest:
-				items = append(items, item)
-			case len(last) < inboxAtOnce:
-				last = append(last, item)
-			default:
-				last[n%inboxAtOnce] = item
-				n++
+			keep := inboxKeep
+			if !f.Rooms.InRoom(room, item.Origin) {
+				keep = inboxKeepOutside
 			}
-			return true, nil
+			e, err := eventgraph.ParseEvent(version, item.PDU)
+			if !known || err != nil || now.Sub(time.UnixMilli(item.Received)) > keep {
+				f.Log.Info("waiting event dropped", "room", room, "event", item.ID, "received", item.Received, "err", err)
+				dropped = append(dropped, item.ID)
+				return true, nil
+			}
+			return true, w.add(r, e, item.Origin)
 		})
 	})
-	return append(items, last...), err
+	if err != nil {
+		return nil, err
+	}
+	return w, f.dropInbox(ctx, room, dropped)
 }
 
-// tryInbox puts waiting events through Accept: settled are those that need wait no more, in whatever verdict.
-func (f *Federation) tryInbox(ctx context.Context, room eventgraph.RoomID, items []*store.InboxItem) (wants []want, settled []eventgraph.EventID, err error) {
-	version, known := f.versionOf(room)
-	byOrigin := map[eventgraph.ServerName][]*eventgraph.Event{}
-	for _, item := range items {
-		e, err := eventgraph.ParseEvent(version, item.PDU)
-		if !known || err != nil {
-			f.Log.Info("waiting event dropped", "room", room, "event", item.ID, "err", err)
-			settled = append(settled, item.ID)
+// add takes up an event that waits; what it names and is not held at all, it lacks.
+func (w *waiting) add(r *store.Reader, e *eventgraph.Event, origin eventgraph.ServerName) error {
+	var lacks []eventgraph.EventID
+	for _, ids := range [][]eventgraph.EventID{e.PrevEvents(), e.AuthEvents()} {
+		for _, id := range ids {
+			if _, held, err := r.HasEvent(id); err != nil {
+				return err
+			} else if !held {
+				lacks = append(lacks, id)
+			}
+		}
+	}
+	w.arrived++
+	w.events[e.ID()] = &waitingEvent{arrival: w.arrived, origin: origin, prev: e.PrevEvents()}
+	w.park(e.ID(), lacks)
+	return nil
+}
+
+// park lets an event wait for others; for none, it is ready.
+func (w *waiting) park(id eventgraph.EventID, lacks []eventgraph.EventID) {
+	e := w.events[id]
+	e.lacks = map[eventgraph.EventID]bool{}
+	for _, l := range lacks {
+		if !e.lacks[l] {
+			e.lacks[l] = true
+			w.children[l] = append(w.children[l], id)
+		}
+	}
+	if len(e.lacks) == 0 {
+		w.ready = append(w.ready, id)
+	}
+}
+
+// settle takes an event out. If it is held now, those that lacked it lack it no more.
+func (w *waiting) settle(id eventgraph.EventID, held bool) {
+	delete(w.events, id)
+	if !held {
+		return
+	}
+	for _, child := range w.children[id] {
+		e := w.events[child]
+		if e == nil || !e.lacks[id] {
 			continue
 		}
-		byOrigin[item.Origin] = append(byOrigin[item.Origin], e)
-	}
-	for origin, events := range byOrigin {
-		err := f.acceptEvents(ctx, events, origin, func(e *eventgraph.Event, o rooms.Outcome) {
-			var missing *rooms.MissingError
-			if errors.As(o.Err, &missing) {
-				wants = append(wants, want{e, origin, *missing})
-			} else {
-				settled = append(settled, e.ID())
-			}
-		})
-		if err != nil {
-			return nil, nil, err
+		if delete(e.lacks, id); len(e.lacks) == 0 && len(e.keys) == 0 {
+			w.ready = append(w.ready, child)
 		}
 	}
-	return wants, settled, nil
+	delete(w.children, id)
 }
 
-func (f *Federation) dropInbox(ctx context.Context, room eventgraph.RoomID, ids []eventgraph.EventID) error {
-	_, err := f.Store.Update(ctx, func(tx *store.Tx) error {
-		for _, id := range ids {
-			if err := tx.DeleteInbox(room, id); err != nil {
-				return err
+// maxWants bounds the events of a room for which something is asked in one round; those that came first have precedence.
+const maxWants = 2000
+
+// wants lists what is to be asked for: that which an event misses and which does not wait itself.
+func (w *waiting) wants() []want {
+	var all []want
+	for id, e := range w.events {
+		next := want{event: id, prev: e.prev, origin: e.origin}
+		for l := range e.lacks {
+			if w.events[l] == nil {
+				next.Events = append(next.Events, l)
 			}
 		}
-		return nil
-	})
-	return err
-}
-
-// holders lists the room's servers that are connected now.
-func (f *Federation) holders(room eventgraph.RoomID) []eventgraph.ServerName {
-	servers, err := f.Rooms.Servers(room)
-	if err != nil {
-		return nil
-	}
-	var connected []eventgraph.ServerName
-	for _, s := range servers {
-		if s != f.server && f.peers.isConnected(s) {
-			connected = append(connected, s)
+		slices.Sort(next.Events)
+		next.Keys, next.StateBefore = e.keys, e.stateBefore
+		if len(next.Events) > 0 || len(next.Keys) > 0 || next.StateBefore {
+			all = append(all, next)
 		}
 	}
-	return connected
+	slices.SortFunc(all, func(a, b want) int { return w.events[a.event].arrival - w.events[b.event].arrival })
+	return all[:min(len(all), maxWants)]
 }
 
-// obtain asks one question and stores what the answer brings.
-func (f *Federation) obtain(ctx context.Context, room eventgraph.RoomID, a ask, wants []want) error {
-	var w want
-	for _, w = range wants {
-		if w.event.ID() == a.event {
-			break
-		}
-	}
-	switch a.kind {
-	case askKeys:
-		return f.ensureKeys(ctx, w.Keys, firstIn(f.holders(room), w.origin))
-	case askMissing:
-		return f.askMissing(ctx, room, a.server, w.event)
-	case askAuth:
-		return f.askAuth(ctx, room, a.server, w.event)
-	case askEvent:
-		held, _, err := f.backwards(room)
+// inboxRun is how many waiting events are put through Accept together.
+const inboxRun = 100
+
+// takeReady puts through Accept what is ready, and what becomes so by it. It returns how many events are held now.
+func (f *Federation) takeReady(ctx context.Context, w *waiting) (taken int, err error) {
+	for len(w.ready) > 0 {
+		n, err := f.takeTogether(ctx, w, w.nextRun())
+		taken += n
 		if err != nil {
-			return err
+			return taken, err
 		}
-		e, err := f.fetchEvent(ctx, a.server, held, a.parent)
-		if err != nil {
-			return err
-		}
-		return f.await(ctx, room, a.server, []*eventgraph.Event{e})
-	case askState:
-		return f.askState(ctx, room, a.server, w.event)
 	}
-	panic(fmt.Sprintf("federation: ask of kind %d", a.kind))
+	return taken, nil
 }
 
-// askMissing asks for the events between our extremities and the waiting event (SS API, Retrieving missing events).
-func (f *Federation) askMissing(ctx context.Context, room eventgraph.RoomID, server eventgraph.ServerName, e *eventgraph.Event) error {
-	held, err := f.extremities(room)
-	if err != nil {
-		return err
+// nextRun takes ready events, and those that lack only such as come before them in the run.
+func (w *waiting) nextRun() []eventgraph.EventID {
+	var run []eventgraph.EventID
+	in := map[eventgraph.EventID]bool{}
+	add := func(id eventgraph.EventID) {
+		if !in[id] && w.events[id] != nil && len(run) < inboxRun {
+			in[id] = true
+			run = append(run, id)
+		}
 	}
-	body := struct {
-		Earliest []eventgraph.EventID `json:"earliest_events"`
-		Latest   []eventgraph.EventID `json:"latest_events"`
-		Limit    int                  `json:"limit"`
-	}{held, []eventgraph.EventID{e.ID()}, missingLimit}
-	var answer struct {
-		Events []json.RawMessage `json:"events"`
+	n := min(len(w.ready), inboxRun)
+	for _, id := range w.ready[:n] {
+		add(id)
 	}
-	if err := f.do(ctx, server, http.MethodPost, target(v1+"get_missing_events", []string{string(room)}, nil), body, &answer); err != nil {
-		return err
+	w.ready = w.ready[n:]
+	for i := 0; i < len(run); i++ {
+		for _, child := range w.children[run[i]] {
+			e := w.events[child]
+			if e == nil || len(e.keys) > 0 {
+				continue
+			}
+			rests := true
+			for l := range e.lacks {
+				rests = rests && in[l]
+			}
+			if rests {
+				add(child)
+			}
+		}
 	}
-	parents := parseAll(e.Version(), answer.Events[:min(len(answer.Events), missingLimit)])
-	return f.await(ctx, room, server, slices.DeleteFunc(parents, func(p *eventgraph.Event) bool { return p.RoomID() != room }))
+	return run
 }
 
-func (f *Federation) extremities(room eventgraph.RoomID) (held []eventgraph.EventID, err error) {
+// takeTogether puts events that wait through Accept and drops from the inbox those that wait no more.
+func (f *Federation) takeTogether(ctx context.Context, w *waiting, run []eventgraph.EventID) (taken int, err error) {
+	var events []*eventgraph.Event
 	err = f.Store.View(func(r *store.Reader) error {
-		kept, err := r.Room(room)
-		if err == nil {
-			held = kept.Forward
-		}
-		return err
-	})
-	return held[:min(len(held), maxEarliest)], err
-}
-
-// maxEarliest bounds the extremities named in get_missing_events: they only spare repetition.
-const maxEarliest = 20
-
-// await puts events that were asked for into the inbox, where the next round finds them; those held already, or waiting, add nothing.
-func (f *Federation) await(ctx context.Context, room eventgraph.RoomID, server eventgraph.ServerName, events []*eventgraph.Event) error {
-	var items []*store.InboxItem
-	err := f.Store.View(func(r *store.Reader) error {
-		for _, e := range events {
-			verdict, held, err := r.HasEvent(e.ID())
+		for _, id := range run {
+			item, err := r.InboxItem(w.room, id)
+			if errors.Is(err, store.ErrNotFound) {
+				w.settle(id, false)
+				continue
+			}
 			if err != nil {
 				return err
 			}
-			if waits, err := r.InboxHas(room, e.ID()); err != nil {
-				return err
-			} else if !waits && (!held || verdict == store.Outlier) {
-				items = append(items, &store.InboxItem{ID: e.ID(), Room: room, Origin: server, PDU: e.Raw(), Received: f.Now().UnixMilli()})
+			if e, err := eventgraph.ParseEvent(w.version, item.PDU); err == nil { // it was parsed before
+				events = append(events, e)
 			}
 		}
 		return nil
 	})
 	if err != nil {
-		return err
+		return 0, err
 	}
-	if len(items) == 0 {
-		return errNothingNew
+	var settled []eventgraph.EventID
+	refused := map[eventgraph.EventID]bool{}
+	events = eventgraph.SortTopologically(events)
+	for len(events) > 0 {
+		origin := w.events[events[0].ID()].origin
+		n := slices.IndexFunc(events, func(e *eventgraph.Event) bool { return w.events[e.ID()].origin != origin })
+		if n < 0 {
+			n = len(events)
+		}
+		err := f.acceptEvents(ctx, events[:n], origin, func(e *eventgraph.Event, o rooms.Outcome) {
+			var missing *rooms.MissingError
+			var refusal *rooms.Refusal
+			switch {
+			case errors.As(o.Err, &missing):
+				waits := w.events[e.ID()]
+				waits.keys, waits.stateBefore = missing.Keys, missing.StateBefore
+				if w.park(e.ID(), missing.Events); len(waits.lacks) == 0 {
+					w.ready = w.ready[:len(w.ready)-1] // it lacks something else
+				}
+				return
+			case errors.As(o.Err, &refusal):
+				refused[e.ID()] = true
+				f.inbox.refused.Add(refusedFrom{e.ID(), origin}, f.Now())
+			default:
+				taken++
+			}
+			settled = append(settled, e.ID())
+		})
+		if err != nil {
+			return taken, err
+		}
+		events = events[n:]
 	}
-	return f.putInbox(ctx, items)
+	if err := f.dropInbox(ctx, w.room, settled); err != nil {
+		return taken, err
+	}
+	for _, id := range settled {
+		w.settle(id, !refused[id])
+	}
+	return taken, nil
 }
 
-var errNothingNew = errors.New("the answer held nothing new")
-
-// askAuth fetches the auth chain of a waiting event and keeps it as outliers.
-func (f *Federation) askAuth(ctx context.Context, room eventgraph.RoomID, server eventgraph.ServerName, e *eventgraph.Event) error {
-	var answer struct {
-		AuthChain []json.RawMessage `json:"auth_chain"`
+func (f *Federation) dropInbox(ctx context.Context, room eventgraph.RoomID, ids []eventgraph.EventID) error {
+	for part := range slices.Chunk(ids, inboxDrop) {
+		_, err := f.Store.Update(ctx, func(tx *store.Tx) error {
+			for _, id := range part {
+				if err := tx.DeleteInbox(room, id); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
 	}
-	if err := f.doLarge(ctx, server, http.MethodGet, target(v1+"event_auth", []string{string(room), string(e.ID())}, nil), nil, &answer, maxState); err != nil {
-		return err
-	}
-	events := slices.DeleteFunc(parseAll(e.Version(), answer.AuthChain), func(a *eventgraph.Event) bool { return a.RoomID() != room })
-	return f.acceptOutliers(ctx, server, events...)
+	return nil
 }
 
-// askState takes the event in on the state before it as the server claims it: its parents are not to be had. The event carries a gap
-// marker (design.md §3.1 b).
-func (f *Federation) askState(ctx context.Context, room eventgraph.RoomID, server eventgraph.ServerName, e *eventgraph.Event) error {
-	held, _, err := f.backwards(room)
-	if err != nil {
-		return err
+// inboxDrop is how many items are dropped in one write.
+const inboxDrop = 1000
+
+// holders lists the room's servers that are connected now; none if we are not in the room, for then nobody would answer.
+func (f *Federation) holders(room eventgraph.RoomID) []eventgraph.ServerName {
+	servers, err := f.Rooms.Servers(room)
+	if err != nil || !slices.Contains(servers, f.server) {
+		return nil
 	}
-	state, err := f.claimedState(ctx, server, held, e.ID())
-	if err != nil {
-		return err
-	}
-	result, err := f.Rooms.Accept(ctx, e, rooms.Basis{Kind: rooms.Claimed, State: state, Origin: server})
-	f.logOutcome(e, server, rooms.Outcome{Result: result, Err: err})
-	return err
+	return slices.DeleteFunc(servers, func(s eventgraph.ServerName) bool { return s == f.server || !f.peers.isConnected(s) })
 }

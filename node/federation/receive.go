@@ -2,10 +2,13 @@ package federation
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
@@ -73,17 +76,11 @@ func (f *Federation) serveSend(q *request) (any, error) {
 		return nil, err
 	}
 	defer done()
-	txnID := q.path("txnId")
-	var before json.RawMessage
-	err = f.Store.View(func(r *store.Reader) error {
-		answer, seen, err := r.SeenTransaction(q.origin, txnID)
-		if seen {
-			before = answer
+	txn := transactionKey(q)
+	if txn.remembered = t.hasLastingEDU(); txn.remembered {
+		if before, err := f.seenTransaction(txn); err != nil || before != nil {
+			return before, err
 		}
-		return err
-	})
-	if err != nil || before != nil {
-		return before, err
 	}
 
 	// What has begun is finished though the peer hangs up: it will ask again, and then it is quick.
@@ -115,12 +112,47 @@ func (f *Federation) serveSend(q *request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	_, err = f.Store.Update(ctx, func(tx *store.Tx) error { return tx.PutSeenTransaction(q.origin, txnID, raw) })
+	if txn.remembered {
+		_, err = f.Store.Update(ctx, func(tx *store.Tx) error { return tx.PutSeenTransaction(txn.origin, txn.id, raw) })
+	}
 	return json.RawMessage(raw), err
 }
 
-// receiveTimeout bounds the work on one transaction; the spec's sender waits longer.
-const receiveTimeout = 30 * time.Second
+// receiveTimeout bounds the work on one transaction (design.md §3.6): what is done by then need not be done again
+// when the peer repeats it.
+const receiveTimeout = 10 * time.Second
+
+// seenKey is under what a transaction that was answered is known. One of PDUs, typing and presence alone is not remembered: done
+// again it changes nothing and has the same answer, and a commit is saved.
+type seenKey struct {
+	origin     eventgraph.ServerName
+	id         string
+	remembered bool
+}
+
+// transactionKey is by peer and content too: an origin that comes back without its memory, on a new device, may use an ID again.
+func transactionKey(q *request) seenKey {
+	h := sha256.New()
+	fmt.Fprintf(h, "%s\n%q\n", q.peer, q.path("txnId"))
+	h.Write(q.body)
+	return seenKey{origin: q.origin, id: hex.EncodeToString(h.Sum(nil))}
+}
+
+func (t *transaction) hasLastingEDU() bool {
+	return slices.ContainsFunc(t.EDUs, func(e edu) bool { return e.Type != "m.typing" && e.Type != "m.presence" })
+}
+
+// seenTransaction is the answer given before; nil if there was none.
+func (f *Federation) seenTransaction(txn seenKey) (before json.RawMessage, err error) {
+	err = f.Store.View(func(r *store.Reader) error {
+		answer, seen, err := r.SeenTransaction(txn.origin, txn.id)
+		if seen {
+			before = answer
+		}
+		return err
+	})
+	return before, err
+}
 
 // run is a transaction's events of one room, in its order.
 type run struct {
@@ -150,8 +182,8 @@ func (f *Federation) parsePDUs(origin eventgraph.ServerName, pdus []json.RawMess
 		if err == nil && !f.Rooms.ServerAllowed(frame.Room, origin) {
 			err = errors.New("the room's server ACL denies the origin")
 		}
-		if err == nil && e.Sender().Server() != origin && !f.Rooms.InRoom(frame.Room, origin) {
-			err = errors.New("the origin is not in the room")
+		if err == nil && !f.Rooms.InRoom(frame.Room, origin) && (e.Sender().Server() != origin || !f.fromOutside.Allow()) {
+			err = errors.New("the origin is not in the room") // or its join is not known here yet: then meetings bring the event
 		}
 		if err != nil {
 			id, idErr := eventgraph.ReferenceID(version, raw)
@@ -191,6 +223,7 @@ func (f *Federation) versionOf(room eventgraph.RoomID) (version eventgraph.RoomV
 func (f *Federation) takeIn(ctx context.Context, room eventgraph.RoomID, events []*eventgraph.Event, origin eventgraph.ServerName) (refused map[eventgraph.EventID]string, err error) {
 	refused = map[eventgraph.EventID]string{}
 	var waiting []*store.InboxItem
+	moved := false
 	now := f.Now().UnixMilli()
 	err = f.acceptEvents(ctx, events, origin, func(e *eventgraph.Event, o rooms.Outcome) {
 		var refusal *rooms.Refusal
@@ -200,15 +233,21 @@ func (f *Federation) takeIn(ctx context.Context, room eventgraph.RoomID, events 
 			refused[e.ID()] = refusal.Reason
 		case errors.As(o.Err, &missing):
 			waiting = append(waiting, &store.InboxItem{ID: e.ID(), Room: room, Origin: origin, PDU: e.Raw(), Received: now})
+		default:
+			moved = moved || !o.Already
 		}
 	})
-	if err != nil || len(waiting) == 0 {
+	if err != nil {
 		return refused, err
 	}
-	if err := f.putInbox(ctx, waiting); err != nil {
-		return nil, err
+	if len(waiting) > 0 {
+		if err := f.putInbox(ctx, waiting); err != nil {
+			return nil, err
+		}
+		f.inbox.wake(room)
+	} else if moved {
+		f.inbox.nudge(room) // what waits there may have waited for these
 	}
-	f.inbox.wake(room)
 	return refused, nil
 }
 
@@ -244,16 +283,31 @@ func (f *Federation) logOutcome(e *eventgraph.Event, origin eventgraph.ServerNam
 	}
 }
 
+// inboxWrite is how many bytes of PDUs are put into the inbox in one write, of which the store takes about a megabyte.
+const inboxWrite = 512 << 10
+
 func (f *Federation) putInbox(ctx context.Context, items []*store.InboxItem) error {
-	_, err := f.Store.Update(ctx, func(tx *store.Tx) error {
-		for _, i := range items {
-			if err := tx.PutInbox(i); err != nil {
-				return err
-			}
+	for len(items) > 0 {
+		n, size := 0, 0
+		for n < len(items) && (n == 0 || size+len(items[n].PDU) <= inboxWrite) {
+			size += len(items[n].PDU)
+			n++
 		}
-		return nil
-	})
-	return err
+		part := items[:n]
+		items = items[n:]
+		_, err := f.Store.Update(ctx, func(tx *store.Tx) error {
+			for _, i := range part {
+				if err := tx.PutInbox(i); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // receiveEDU checks whose EDU it may be and hands it on (SS API, EDUs). An EDU that is not in order is dropped; an error means that a
@@ -305,6 +359,9 @@ func (f *Federation) receiveEDU(ctx context.Context, origin eventgraph.ServerNam
 		if json.Unmarshal(e.Content, &c) != nil || c.User.Server() != origin {
 			return drop("not of the origin's user")
 		}
+		if !f.sharesRoom(origin) {
+			return drop("nobody here shares a room with the user")
+		}
 		return f.Local.ReceiveEDU(ctx, origin, e.Type, e.Content)
 	}
 	return drop("type not known")
@@ -326,9 +383,12 @@ func (f *Federation) receivePresence(origin eventgraph.ServerName, content json.
 	if json.Unmarshal(content, &c) != nil {
 		return nil
 	}
+	if !f.sharesRoom(origin) {
+		return nil // strangers' presence is nobody's business here
+	}
 	for _, p := range c.Push[:min(len(c.Push), maxPresencePush)] {
-		if p.User.Server() != origin || !f.sharesRoom(origin) {
-			continue // strangers' presence is nobody's business here
+		if p.User.Server() != origin {
+			continue
 		}
 		switch p.Presence {
 		case "online", "unavailable", "offline":

@@ -1,0 +1,178 @@
+package federation
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+
+	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/node/rooms"
+	"github.com/plexus-p2p/plexus/store"
+)
+
+// What decide (fetch.go) says is to be asked for is asked for here; what comes goes through Accept, or waits too.
+
+const (
+	// missingLimit is how many events one get_missing_events asks for; the spec lets servers give fewer.
+	missingLimit = 100
+	// maxEarliest bounds the extremities named in get_missing_events: they only spare repetition.
+	maxEarliest = 20
+	// maxWaiting bounds the events of a room that wait for each other, beyond which no more are asked for: then the state is.
+	maxWaiting = 20_000
+)
+
+var (
+	errNothingNew     = errors.New("the answer held nothing new")
+	errTooManyWaiting = errors.New("too many events of the room wait already")
+)
+
+// obtain asks one question, stores what the answer brings, and marks as ready what may go on by it.
+func (f *Federation) obtain(ctx context.Context, w *waiting, a ask) error {
+	var item *store.InboxItem
+	err := f.Store.View(func(r *store.Reader) (err error) {
+		item, err = r.InboxItem(w.room, a.event)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	e, err := eventgraph.ParseEvent(w.version, item.PDU)
+	if err != nil {
+		return err
+	}
+	room, _, err := f.backwards(w.room)
+	if err != nil {
+		return err
+	}
+	if (a.kind == askMissing || a.kind == askEvent) && len(w.events) >= maxWaiting {
+		return errTooManyWaiting
+	}
+	switch a.kind {
+	case askKeys:
+		err = f.ensureKeys(ctx, w.events[a.event].keys, firstIn(f.holders(w.room), item.Origin))
+		return errors.Join(err, f.recheck(w))
+	case askMissing:
+		return f.askMissing(ctx, w, room, a.server, e)
+	case askAuth:
+		err = f.askAuth(ctx, w.room, a.server, e)
+		return errors.Join(err, f.recheck(w))
+	case askEvent:
+		parent, err := f.fetchEvent(ctx, a.server, room, a.parent)
+		if err != nil {
+			return err
+		}
+		return f.await(ctx, w, a.server, []*eventgraph.Event{parent})
+	case askState:
+		if err := f.askState(ctx, room, a.server, e); err != nil {
+			return err
+		}
+		w.ready = append(w.ready, e.ID()) // with its verdict now
+		return nil
+	}
+	panic(fmt.Sprintf("federation: ask of kind %d", a.kind))
+}
+
+// recheck marks as ready the events that lack nothing any more: key documents or auth events have come.
+func (f *Federation) recheck(w *waiting) error {
+	return f.Store.View(func(r *store.Reader) error {
+		for _, want := range w.wants() {
+			e := w.events[want.event]
+			for _, id := range want.Events {
+				if _, held, err := r.HasEvent(id); err != nil {
+					return err
+				} else if held {
+					delete(e.lacks, id)
+				}
+			}
+			if len(e.lacks) == 0 && len(f.lacking(e.keys)) == 0 {
+				e.keys = nil
+				w.ready = append(w.ready, want.event)
+			}
+		}
+		return nil
+	})
+}
+
+// askMissing asks for the events between our extremities and the waiting event (SS API, Retrieving missing events).
+func (f *Federation) askMissing(ctx context.Context, w *waiting, room *store.Room, server eventgraph.ServerName, e *eventgraph.Event) error {
+	body := struct {
+		Earliest []eventgraph.EventID `json:"earliest_events"`
+		Latest   []eventgraph.EventID `json:"latest_events"`
+		Limit    int                  `json:"limit"`
+	}{room.Forward[:min(len(room.Forward), maxEarliest)], []eventgraph.EventID{e.ID()}, missingLimit}
+	var answer struct {
+		Events []json.RawMessage `json:"events"`
+	}
+	if err := f.do(ctx, server, http.MethodPost, target(v1+"get_missing_events", []string{string(room.ID)}, nil), body, &answer); err != nil {
+		return err
+	}
+	parents := parseAll(e.Version(), answer.Events[:min(len(answer.Events), missingLimit)])
+	return f.await(ctx, w, server, slices.DeleteFunc(parents, func(p *eventgraph.Event) bool { return p.RoomID() != room.ID }))
+}
+
+// await puts events that were asked for into the inbox, where the visit goes on with them; those held already, or waiting, add nothing.
+func (f *Federation) await(ctx context.Context, w *waiting, server eventgraph.ServerName, events []*eventgraph.Event) error {
+	var items []*store.InboxItem
+	var news []*eventgraph.Event
+	err := f.Store.View(func(r *store.Reader) error {
+		for _, e := range unique(events) {
+			verdict, held, err := r.HasEvent(e.ID())
+			if err != nil {
+				return err
+			}
+			waits, err := r.InboxHas(w.room, e.ID())
+			if err != nil {
+				return err
+			}
+			if !waits && (!held || verdict == store.Outlier) && !f.inbox.wasRefused(e.ID(), server) {
+				items = append(items, &store.InboxItem{ID: e.ID(), Room: w.room, Origin: server, PDU: e.Raw(), Received: f.Now().UnixMilli()})
+				news = append(news, e)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if len(items) == 0 {
+		return errNothingNew
+	}
+	if err := f.putInbox(ctx, items); err != nil {
+		return err
+	}
+	return f.Store.View(func(r *store.Reader) error {
+		for _, e := range news {
+			if err := w.add(r, e, server); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// askAuth fetches the auth chain of a waiting event and keeps it as outliers.
+func (f *Federation) askAuth(ctx context.Context, room eventgraph.RoomID, server eventgraph.ServerName, e *eventgraph.Event) error {
+	var answer struct {
+		AuthChain []json.RawMessage `json:"auth_chain"`
+	}
+	if err := f.doLarge(ctx, server, http.MethodGet, target(v1+"event_auth", []string{string(room), string(e.ID())}, nil), nil, &answer, maxState); err != nil {
+		return err
+	}
+	events := slices.DeleteFunc(parseAll(e.Version(), answer.AuthChain), func(a *eventgraph.Event) bool { return a.RoomID() != room })
+	return f.acceptOutliers(ctx, server, events...)
+}
+
+// askState takes the event in on the state before it as the server claims it: its parents are not to be had. The event carries a gap
+// marker (design.md §3.1 b).
+func (f *Federation) askState(ctx context.Context, room *store.Room, server eventgraph.ServerName, e *eventgraph.Event) error {
+	state, err := f.claimedState(ctx, server, room, e.ID())
+	if err != nil {
+		return err
+	}
+	result, err := f.Rooms.Accept(ctx, e, rooms.Basis{Kind: rooms.Claimed, State: state, Origin: server})
+	f.logOutcome(e, server, rooms.Outcome{Result: result, Err: err})
+	return err
+}
