@@ -186,8 +186,9 @@ func newLibp2p(c Config) (host.Host, error) {
 
 // serve starts the HTTP server.
 func (h *Host) serve(c Config) error {
-	// IgnoreEOF: a client that has written its request may close its half of the stream and wait for the answer.
-	l, err := gostream.Listen(h.host, ProtocolFederation, gostream.IgnoreEOF())
+	// Without gostream.IgnoreEOF: it turns every end of a stream into a read of nothing, so that net/http would read a body that
+	// was cut off again and again. serverConn waits where a half-closed stream is to be waited for.
+	l, err := gostream.Listen(h.host, ProtocolFederation)
 	if err != nil {
 		return fmt.Errorf("listen for %s: %w", ProtocolFederation, err)
 	}

@@ -2,9 +2,12 @@ package p2ptransport
 
 import (
 	"context"
+	"errors"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"runtime/debug"
 	"sync"
 	"time"
@@ -37,23 +40,27 @@ type Server struct {
 	log      *slog.Logger
 	handler  http.Handler
 	serving  chan struct{}
-	requests group
+	requests group // the handlers
+	serves   group // net/http's goroutine for each stream
 	cancel   context.CancelFunc
 
 	mu      sync.Mutex
 	streams map[string]int // open streams by remote address, which is the peer ID
 	total   int
+	served  map[net.Conn]struct{} // those counted in serves
 }
 
 // NewServer returns a server that hands requests to h with the peer in their context (PeerFrom). The remote address of
 // each stream must be the peer's ID. Of ctx only the values count: Close ends the server.
 func NewServer(ctx context.Context, h http.Handler, log *slog.Logger) *Server {
-	s := &Server{log: log, handler: h, serving: make(chan struct{}, maxServing), streams: make(map[string]int)}
+	s := &Server{log: log, handler: h, serving: make(chan struct{}, maxServing),
+		streams: make(map[string]int), served: make(map[net.Conn]struct{})}
 	ctx, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	s.http = http.Server{
 		Handler:                      http.HandlerFunc(s.serve),
 		BaseContext:                  func(net.Listener) context.Context { return ctx },
 		ConnContext:                  withRemotePeer,
+		ConnState:                    s.count,
 		ReadHeaderTimeout:            headerTimeout,
 		ReadTimeout:                  bodyTimeout,
 		IdleTimeout:                  serverIdle,
@@ -78,6 +85,20 @@ func (s *Server) Close() {
 	_ = s.http.Close()
 	s.cancel()
 	s.requests.wait()
+	s.serves.wait()
+}
+
+// count follows net/http's goroutines, of which it says only by this hook when they begin and end.
+func (s *Server) count(c net.Conn, state http.ConnState) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch _, counted := s.served[c]; {
+	case state == http.StateNew && s.serves.enter():
+		s.served[c] = struct{}{}
+	case counted && (state == http.StateClosed || state == http.StateHijacked):
+		delete(s.served, c)
+		s.serves.leave()
+	}
 }
 
 func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
@@ -157,10 +178,62 @@ func (s *Server) leave(peer string) {
 	}
 }
 
-// serverConn gives each chunk of a response its own deadline: a large response may take long, a stalled one may not.
+// serverConn gives each chunk of a response its own deadline: a large response may take long, a stalled one may not. And a client that
+// has written its request may close its half of the stream and wait for the answer.
 type serverConn struct {
 	net.Conn
 	left func()
+
+	mu     sync.Mutex
+	passed chan struct{} // closed when the read deadline has passed; nil: made at need
+	timer  *time.Timer   // closes passed
+}
+
+// Read is that of the stream, except for net/http's look-out for a client that goes away while its request is served: it reads
+// a single byte, and takes the stream's end for the client's. Here the end says only that the client has no more to say; so it
+// waits for the read deadline, by which net/http ends the look-out. Everywhere else the end is the end: a body
+// that was cut off is an error at once.
+func (c *serverConn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	switch {
+	case n > 0 && err == io.EOF:
+		return n, nil // the end comes with the next Read: net/http takes it for the client's also beside the last bytes
+	case err != io.EOF || len(b) != 1:
+		return n, err
+	}
+	c.mu.Lock()
+	passed := c.deadline()
+	c.mu.Unlock()
+	<-passed
+	return 0, os.ErrDeadlineExceeded
+}
+
+// deadline is the channel of the current read deadline; mu is held.
+func (c *serverConn) deadline() chan struct{} {
+	if c.passed == nil {
+		c.passed = make(chan struct{})
+	}
+	return c.passed
+}
+
+// SetReadDeadline moves the deadline of a Read that waits, too.
+func (c *serverConn) SetReadDeadline(t time.Time) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.timer != nil && !c.timer.Stop() {
+		c.passed = nil // the old deadline has passed; who reads from now on has the new one
+	}
+	c.timer = nil
+	passed := c.deadline()
+	if !t.IsZero() {
+		c.timer = time.AfterFunc(time.Until(t), func() { close(passed) })
+	}
+	return c.Conn.SetReadDeadline(t)
+}
+
+// SetDeadline is for both directions.
+func (c *serverConn) SetDeadline(t time.Time) error {
+	return errors.Join(c.SetReadDeadline(t), c.SetWriteDeadline(t))
 }
 
 func (c *serverConn) Write(b []byte) (n int, err error) {
@@ -177,5 +250,7 @@ func (c *serverConn) Write(b []byte) (n int, err error) {
 
 func (c *serverConn) Close() error {
 	c.left()
-	return c.Conn.Close()
+	err := c.Conn.Close()
+	_ = c.SetReadDeadline(time.Unix(1, 0)) // wakes a Read that waits; the stream is closed, so it may fail
+	return err
 }

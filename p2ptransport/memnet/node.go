@@ -2,9 +2,7 @@ package memnet
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"strings"
@@ -240,7 +238,7 @@ type listener struct {
 
 func (l *listener) pass(s *stream) {
 	select {
-	case l.streams <- &ignoreEOF{s}:
+	case l.streams <- s:
 	case <-l.closed:
 		_ = s.Reset()
 	}
@@ -261,14 +259,3 @@ func (l *listener) Close() error {
 }
 
 func (l *listener) Addr() net.Addr { return l.addr }
-
-// ignoreEOF does what gostream.IgnoreEOF does for libp2p's streams: a client that closes its half waits for the answer.
-type ignoreEOF struct{ *stream }
-
-func (s *ignoreEOF) Read(b []byte) (int, error) {
-	n, err := s.stream.Read(b)
-	if errors.Is(err, io.EOF) {
-		err = nil
-	}
-	return n, err
-}

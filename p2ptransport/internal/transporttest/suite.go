@@ -51,6 +51,7 @@ func Run(t *testing.T, setup func(t *testing.T) Make) {
 		{"CutRequest", testCutRequest},
 		{"BodyLimit", testBodyLimit},
 		{"HalfClose", testHalfClose},
+		{"HalfBody", testHalfBody},
 		{"Close", testClose},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -641,6 +642,34 @@ func testHalfClose(t *testing.T, n *network) {
 	answer, err := io.ReadAll(s)
 	if err != nil || !strings.HasSuffix(string(answer), "hello "+string(client.ID())) {
 		t.Errorf("%q, %v", answer, err)
+	}
+}
+
+// testHalfBody: a client that ends its half of the stream in the middle of a body is seen to have done so at once.
+func testHalfBody(t *testing.T, n *network) {
+	read := make(chan error, 1)
+	server, client := n.pair(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, err := io.Copy(io.Discard, r.Body)
+		read <- err
+	}))
+	s, err := client.OpenStream(n.ctx(), server.ID(), p2ptransport.ProtocolFederation)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if _, err := io.WriteString(s, "PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\nsome"); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.(interface{ CloseWrite() error }).CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case err := <-read:
+		if !errors.Is(err, io.ErrUnexpectedEOF) {
+			t.Errorf("reading half a body: %v", err)
+		}
+	case <-time.After(patience):
+		t.Fatal("the server still reads a body that has ended")
 	}
 }
 
