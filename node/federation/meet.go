@@ -43,7 +43,9 @@ const (
 	maxNews = 1000
 	// maxWant is how many events one message asks for.
 	maxWant = 200
-	// chunkBytes is the size after which a giver ends a chunk; the rest is asked for again.
+	// maxQuestion bounds what a giver reads: extremities of maxCompared rooms are the longest.
+	maxQuestion = 3 << 20
+	// chunkBytes is the size after which a giver ends a chunk; the rest is asked for again. Key documents of as much travel with it.
 	chunkBytes = 2 << 20
 	// maxTurns bounds the messages of one meeting that a giver answers; the asker comes again.
 	maxTurns = 5000
@@ -54,12 +56,16 @@ const (
 	// meetTurn is how long the other side may take for one message.
 	meetTurn = 30 * time.Second
 	// meetAgain and meetSeldom are the shortest and longest interval between two meetings with a connected peer: it doubles
-	// while nothing was new.
+	// while nothing was new. A meeting that failed is held again after meetRetry, doubled each time: it may have been cut, or
+	// the peer does not speak the protocol.
+	meetRetry  = time.Second
 	meetAgain  = time.Minute
 	meetSeldom = 10 * time.Minute
-	// askingMeetings and givingMeetings bound how many meetings go on at one time, as asker and as giver.
-	askingMeetings = 4
-	givingMeetings = 16
+	// askingMeetings and givingMeetings bound how many meetings go on at one time, as asker and as giver; of the latter one for each
+	// peer. strangerMeetings is for all that share no room with us now: they may be owed what came before they were removed.
+	askingMeetings   = 4
+	givingMeetings   = 16
+	strangerMeetings = 2
 	// scanNews bounds the changes that a giver looks at for one answer; with none found it gives the cursor reached.
 	scanNews = 50_000
 )
@@ -122,7 +128,8 @@ func (s meetStream) write(m *meetMessage) error {
 	return err
 }
 
-func (s meetStream) read() (*meetMessage, error) {
+// read reads a message of at most limit bytes.
+func (s meetStream) read(limit uint32) (*meetMessage, error) {
 	if d, ok := s.ReadWriteCloser.(deadliner); ok {
 		d.SetDeadline(time.Now().Add(meetTurn))
 	}
@@ -131,12 +138,15 @@ func (s meetStream) read() (*meetMessage, error) {
 		return nil, err
 	}
 	n := binary.BigEndian.Uint32(head[:])
-	if n > maxFrame {
+	if n > limit {
 		return nil, errTooLong
 	}
-	body := make([]byte, n)
-	if _, err := io.ReadFull(s, body); err != nil {
+	body, err := io.ReadAll(io.LimitReader(s, int64(n))) // grows with what comes, not with what is announced
+	if err != nil {
 		return nil, err
+	}
+	if len(body) < int(n) {
+		return nil, io.ErrUnexpectedEOF
 	}
 	m := &meetMessage{}
 	if err := json.Unmarshal(body, m); err != nil {
@@ -147,15 +157,10 @@ func (s meetStream) read() (*meetMessage, error) {
 
 // runMeetings brings us level with each server met, at once and then at intervals, until ctx ends.
 func (f *Federation) runMeetings(ctx context.Context) error {
-	giving := make(chan struct{}, givingMeetings)
+	g := &givers{friends: make(chan struct{}, givingMeetings), strangers: make(chan struct{}, strangerMeetings), with: map[eventgraph.PeerID]*giving{}}
 	f.Transport.Handle(protocolMeet, func(ctx context.Context, peer eventgraph.PeerID, stream io.ReadWriteCloser) {
 		defer stream.Close()
-		release, err := take(ctx, giving)
-		if err != nil {
-			return
-		}
-		defer release()
-		if err := f.give(ctx, peer, meetStream{stream}); err != nil && ctx.Err() == nil {
+		if err := f.give(ctx, g, peer, meetStream{stream}); err != nil && ctx.Err() == nil {
 			f.Log.Debug("meeting ended", "peer", peer, "err", err)
 		}
 	})
@@ -192,7 +197,7 @@ func (f *Federation) runMeetings(ctx context.Context) error {
 
 // attend meets a connected peer, now and again, until it goes. A peer that goes and comes at once is met anew.
 func (f *Federation) attend(ctx context.Context, c contact, asking chan struct{}) {
-	wait := meetAgain
+	wait, failures := meetAgain, 0
 	for {
 		since, connected := f.peers.since(c.Peer)
 		if !connected {
@@ -210,9 +215,10 @@ func (f *Federation) attend(ctx context.Context, c contact, asking chan struct{}
 				return
 			case err != nil:
 				f.Log.Debug("meeting failed", "server", c.Server, "peer", c.Peer, "err", err)
-				wait = meetAgain
-			case news > 0:
-				wait = meetAgain
+				wait = min(meetRetry<<min(failures, 10), meetSeldom)
+				failures++
+			case news > 0 || failures > 0:
+				wait, failures = meetAgain, 0
 			default:
 				wait = min(2*wait, meetSeldom)
 			}
@@ -230,9 +236,8 @@ func (f *Federation) meet(ctx context.Context, c contact) (news int, err error) 
 		return 0, err
 	}
 	defer opened.Close()
-	stop := context.AfterFunc(ctx, func() { opened.Close() })
-	defer stop()
 	s := meetStream{opened}
+	defer s.endWith(ctx)()
 	for {
 		cursor, err := f.meetingCursor(c.Peer)
 		if err != nil {
@@ -270,7 +275,17 @@ func (s meetStream) ask(m *meetMessage) (*meetMessage, error) {
 	if err := s.write(m); err != nil {
 		return nil, err
 	}
-	return s.read()
+	return s.read(maxFrame)
+}
+
+// endWith breaks the stream when ctx ends, until stop is called.
+func (s meetStream) endWith(ctx context.Context) (stop func() bool) {
+	return context.AfterFunc(ctx, func() {
+		if d, ok := s.ReadWriteCloser.(deadliner); ok {
+			d.SetDeadline(time.Unix(1, 0)) // closing alone need not wake who reads
+		}
+		s.Close()
+	})
 }
 
 func (f *Federation) meetingCursor(peer eventgraph.PeerID) (cursor string, err error) {
@@ -419,20 +434,61 @@ func (f *Federation) sharedExtremities(server eventgraph.ServerName) (map[eventg
 	})
 }
 
-// give answers an asker's messages until it ends the stream.
-func (f *Federation) give(ctx context.Context, peer eventgraph.PeerID, s meetStream) error {
-	server, ok := f.ServerOf(peer)
-	if !ok {
-		d, err := f.identify(ctx, peer)
-		if err != nil {
-			return fmt.Errorf("who asks is not known: %w", err)
-		}
-		server = d.ServerName
+// givers bounds the meetings in which we give.
+type givers struct {
+	friends, strangers chan struct{}
+
+	mu   sync.Mutex
+	with map[eventgraph.PeerID]*giving
+}
+
+type giving struct{ cancel context.CancelFunc }
+
+// begin waits for a place. It ends a meeting with the same peer that still goes on: who comes anew has lost it. The meeting is over when the
+// context given ends; the caller must call end.
+func (g *givers) begin(ctx context.Context, peer eventgraph.PeerID, friend bool) (_ context.Context, end func(), err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	mine := &giving{cancel}
+	g.mu.Lock()
+	if before := g.with[peer]; before != nil {
+		before.cancel()
 	}
-	stop := context.AfterFunc(ctx, func() { s.Close() })
-	defer stop()
+	g.with[peer] = mine
+	g.mu.Unlock()
+	forget := func() {
+		cancel()
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		if g.with[peer] == mine {
+			delete(g.with, peer)
+		}
+	}
+	places := g.strangers
+	if friend {
+		places = g.friends
+	}
+	release, err := take(ctx, places)
+	if err != nil {
+		forget()
+		return nil, nil, err
+	}
+	return ctx, func() { release(); forget() }, nil
+}
+
+// give answers an asker's messages until it ends the stream.
+func (f *Federation) give(ctx context.Context, g *givers, peer eventgraph.PeerID, s meetStream) error {
+	server, err := f.asker(ctx, peer)
+	if err != nil {
+		return fmt.Errorf("who asks is not known: %w", err)
+	}
+	ctx, end, err := g.begin(ctx, peer, f.sharesRoom(server))
+	if err != nil {
+		return err
+	}
+	defer end()
+	defer s.endWith(ctx)()
 	for range maxTurns {
-		m, err := s.read()
+		m, err := s.read(maxQuestion)
 		if errors.Is(err, io.EOF) {
 			return nil
 		}
@@ -460,12 +516,35 @@ func (f *Federation) give(ctx context.Context, peer eventgraph.PeerID, s meetStr
 	return nil
 }
 
+// asker is the server that the peer speaks for; if that is not known, the peer is asked.
+func (f *Federation) asker(ctx context.Context, peer eventgraph.PeerID) (eventgraph.ServerName, error) {
+	if server, ok := f.ServerOf(peer); ok {
+		return server, nil
+	}
+	unlock, err := f.asked.lock(ctx, peer)
+	if err != nil {
+		return "", err
+	}
+	defer unlock()
+	release, err := take(ctx, f.asking)
+	if err != nil {
+		return "", err
+	}
+	defer release()
+	d, err := f.identify(ctx, peer)
+	if err != nil {
+		return "", err
+	}
+	return d.ServerName, nil
+}
+
 // newsFor lists what has come since the cursor and may be shown to the server, in commit order.
 func (f *Federation) newsFor(server eventgraph.ServerName, cursor string) (*meetNews, error) {
 	news := &meetNews{Events: []meetID{}}
 	from := f.parseCursor(cursor)
 	upTo := f.Store.Position()
 	reached := from
+	been := map[eventgraph.RoomID]bool{} // rooms that the server was in
 	err := f.Store.View(func(r *store.Reader) error {
 		looked := 0
 		return r.Changes(from, upTo, func(at store.Position, c store.Change) (bool, error) {
@@ -478,16 +557,27 @@ func (f *Federation) newsFor(server eventgraph.ServerName, cursor string) (*meet
 			if c.Kind != store.ChangeEvent && c.Kind != store.ChangeSoftFailed {
 				return true, nil
 			}
-			if !f.Rooms.InRoom(c.Room, server) && !f.wasIn(r, c.Room, server) {
+			was, known := been[c.Room]
+			if !known {
+				was = f.Rooms.InRoom(c.Room, server) || f.wasIn(r, c.Room, server)
+				been[c.Room] = was
+			}
+			if !was {
 				return true, nil
 			}
 			e, err := r.Event(c.Event)
+			if errors.Is(err, store.ErrNotFound) {
+				return true, nil
+			}
 			if err != nil {
 				return false, err
 			}
 			may, err := f.mayGive(r, server, e, at)
 			if may {
 				news.Events = append(news.Events, meetID{c.Room, c.Event})
+			}
+			if errors.Is(err, store.ErrNotFound) {
+				return true, nil // the room has gone
 			}
 			return true, err
 		})
@@ -574,9 +664,11 @@ func (f *Federation) wanted(server eventgraph.ServerName, want []eventgraph.Even
 		}
 		return nil
 	})
+	size = 0
 	for _, s := range signers {
-		if d := f.document(s); d != nil {
+		if d := f.document(s); d != nil && size < chunkBytes {
 			given.Keys = append(given.Keys, d.Raw)
+			size += len(d.Raw)
 		}
 	}
 	return given, err
