@@ -14,6 +14,7 @@ const (
 	maxWrites   = 10_000
 	groupTarget = 1_000_000  // the committer takes no further function beyond this
 	maxValue    = 1<<20 - 64 // a larger value would go to Badger's value log, whose failing fsync it only logs
+	maxKey      = 65_000     // Badger takes no longer one, and an error of a commit would end all writes
 	writeExtra  = 12         // what Badger adds to key and value in its count
 )
 
@@ -47,7 +48,7 @@ func newOverlay() *overlay {
 }
 
 func (o *overlay) write(key []byte, w write) error {
-	if len(w.value) > maxValue {
+	if len(w.value) > maxValue || len(key) > maxKey {
 		o.full = true
 		return errFull
 	}

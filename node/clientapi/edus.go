@@ -48,7 +48,10 @@ func (a *API) receiveReceipts(ctx context.Context, content json.RawMessage) erro
 	var receipts []*store.Receipt
 	for room, types := range rooms {
 		for user, r := range types["m.read"] { // the only type that travels
-			if len(r.Events) != 1 || len(receipts) == maxReceipts {
+			if len(r.Events) != 1 || len(receipts) == maxReceipts || len(r.Data.Thread) > maxThreadID {
+				continue
+			}
+			if _, err := eventgraph.ParseEventID(string(r.Events[0])); err != nil {
 				continue
 			}
 			receipts = append(receipts, &store.Receipt{

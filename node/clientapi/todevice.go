@@ -97,7 +97,10 @@ func (a *API) sendToDevice(q *request) (any, error) {
 	if len(all) > maxToDeviceMessages {
 		return nil, fail(http.StatusRequestEntityTooLarge, "M_TOO_LARGE", "Too many messages in one request.")
 	}
-	txn := store.ClientTxn{User: q.user, Device: q.device, TxnID: q.path("txnId")}
+	txn, err := transactionOf(q)
+	if err != nil {
+		return nil, err
+	}
 	var local []addressed
 	remote := map[eventgraph.ServerName][]addressed{}
 	for _, m := range all {
@@ -115,13 +118,13 @@ func (a *API) sendToDevice(q *request) (any, error) {
 		endpoint := fmt.Sprintf("sendToDevice/%s/%d", eventType, part)
 		part++
 		_, err := a.Store.Update(q.Context(), func(tx *store.Tx) error {
-			if _, err := tx.ClientTxnResult(txn, endpoint); !errors.Is(err, store.ErrNotFound) {
+			if _, err := tx.ClientTxnResult(*txn, endpoint); !errors.Is(err, store.ErrNotFound) {
 				return err // done already
 			}
 			if err := write(tx); err != nil {
 				return err
 			}
-			return tx.PutClientTxn(txn, endpoint, "")
+			return tx.PutClientTxn(*txn, endpoint, "")
 		})
 		return err
 	}
