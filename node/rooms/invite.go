@@ -12,6 +12,10 @@ import (
 // maxStripped bounds the stripped state kept with an invite; the spec recommends some eight events.
 const maxStripped = 64 << 10
 
+// maxInvites bounds the invites to rooms that we are not in, and the knocks on such, that wait for one user: each may take 128 KiB, and
+// anybody can send them.
+const maxInvites = 500
+
 // ReceiveInvite keeps an invite (or, for a knock we sent, its stripped state) for a local user to a room that we are not in.
 // The event's signatures are checked. An invite to a room that we are in is put through Accept instead, by its parents.
 func (r *Rooms) ReceiveInvite(ctx context.Context, invite *eventgraph.Event, stripped []json.RawMessage, via eventgraph.ServerName) error {
@@ -35,7 +39,16 @@ func (r *Rooms) ReceiveInvite(ctx context.Context, invite *eventgraph.Event, str
 	if err != nil {
 		return err
 	}
-	return r.setOutside(ctx, invite.RoomID(), user, func(m *store.Member) error {
+	return r.setOutside(ctx, invite.RoomID(), user, func(tx *store.Tx, m *store.Member) error {
+		if !waits(m) {
+			n, err := waitingInvites(tx, user)
+			if err != nil {
+				return err
+			}
+			if n >= maxInvites {
+				return refuse("M_LIMIT_EXCEEDED", "too many invites wait for %s", user)
+			}
+		}
 		m.Membership, m.Event, m.Invite = membership, invite.ID(), invite.Raw()
 		m.Stripped, m.Via, m.Forgotten = state, via, false
 		return nil
@@ -61,17 +74,32 @@ func strippedArray(stripped []json.RawMessage) ([]byte, error) {
 
 // LeaveOutside records that a local user has rejected an invite to (or withdrawn a knock from) a room that we are not in.
 func (r *Rooms) LeaveOutside(ctx context.Context, room eventgraph.RoomID, user eventgraph.UserID) error {
-	return r.setOutside(ctx, room, user, func(m *store.Member) error {
-		if !m.Outside || m.Membership != "invite" && m.Membership != "knock" {
+	return r.setOutside(ctx, room, user, func(_ *store.Tx, m *store.Member) error {
+		if !waits(m) {
 			return refuse("M_NOT_FOUND", "%s has no invite to %s", user, room)
 		}
-		m.Membership = "leave"
+		m.Membership, m.Invite, m.Stripped = "leave", nil, nil
 		return nil
 	})
 }
 
+// waits says whether m is an invite to, or a knock on, a room that we are not in, and is not answered.
+func waits(m *store.Member) bool {
+	return m.Outside && (m.Membership == "invite" || m.Membership == "knock")
+}
+
+func waitingInvites(tx *store.Tx, user eventgraph.UserID) (n int, err error) {
+	err = tx.RoomsOf(user, func(m *store.Member) (bool, error) {
+		if waits(m) {
+			n++
+		}
+		return true, nil
+	})
+	return n, err
+}
+
 // setOutside changes a membership that no room held here speaks of, and logs it.
-func (r *Rooms) setOutside(ctx context.Context, room eventgraph.RoomID, user eventgraph.UserID, change func(*store.Member) error) error {
+func (r *Rooms) setOutside(ctx context.Context, room eventgraph.RoomID, user eventgraph.UserID, change func(*store.Tx, *store.Member) error) error {
 	_, err := r.store.Update(ctx, func(tx *store.Tx) error {
 		m, err := tx.Member(room, user)
 		if errors.Is(err, store.ErrNotFound) {
@@ -80,7 +108,7 @@ func (r *Rooms) setOutside(ctx context.Context, room eventgraph.RoomID, user eve
 		if err != nil {
 			return err
 		}
-		if err := change(m); err != nil {
+		if err := change(tx, m); err != nil {
 			return err
 		}
 		m.Outside = true
