@@ -112,7 +112,7 @@ func TestBuildParseLoad(t *testing.T) {
 		if err := dec.Decode(&loose); err != nil {
 			t.Fatal(err)
 		}
-		loose["unsigned"] = map[string]any{"age": 1.5, "zz": -0.0}
+		loose["unsigned"] = map[string]any{"age": 1.5, "zz": json.Number("-0.0")}
 		indented, err := json.MarshalIndent(loose, " ", "\t")
 		if err != nil {
 			t.Fatal(err)

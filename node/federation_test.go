@@ -14,7 +14,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/libp2p/go-libp2p/p2p/net/gostream"
 
@@ -159,24 +158,6 @@ func (u *localUser) shows(room eventgraph.RoomID, id eventgraph.EventID) (body s
 	var e struct{ Content struct{ Body string } }
 	json.Unmarshal(raw, &e)
 	return e.Content.Body, status == http.StatusOK
-}
-
-// sees waits until the user's room shows the event.
-func (u *localUser) sees(room eventgraph.RoomID, id eventgraph.EventID) {
-	u.t.Helper()
-	var since string
-	limit := time.Now().Add(20 * time.Second)
-	for time.Now().Before(limit) {
-		if _, ok := u.shows(room, id); ok {
-			return
-		}
-		var s struct {
-			Next string `json:"next_batch"`
-		}
-		u.must("GET", "/sync?timeout=1000&since="+url.QueryEscape(since), nil, &s)
-		since = s.Next
-	}
-	u.t.Fatalf("%s is not shown %s", u.id, id)
 }
 
 func TestPlainPeer(t *testing.T) {

@@ -214,7 +214,7 @@ func TestResolutionTakesBackAMembership(t *testing.T) {
 	after := b.store.Position()
 	b.setState(room, bob, "m.room.member", string(bob), `{"membership":"join"}`)
 	a.give(b, room, position)
-	after = b.give(a, room, after)
+	b.give(a, room, after)
 
 	demoted := a.setState(room, alice, "m.room.power_levels", "", `{"users":{}}`)
 	b.setState(room, mallory, "m.room.member", string(bob), `{"membership":"ban"}`)

@@ -356,6 +356,31 @@ func TestSplit(t *testing.T) {
 	eventually(t, 10*time.Second, "equal state after the split", equalState(t, room, hostA, hostB))
 }
 
+// TestInviteAway invites somebody whose device is away, and somebody whom the other has never met.
+func TestInviteAway(t *testing.T) {
+	l := lan(t, 2)
+	hostA, hostB := l.Hosts[0], l.Hosts[1]
+	fileB := hostB.start(t)
+	b := sdkClient(t, hostB)
+	b.enter(fileB, "bob", false)
+	if err := hostB.Cut(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	fileA := hostA.start(t)
+	a := sdkClient(t, hostA)
+	a.enter(fileA, "alice", false)
+	var made struct{ Room string }
+	a.do("createRoom", args{"name": "Harbour", "invite": []string{b.User}}, &made)
+	a.do("send", args{"room": made.Room, "body": "early 0"}, nil)
+	if err := hostB.Mend(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	b.do("waitInvite", args{"room": made.Room}, nil)
+	b.do("join", args{"room": made.Room}, nil)
+	a.do("waitMember", args{"room": made.Room, "user": b.User}, nil)
+	exchange(t, made.Room, a, b, 5)
+}
+
 // TestKill kills the node right after the last acknowledged send, 50 times.
 func TestKill(t *testing.T) {
 	l := lan(t, 2)
