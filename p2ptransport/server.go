@@ -185,6 +185,7 @@ type serverConn struct {
 	left func()
 
 	mu     sync.Mutex
+	closed bool          // and so no deadline lies ahead
 	passed chan struct{} // closed when the read deadline has passed; nil: made at need
 	timer  *time.Timer   // closes passed
 }
@@ -220,6 +221,9 @@ func (c *serverConn) deadline() chan struct{} {
 func (c *serverConn) SetReadDeadline(t time.Time) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.closed {
+		return net.ErrClosed
+	}
 	if c.timer != nil && !c.timer.Stop() {
 		c.passed = nil // the old deadline has passed; who reads from now on has the new one
 	}
@@ -252,5 +256,8 @@ func (c *serverConn) Close() error {
 	c.left()
 	err := c.Conn.Close()
 	_ = c.SetReadDeadline(time.Unix(1, 0)) // wakes a Read that waits; the stream is closed, so it may fail
+	c.mu.Lock()
+	c.closed = true
+	c.mu.Unlock()
 	return err
 }
