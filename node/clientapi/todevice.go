@@ -221,9 +221,15 @@ func (a *API) receiveDirectToDevice(ctx context.Context, origin eventgraph.Serve
 	if err != nil || len(all) > maxReceivedMessages {
 		return errMalformedEDU
 	}
+	memory, prefix := origin, ""
+	if shares, err := a.sharesRoom(origin); err != nil {
+		return err
+	} else if !shares { // anybody can make any number of servers: all strangers have one memory together
+		memory, prefix = "", string(origin)+" "
+	}
 	for i, batch := range batches(all, maxReceivedMessages, toDeviceAtOnce) {
 		_, err := a.Store.Update(ctx, func(tx *store.Tx) error {
-			before, err := tx.SeeMessage(origin, fmt.Sprintf("%s %d", edu.MessageID, i))
+			before, err := tx.SeeMessage(memory, fmt.Sprintf("%s%s %d", prefix, edu.MessageID, i))
 			if before || err != nil {
 				return err
 			}
@@ -234,4 +240,15 @@ func (a *API) receiveDirectToDevice(ctx context.Context, origin eventgraph.Serve
 		}
 	}
 	return nil
+}
+
+// sharesRoom says whether a user of the server is joined to a room that is held here.
+func (a *API) sharesRoom(server eventgraph.ServerName) (shares bool, err error) {
+	err = a.Store.View(func(r *store.Reader) error {
+		return r.Rooms(func(room *store.Room) (bool, error) {
+			shares = a.Rooms.InRoom(room.ID, server)
+			return !shares, nil
+		})
+	})
+	return shares, err
 }

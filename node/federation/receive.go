@@ -76,7 +76,7 @@ func (f *Federation) serveSend(q *request) (any, error) {
 		return nil, err
 	}
 	defer done()
-	txn := transactionKey(q)
+	txn := f.transactionKey(q)
 	if txn.remembered = t.hasLastingEDU(); txn.remembered {
 		if before, err := f.seenTransaction(txn); err != nil || before != nil {
 			return before, err
@@ -131,11 +131,17 @@ type seenKey struct {
 }
 
 // transactionKey is by peer and content too: an origin that comes back without its memory, on a new device, may use an ID again.
-func transactionKey(q *request) seenKey {
+// All servers that share no room with us have one memory together: each has its own bound in the store, and anybody can
+// make any number of servers.
+func (f *Federation) transactionKey(q *request) seenKey {
 	h := sha256.New()
 	fmt.Fprintf(h, "%s\n%q\n", q.peer, q.path("txnId"))
 	h.Write(q.body)
-	return seenKey{origin: q.origin, id: hex.EncodeToString(h.Sum(nil))}
+	k := seenKey{id: hex.EncodeToString(h.Sum(nil))}
+	if f.sharesRoom(q.origin) {
+		k.origin = q.origin
+	}
+	return k
 }
 
 func (t *transaction) hasLastingEDU() bool {
@@ -387,8 +393,8 @@ func (f *Federation) receivePresence(origin eventgraph.ServerName, content json.
 		return nil // strangers' presence is nobody's business here
 	}
 	for _, p := range c.Push[:min(len(c.Push), maxPresencePush)] {
-		if p.User.Server() != origin {
-			continue
+		if _, err := eventgraph.ParseUserID(string(p.User)); err != nil || p.User.Server() != origin {
+			continue // of a user ID too long, too: what is kept here is bounded in number only
 		}
 		switch p.Presence {
 		case "online", "unavailable", "offline":
