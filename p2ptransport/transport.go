@@ -2,7 +2,10 @@
 // key, discovery, dialling, and request streams. It knows neither rooms nor a database; whom to serve and
 // where peers were last seen it asks through small interfaces.
 //
-// Gossip topics for large rooms find their place here, in gossip.go, beside request streams.
+// What comes later has its place: gossip topics for large rooms in gossip.go, beside request streams; relays and hole
+// punching in relay.go, as options of newLibp2p (the keeper and thinning already tell relayed connections from direct
+// ones); a UDP broadcast beacon in beacon.go, which like mDNS calls keeper.heard; addresses from an address book, common
+// contacts and invite links come in by AddAddrs.
 package p2ptransport
 
 import (
