@@ -86,7 +86,13 @@ func Open(ctx context.Context, c Config) (_ *Node, err error) {
 		c.Registration = clientapi.RegistrationToken
 	}
 	if c.Transport == nil {
-		c.Transport = func(c p2ptransport.Config) (p2ptransport.Transport, error) { return p2ptransport.New(c) }
+		c.Transport = func(c p2ptransport.Config) (p2ptransport.Transport, error) {
+			h, err := p2ptransport.New(c)
+			if err != nil {
+				return nil, err // and not a Transport that holds a nil Host, which Close would call
+			}
+			return h, nil
+		}
 	}
 	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make data directory: %w", err)
