@@ -71,8 +71,8 @@ func (s *Store) Update(ctx context.Context, f func(tx *Tx) error) (Position, err
 	case s.queue <- u:
 	case <-ctx.Done():
 		return 0, ctx.Err()
-	case <-s.closing:
-		return 0, ErrClosed
+	case <-s.committer:
+		return 0, s.endReason()
 	}
 	select {
 	case <-u.done:

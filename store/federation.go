@@ -416,18 +416,23 @@ func (tx *Tx) PutPeerAddrs(p eventgraph.PeerID, addrs []string) error {
 
 // forgetOldestPeer makes room in a full address book.
 func (tx *Tx) forgetOldestPeer() error {
-	n, oldest, victim := 0, uint64(math.MaxUint64), []byte(nil)
-	err := tx.scan(key(tablePeerAddrs), nil, false, func(k, v []byte) (bool, error) {
+	n := 0
+	err := tx.scan(key(tablePeerAddrs), nil, false, func(_, _ []byte) (bool, error) { n++; return true, nil })
+	if err != nil || n < maxPeers {
+		return err
+	}
+	oldest, victim := uint64(math.MaxUint64), []byte(nil)
+	err = tx.scan(key(tablePeerAddrs), nil, false, func(k, v []byte) (bool, error) {
 		var p peerRecord
 		if err := json.Unmarshal(v, &p); err != nil {
 			return false, fmt.Errorf("address book: %w", err)
 		}
-		if n++; p.Stamp < oldest {
+		if p.Stamp < oldest {
 			oldest, victim = p.Stamp, bytes.Clone(k)
 		}
 		return true, nil
 	})
-	if err != nil || n < maxPeers {
+	if err != nil {
 		return err
 	}
 	return tx.delete(victim)
