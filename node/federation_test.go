@@ -51,7 +51,7 @@ func (l *logs) lines(words ...string) int {
 	return n
 }
 
-func runNode(t *testing.T, peers ...string) (*node.Node, *logs) {
+func runNode(t testing.TB, peers ...string) (*node.Node, *logs) {
 	t.Helper()
 	l := &logs{}
 	n, err := node.Open(t.Context(), node.Config{
@@ -79,13 +79,13 @@ func runNode(t *testing.T, peers ...string) (*node.Node, *logs) {
 
 // localUser is a user of the node, over its client API.
 type localUser struct {
-	t           *testing.T
+	t           testing.TB
 	base, token string
 	id          eventgraph.UserID
 	txn         int
 }
 
-func register(t *testing.T, n *node.Node, name string) *localUser {
+func register(t testing.TB, n *node.Node, name string) *localUser {
 	t.Helper()
 	u := &localUser{t: t, base: n.ClientURL()}
 	var answer struct {
