@@ -171,7 +171,7 @@ func (e *end) Watch(ctx context.Context, f func(peer eventgraph.PeerID, connecte
 	w := &watcher{of: e.id, changed: make(chan struct{}, 1)}
 	e.wire.mu.Lock()
 	for id, other := range e.wire.ends {
-		if id != e.id && !other.away && !e.away {
+		if id != e.id && !other.away && !e.away && other.handler != nil { // not before it answers
 			w.add(id, true)
 		}
 	}

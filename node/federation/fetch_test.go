@@ -1,0 +1,71 @@
+package federation
+
+import (
+	"testing"
+
+	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/node/rooms"
+)
+
+func TestDecide(t *testing.T) {
+	t.Parallel()
+	type ids = []eventgraph.EventID
+	missing := func(event, origin string, prev, lacks ids) want {
+		return want{event: eventgraph.EventID(event), prev: prev, origin: eventgraph.ServerName(origin), MissingError: rooms.MissingError{Events: lacks}}
+	}
+	keys := missing("$e", "b", ids{"$p"}, nil)
+	keys.Keys = []rooms.KeyNeeded{{Server: "x", ID: "ed25519:x"}}
+	keysAndParent := missing("$e", "b", ids{"$p"}, ids{"$p"})
+	keysAndParent.Keys = keys.Keys
+	before := missing("$e", "b", ids{"$p"}, nil)
+	before.StateBefore = true
+	holders := []eventgraph.ServerName{"a", "b", "c"}
+	for _, c := range []struct {
+		name    string
+		wants   []want
+		holders []eventgraph.ServerName
+		next    []ask // all questions in the order in which they are put
+	}{
+		{"nothing waits", nil, holders, nil},
+		{"nobody is there", []want{missing("$e", "b", ids{"$p"}, ids{"$p"})}, nil, nil},
+		{"a parent: between, itself, then the state; the giver first", []want{missing("$e", "b", ids{"$p"}, ids{"$p"})}, holders, []ask{
+			{askMissing, "b", "$e", ""}, {askMissing, "a", "$e", ""}, {askMissing, "c", "$e", ""},
+			{askEvent, "b", "$e", "$p"}, {askEvent, "a", "$e", "$p"}, {askEvent, "c", "$e", "$p"},
+			{askState, "b", "$e", ""}, {askState, "a", "$e", ""}, {askState, "c", "$e", ""},
+		}},
+		{"the giver is away", []want{missing("$e", "z", ids{"$p"}, ids{"$p"})}, holders[:1], []ask{
+			{askMissing, "a", "$e", ""}, {askEvent, "a", "$e", "$p"}, {askState, "a", "$e", ""},
+		}},
+		{"two parents, one of them held", []want{missing("$e", "a", ids{"$p", "$q"}, ids{"$q"})}, holders[:1], []ask{
+			{askMissing, "a", "$e", ""}, {askEvent, "a", "$e", "$q"}, {askState, "a", "$e", ""},
+		}},
+		{"an auth event: never on claimed state", []want{missing("$e", "a", ids{"$p"}, ids{"$auth"})}, holders[:1], []ask{{askAuth, "a", "$e", ""}}},
+		{"a parent and an auth event", []want{missing("$e", "a", ids{"$p"}, ids{"$auth", "$p"})}, holders[:1], []ask{
+			{askMissing, "a", "$e", ""}, {askAuth, "a", "$e", ""}, {askEvent, "a", "$e", "$p"}, {askState, "a", "$e", ""},
+		}},
+		{"a key: asked once, of whomever", []want{keys}, holders, []ask{{askKeys, "", "$e", ""}}},
+		{"a key without anybody there: its owner may be dialled", []want{keys}, nil, []ask{{askKeys, "", "$e", ""}}},
+		{"a key before a parent", []want{keysAndParent}, holders[:1], []ask{
+			{askKeys, "", "$e", ""}, {askMissing, "a", "$e", ""}, {askEvent, "a", "$e", "$p"}, {askState, "a", "$e", ""},
+		}},
+		{"the state before is all that helps", []want{before}, holders[1:2], []ask{{askState, "b", "$e", ""}}},
+		{"the first event first", []want{missing("$d", "a", ids{"$o"}, ids{"$o"}), missing("$e", "a", nil, ids{"$auth"})}, holders[:1], []ask{
+			{askMissing, "a", "$d", ""}, {askEvent, "a", "$d", "$o"}, {askState, "a", "$d", ""}, {askAuth, "a", "$e", ""},
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			put := map[ask]bool{}
+			for i, want := range c.next {
+				got, ok := decide(c.wants, c.holders, func(a ask) bool { return put[a] })
+				if !ok || got != want {
+					t.Fatalf("question %d is %+v, %v; want %+v", i, got, ok, want)
+				}
+				put[got] = true
+			}
+			if got, ok := decide(c.wants, c.holders, func(a ask) bool { return put[a] }); ok {
+				t.Errorf("after all it asks %+v", got)
+			}
+		})
+	}
+}

@@ -1,0 +1,249 @@
+package federation
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/p2ptransport/memnet"
+	"github.com/plexus-p2p/plexus/store"
+)
+
+// TestDelivery: what is said while a server is away reaches it in order and once, also over restarts of both.
+func TestDelivery(t *testing.T) {
+	t.Parallel()
+	n := memnet.New()
+	hosts := newMemHosts(t, n, "a", "b")
+	a, b := hosts[0], hosts[1]
+	room := a.create("12", "public", "shared")
+	b.join(room, b.user("bob"), a.host)
+	came := b.hear("12")
+
+	first := a.say(room, a.user("alice"), "hello")
+	b.waitFor("a message to a server that is there", first)
+	a.acknowledged(b, first)
+
+	cut(n, a, b)
+	a.gone(b)
+	said := []eventgraph.EventID{first}
+	for i := range 120 {
+		said = append(said, a.say(room, a.user("alice"), fmt.Sprint(i)))
+	}
+	a.restart()
+	mend(n, a, b)
+	b.waitFor("what was said meanwhile", said...)
+	a.acknowledged(b, said[120])
+	a.restart()
+	last := a.say(room, a.user("alice"), "after another restart")
+	b.waitFor("a message after a restart", last)
+
+	came.mu.Lock()
+	defer came.mu.Unlock()
+	if got := slices.DeleteFunc(slices.Clone(came.order), func(id eventgraph.EventID) bool { return !slices.Contains(said, id) }); !slices.Equal(got, said) {
+		t.Errorf("%d events came in transactions, or in another order than the %d that were said", len(got), len(said))
+	}
+	for id, n := range came.count {
+		if n != 1 {
+			t.Errorf("%s came %d times", id, n)
+		}
+	}
+	sameState(t, room, a, b)
+}
+
+// acknowledged waits until the stored cursor is past the event.
+func (h *memHost) acknowledged(by *memHost, id eventgraph.EventID) {
+	h.t.Helper()
+	h.waitUntil("the cursor", func() bool {
+		d, err := h.destination(by.server)
+		return err == nil && d.InFlight == nil && d.Sent >= h.event(id).Position
+	})
+}
+
+// TestRepeatedExactly: a transaction that was not answered is repeated as it was, by another incarnation of the sender too, though more
+// has been said since.
+func TestRepeatedExactly(t *testing.T) {
+	t.Parallel()
+	n := memnet.New()
+	hosts := newMemHosts(t, n, "a", "b")
+	a, b := hosts[0], hosts[1]
+	room := a.create("12", "public", "shared")
+	b.join(room, b.user("bob"), a.host)
+	a.waitUntil("the join's transactions", func() bool {
+		d, err := a.destination(b.server)
+		return err == nil && (d == nil || d.InFlight == nil)
+	})
+
+	var mu sync.Mutex
+	var seen []string
+	attempts := make(chan struct{}, 100)
+	refuse := true
+	b.on(func(w http.ResponseWriter, r *http.Request, body []byte) bool {
+		if _, ok := transactionOf(r, body); !ok {
+			return false
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		seen = append(seen, r.RequestURI+" "+string(body))
+		attempts <- struct{}{}
+		if refuse {
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}
+		return refuse
+	})
+	a.say(room, a.user("alice"), "one")
+	<-attempts
+	a.say(room, a.user("alice"), "two")
+	a.restart()
+	<-attempts
+	mu.Lock()
+	refuse = false
+	mu.Unlock()
+	a.restart()
+	last := a.say(room, a.user("alice"), "three")
+	b.waitFor("all", last)
+
+	mu.Lock()
+	defer mu.Unlock()
+	if seen[0] != seen[1] || seen[0] != seen[2] {
+		t.Errorf("repeated otherwise:\n%s\n%s\n%s", seen[0], seen[1], seen[2])
+	}
+	if !strings.Contains(seen[0], `"one"`) || strings.Contains(seen[0], `"two"`) {
+		t.Errorf("the first is %s", seen[0])
+	}
+}
+
+// TestLargeTransaction: fifty events of nearly 64 KiB are more than a transaction may be; so are queued EDUs.
+func TestLargeTransaction(t *testing.T) {
+	t.Parallel()
+	n := memnet.New()
+	hosts := newMemHosts(t, n, "a", "b")
+	a, b := hosts[0], hosts[1]
+	room := a.create("12", "public", "shared")
+	b.join(room, b.user("bob"), a.host)
+	cut(n, a, b)
+	a.gone(b)
+	var said []eventgraph.EventID
+	for range 30 {
+		said = append(said, a.say(room, a.user("alice"), strings.Repeat("x", 60_000)))
+	}
+	for i := range 5 {
+		a.queue(b.server, fmt.Sprintf(`{"sender":%q,"n":%d,"x":%q}`, a.user("alice"), i, strings.Repeat("y", 100_000)))
+	}
+	mend(n, a, b)
+	b.waitFor("large events", said...)
+	a.waitUntil("the queue to empty", func() bool { return len(a.outbound(b.server)) == 0 })
+	if got := b.local.came("m.direct_to_device"); len(got) != 5 {
+		t.Errorf("%d of 5 EDUs came", len(got))
+	}
+}
+
+func (h *memHost) queue(server eventgraph.ServerName, edu string) {
+	h.t.Helper()
+	_, err := h.Store.Update(h.t.Context(), func(tx *store.Tx) error {
+		_, err := tx.PutOutbound(&store.Outbound{Server: server, Kind: "m.direct_to_device", Body: []byte(edu)})
+		return err
+	})
+	if err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+// came lists the contents of the EDUs of a type that came.
+func (p *people) came(eduType string) (contents []string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, e := range p.edus {
+		if content, ok := strings.CutPrefix(e, eduType+" "); ok {
+			contents = append(contents, content)
+		}
+	}
+	return contents
+}
+
+// waitUntil waits for what is not a durable change of h: it looks again and again for 20 s.
+func (h *memHost) waitUntil(what string, check func() bool) {
+	h.t.Helper()
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	for limit := time.After(20 * time.Second); !check(); {
+		select {
+		case <-tick.C:
+		case <-limit:
+			h.t.Fatalf("%s: not in time", what)
+		}
+	}
+}
+
+func TestEDUs(t *testing.T) {
+	t.Parallel()
+	n := memnet.New()
+	hosts := newMemHosts(t, n, "a", "b", "c")
+	a, b, c := hosts[0], hosts[1], hosts[2]
+	alice := a.user("alice")
+	room := a.create("12", "public", "shared")
+	b.join(room, b.user("bob"), a.host)
+	said := a.say(room, alice, "hello")
+	b.waitFor("hello", said)
+
+	typing := func(h *memHost) []eventgraph.UserID {
+		users, _ := h.Ephemeral.Typing(room)
+		return users
+	}
+	a.Ephemeral.SetTyping(room, alice, 20*time.Second)
+	b.waitUntil("alice to type", func() bool { return slices.Contains(typing(b), alice) })
+	a.Ephemeral.SetTyping(room, alice, 0)
+	b.waitUntil("alice to stop typing", func() bool { return len(typing(b)) == 0 })
+
+	a.update(func(tx *store.Tx) error {
+		_, err := tx.PutReceipt(&store.Receipt{Room: room, User: alice, Type: "m.read", Event: said, TS: 7})
+		return err
+	})
+	a.update(func(tx *store.Tx) error {
+		_, err := tx.PutReceipt(&store.Receipt{Room: room, User: alice, Type: "m.read.private", Event: said, TS: 8})
+		return err
+	})
+	a.update(func(tx *store.Tx) error {
+		if err := tx.PutDevice(&store.Device{User: alice, ID: "PHONE"}); err != nil {
+			return err
+		}
+		_, err := tx.PutDeviceKeys(alice, "PHONE", json.RawMessage(`{"algorithms":[],"device_id":"PHONE","keys":{},"signatures":{},"user_id":"`+string(alice)+`"}`))
+		return err
+	})
+	b.waitUntil("a device list update", func() bool { return len(b.local.came("m.device_list_update")) == 1 })
+	if got := b.local.came("m.receipt"); len(got) != 1 || !strings.Contains(got[0], string(said)) || strings.Contains(got[0], "private") {
+		t.Errorf("receipts: %v", got)
+	}
+
+	cut(n, a, b)
+	a.gone(b)
+	a.queue(b.server, `{"sender":"`+string(alice)+`","message_id":"1"}`)
+	a.queue(b.server, `{"sender":"@mallory:`+string(c.server)+`","message_id":"2"}`)
+	a.queue(c.server, `{"sender":"`+string(alice)+`","message_id":"3"}`)
+	c.waitUntil("a message to a server in no room of ours", func() bool { return len(c.local.came("m.direct_to_device")) == 1 })
+	mend(n, a, b)
+	b.waitUntil("a message sent while away", func() bool { return len(b.local.came("m.direct_to_device")) == 1 })
+	a.waitUntil("the queue to empty", func() bool { return len(a.outbound(b.server)) == 0 })
+	if got := b.local.came("m.direct_to_device"); len(got) != 1 || !strings.Contains(got[0], `"1"`) {
+		t.Errorf("messages: %v, want that of the origin's own user alone", got)
+	}
+
+	// c shares no room with a: what it says of its users is not heard, and it hears nothing.
+	a.Ephemeral.SetTyping(room, alice, 20*time.Second)
+	b.waitUntil("alice to type again", func() bool { return slices.Contains(typing(b), alice) })
+	if len(typing(c)) > 0 || len(c.local.came("m.receipt"))+len(c.local.came("m.device_list_update")) > 0 {
+		t.Errorf("a server in no room was told: %v", c.local.edus)
+	}
+}
+
+func (h *memHost) update(f func(tx *store.Tx) error) {
+	h.t.Helper()
+	if _, err := h.Store.Update(h.t.Context(), f); err != nil {
+		h.t.Fatal(err)
+	}
+}
