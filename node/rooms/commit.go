@@ -25,7 +25,7 @@ type run struct {
 	nodes  map[eventgraph.Hash][]byte                  // trie nodes new in this run
 	states map[eventgraph.Hash]*State
 	merged map[string]eventgraph.Hash // resolutions of this run, by the sorted roots
-	txns   map[store.ClientTxn]eventgraph.EventID
+	txns   map[sentAs]eventgraph.EventID
 
 	// To be written by the next commit.
 	writes  []*write
@@ -76,7 +76,7 @@ func (run *run) reset() {
 	run.fresh = map[eventgraph.Hash][]byte{}
 	run.states = map[eventgraph.Hash]*State{}
 	run.merged = map[string]eventgraph.Hash{}
-	run.txns = map[store.ClientTxn]eventgraph.EventID{}
+	run.txns = map[sentAs]eventgraph.EventID{}
 	run.pending = map[eventgraph.EventID]bool{}
 	run.writes, run.dirty, run.size = nil, false, 0
 }
@@ -125,7 +125,7 @@ func (run *run) put(w *write) {
 		run.size += len(w.event.Raw()) + 512*(2+len(w.event.PrevEvents()))
 	}
 	if w.txn != nil {
-		run.txns[*w.txn] = w.event.ID()
+		run.txns[sentAs{*w.txn, txnEndpoint(run.rm.id, w.event.Type(), w.event.Redacts())}] = w.event.ID()
 	}
 	run.size += 600 * len(w.members)
 	run.writes = append(run.writes, w)
@@ -206,7 +206,7 @@ func (run *run) apply(tx *store.Tx, w *write) error {
 		}
 	}
 	if w.txn != nil {
-		if err := tx.PutClientTxn(*w.txn, "send", string(w.event.ID())); err != nil {
+		if err := tx.PutClientTxn(*w.txn, txnEndpoint(run.rm.id, w.event.Type(), w.event.Redacts()), string(w.event.ID())); err != nil {
 			return err
 		}
 	}

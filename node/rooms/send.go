@@ -21,7 +21,7 @@ type Draft struct {
 	StateKey *string
 	Content  json.RawMessage
 	Redacts  eventgraph.EventID
-	Txn      *store.ClientTxn // recorded with the event, under endpoint "send"
+	Txn      *store.ClientTxn // recorded with the event, in the scope of txnEndpoint
 	TS       int64            // ms; 0 = now (application services may set it)
 }
 
@@ -62,13 +62,26 @@ func (r *Rooms) Build(ctx context.Context, d Draft) (*eventgraph.Event, error) {
 	return e, nil
 }
 
+// sentAs is a client's transaction ID in the scope of what it was used for.
+type sentAs struct {
+	txn      store.ClientTxn
+	endpoint string
+}
+
+// txnEndpoint stands for the path of the request that sends such an event: a transaction ID counts again in another room,
+// for another type of event, or for another event to redact (CS API, Transaction identifiers).
+func txnEndpoint(room eventgraph.RoomID, eventType string, redacts eventgraph.EventID) string {
+	return "send " + string(room) + " " + eventType + " " + string(redacts)
+}
+
 // send makes one event within a run.
 func (run *run) send(d Draft) (eventgraph.EventID, error) {
 	if d.Txn != nil {
-		if id, ok := run.txns[*d.Txn]; ok {
+		endpoint := txnEndpoint(d.Room, d.Type, d.Redacts)
+		if id, ok := run.txns[sentAs{*d.Txn, endpoint}]; ok {
 			return id, nil
 		}
-		id, err := run.read.ClientTxnResult(*d.Txn, "send")
+		id, err := run.read.ClientTxnResult(*d.Txn, endpoint)
 		if err == nil {
 			return eventgraph.EventID(id), nil
 		}

@@ -103,6 +103,19 @@ func TestTransactionIDIsSentOnce(t *testing.T) {
 		t.Errorf("SentBy %v", got)
 	}
 
+	// In another room, or with another type, it is another request.
+	elsewhere, otherType := d, d
+	elsewhere.Room, otherType.Type = a.create("12", alice), "m.sticker"
+	for _, other := range []Draft{elsewhere, otherType} {
+		id, err := a.Send(context.Background(), other)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if id == ids[0] {
+			t.Errorf("%s in %s: the ID of the first message again", other.Type, other.Room)
+		}
+	}
+
 	topic := a.setState(room, alice, "m.room.topic", "", `{ "topic": "same" }`)
 	if again := a.setState(room, alice, "m.room.topic", "", `{"topic":"same"}`); again != topic {
 		t.Error("the same state again made a new event")
