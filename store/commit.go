@@ -127,6 +127,7 @@ func (s *Store) commitLoop() {
 			case next = <-s.queue:
 			case <-poll.C:
 				s.reserve.check()
+				s.compactors.tick()
 				continue
 			case <-s.closing:
 				return
@@ -145,6 +146,7 @@ func (s *Store) commitLoop() {
 		g = s.newGroup()
 		next = g.fill(next)
 		g.answer(s.commit(g))
+		s.compactors.wrote(g.pending.size)
 		g = nil
 	}
 }

@@ -44,6 +44,7 @@ func Open(dir string, o Options) (*Store, error) {
 		s.closeFiles()
 		return nil, fmt.Errorf("open store: %w", err)
 	}
+	s.compactors = newCompactors(s.db)
 	go s.commitLoop()
 	return s, nil
 }

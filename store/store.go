@@ -50,9 +50,10 @@ type Store struct {
 	lock *os.File // nil in memory
 
 	// Of the committer, after Open.
-	logFile *logFile
-	witness *witness
-	reserve *reserve
+	logFile    *logFile
+	witness    *witness
+	reserve    *reserve
+	compactors *compactors
 
 	opened      uint64 // the newest commit at Open
 	incarnation Incarnation

@@ -128,7 +128,7 @@ func (b *bench) starts(ctx context.Context) (err error) {
 
 func (b *bench) idleAlone(ctx context.Context) error {
 	step("a node without peers is idle for %s", b.idle)
-	if err := pause(ctx, 3*time.Second); err != nil {
+	if err := pause(ctx, settle); err != nil {
 		return err
 	}
 	cpu, err := b.idleCPU(ctx, b.a)
@@ -168,6 +168,9 @@ func (b *bench) idleCPU(ctx context.Context, nodes ...*process) (cpu []time.Dura
 	}
 	return cpu, nil
 }
+
+// settle is how long a node may go on with what came before it counts as idle.
+const settle = 12 * time.Second
 
 // pause lets a time pass in which nothing is asked of the nodes.
 func pause(ctx context.Context, d time.Duration) error {
@@ -459,7 +462,7 @@ func (b *bench) joins(ctx context.Context) error {
 
 func (b *bench) idleTogether(ctx context.Context) error {
 	step("two connected nodes are idle for %s", b.idle)
-	if err := pause(ctx, 5*time.Second); err != nil {
+	if err := pause(ctx, settle); err != nil {
 		return err
 	}
 	cpu, err := b.idleCPU(ctx, b.a, b.b)
