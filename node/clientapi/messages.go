@@ -75,22 +75,24 @@ func (a *API) getMessages(q *request) (any, error) {
 func (a *API) messagesPage(q *request, room eventgraph.RoomID, backwards bool, filter *eventFilter, limit int) (answer map[string]any, more bool, err error) {
 	query := q.URL.Query()
 	err = a.Store.View(func(r *store.Reader) error {
-		if err := a.mayPage(r, room, q.user); err != nil {
+		root, err := a.readableState(r, room, q.user)
+		if err != nil {
 			return err
 		}
 		from, to := int64(math.MinInt64), int64(math.MaxInt64)
 		if backwards {
 			from, to = to, from
 		}
-		start := a.roomToken(0)
-		if s := query.Get("from"); s != "" {
-			if from, err = a.parseToken(r, room, s); err != nil {
+		start := query.Get("from")
+		if start != "" {
+			if from, err = a.parseToken(r, room, start); err != nil {
 				return err
 			}
-			start = s
-		} else if backwards {
-			if from, err = a.orderAt(r, room, latestPosition); err != nil {
-				return err
+		} else {
+			if backwards {
+				if from, err = a.orderAt(r, room, latestPosition); err != nil {
+					return err
+				}
 			}
 			start = a.roomToken(from)
 		}
@@ -118,7 +120,7 @@ func (a *API) messagesPage(q *request, room eventgraph.RoomID, backwards bool, f
 			answer["end"] = a.roomToken(pointAfter(p, from, backwards))
 		}
 		if filter.LazyLoadMembers {
-			answer["state"], err = a.sendersOf(r, room, p.events, v)
+			answer["state"], err = a.sendersOf(r, root, p.events, v)
 		}
 		return err
 	})
@@ -171,12 +173,8 @@ func (a *API) readPage(r *store.Reader, room eventgraph.RoomID, user eventgraph.
 	return p, err
 }
 
-// sendersOf writes out the member events of the events' senders, as the room has them now, for clients that load members lazily.
-func (a *API) sendersOf(r *store.Reader, room eventgraph.RoomID, events []*store.StoredEvent, v *viewer) ([]json.RawMessage, error) {
-	held, err := r.Room(room)
-	if err != nil {
-		return nil, err
-	}
+// sendersOf writes out the member events of the events' senders in the state at root, for clients that load members lazily.
+func (a *API) sendersOf(r *store.Reader, root eventgraph.Hash, events []*store.StoredEvent, v *viewer) ([]json.RawMessage, error) {
 	seen := map[eventgraph.UserID]bool{}
 	state := []json.RawMessage{}
 	for _, e := range events {
@@ -184,7 +182,7 @@ func (a *API) sendersOf(r *store.Reader, room eventgraph.RoomID, events []*store
 			continue
 		}
 		seen[e.Sender()] = true
-		m, err := stateEvent(r, held.State, "m.room.member", string(e.Sender()))
+		m, err := stateEvent(r, root, "m.room.member", string(e.Sender()))
 		if err != nil {
 			return nil, err
 		}

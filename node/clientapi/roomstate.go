@@ -28,12 +28,14 @@ func (a *API) readableState(r *store.Reader, room eventgraph.RoomID, user eventg
 	switch {
 	case m != nil && m.Membership == "join" && !m.Outside:
 		return held.State, nil
-	case m != nil && m.WasJoined && !m.Forgotten && m.Event != "":
-		e, err := r.Event(m.Event)
+	case m != nil && !m.Forgotten:
+		gone, err := leaving(r, m)
 		if err != nil {
 			return eventgraph.Hash{}, err
 		}
-		return stateRoot(e), nil
+		if gone != nil {
+			return stateRoot(gone), nil
+		}
 	}
 	readable, err := worldReadable(r, held.State)
 	if err != nil {
@@ -43,6 +45,35 @@ func (a *API) readableState(r *store.Reader, room eventgraph.RoomID, user eventg
 		return eventgraph.Hash{}, errNotInRoom
 	}
 	return held.State, nil
+}
+
+// maxMemberHops bounds how far back a user's leaving is looked for among their member events: invites refused, bans lifted.
+const maxMemberHops = 100
+
+// leaving is the event by which a user who is not joined now was last joined no more; nil if they never were, or it is not to be
+// found. Later bans, invites and their refusals do not move it: what came after it is not theirs to read.
+func leaving(r *store.Reader, m *store.Member) (*store.StoredEvent, error) {
+	if !m.WasJoined || m.Event == "" {
+		return nil, nil
+	}
+	e, err := r.Event(m.Event)
+	for range maxMemberHops {
+		if isNotFound(err) {
+			return nil, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		before, err := replacedState(r, e)
+		if err != nil || before == nil {
+			return nil, err
+		}
+		if before.Membership() == "join" {
+			return e, nil
+		}
+		e = before
+	}
+	return nil, nil
 }
 
 // worldReadable says whether by the state at root anybody may read the room.

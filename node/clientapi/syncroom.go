@@ -32,13 +32,14 @@ type roomSpan struct {
 	room   eventgraph.RoomID
 	member *store.Member
 	since  store.Position // 0: from the beginning
-	end    store.Position // where the user left, if they did
+	end    store.Position // of the user's membership, if they are not joined
 	before *store.StoredEvent
 	last   *store.StoredEvent // newest timeline event at end; nil: the room has none, or is not held
 	known  eventgraph.Hash    // state at since; zero if the client does not have the room
 	ending eventgraph.Hash
-	fresh  bool // the client does not have the room: it was not joined at since
-	left   bool // the user left at end
+	fresh  bool               // the client does not have the room: it was not joined at since
+	left   bool               // the user is not joined at end
+	gone   *store.StoredEvent // if left: what ended their being joined; nil if they never were
 }
 
 // span looks up the ends of a span.
@@ -46,12 +47,27 @@ func (a *API) span(r *store.Reader, member *store.Member, since, upTo store.Posi
 	s := &roomSpan{room: member.Room, member: member, since: since, end: upTo, fresh: true}
 	if member.Membership == "leave" || member.Membership == "ban" {
 		s.end, s.left = min(upTo, member.Position), true
+		switch e, err := r.Event(member.Event); {
+		case err == nil: // forgetting has moved member.Position, but not this
+			s.end = min(upTo, e.Position)
+		case !isNotFound(err):
+			return nil, err
+		}
+		var err error
+		if s.gone, err = leaving(r, member); err != nil {
+			return nil, err
+		}
 	}
 	var err error
 	if s.last, err = eventAt(r, s.room, s.end); err != nil || s.last == nil {
 		return s, err
 	}
-	s.ending = stateRoot(s.last)
+	switch {
+	case !s.left:
+		s.ending = stateRoot(s.last)
+	case s.gone != nil:
+		s.ending = stateRoot(s.gone)
+	}
 	if since == 0 {
 		return s, nil
 	}
@@ -146,7 +162,10 @@ func (a *API) timeline(r *store.Reader, s *roomSpan, t *timelineView) (*roomTime
 	default:
 		tl.prev = first.Order - 1
 	}
-	if s.fresh || tl.limited {
+	switch {
+	case s.gone != nil && (first == nil || first.Position > s.gone.Position):
+		tl.start = s.ending
+	case s.fresh || tl.limited:
 		tl.start, err = stateBefore(r, s.room, tl.prev, first)
 	}
 	return tl, err

@@ -268,7 +268,7 @@ func (s *syncRound) events(span *roomSpan, sum *roomSummary, lists *roomStateLis
 		return false, err
 	}
 	var state []*store.StoredEvent
-	if f.State.room(span.room) && (!span.left || !span.fresh || span.member.WasJoined) {
+	if f.State.room(span.room) && (!span.left || span.gone != nil && span.gone.Position > span.since) {
 		state, err = s.a.state(s.r, span, tl, s.stateWanted(span, tl, sum))
 		if err != nil {
 			return false, err
