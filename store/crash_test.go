@@ -519,10 +519,11 @@ func child(what, dir string) *exec.Cmd {
 	return cmd
 }
 
+var children = map[string]func(dir string) error{"write": crashWriter}
+
 // runChild is main of such a process.
 func runChild(what, dir string) {
-	err := map[string]func(string) error{"write": crashWriter, "disk full": diskFullChild}[what](dir)
-	if err != nil {
+	if err := children[what](dir); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
