@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"math"
 	"slices"
 	"testing"
 	"time"
@@ -438,5 +439,33 @@ func TestBackfillAsksForTheStateBefore(t *testing.T) {
 		Basis{Kind: Claimed, State: ids, Backfill: true, Origin: a.Server()})
 	if err != nil || outcomes[0].Verdict != store.Accepted || c.event(said[0]).Order != -3 {
 		t.Errorf("next page: %+v, %v", outcomes, err)
+	}
+}
+
+// Where JSON is not yet canonical, a peer's depth may be any 64-bit integer. It must not keep us from sending.
+func TestGreatestDepth(t *testing.T) {
+	t.Parallel()
+	for _, version := range []eventgraph.RoomVersion{"5", "12"} {
+		a, b, alice, bob, room := shared(t, version)
+		greatest := int64(maxDepth)
+		if version == "5" {
+			greatest = math.MaxInt64
+		}
+		d := eventgraph.Draft{
+			RoomID: room, Type: "m.room.message", Sender: bob, Content: text("deep"),
+			PrevEvents: a.record(room).Forward, Depth: greatest, OriginServerTS: b.now.UnixMilli(),
+		}
+		for _, tuple := range auth.Selection(version, d) {
+			if id, ok, _ := a.StateAt(room, a.record(room).State).EventID(tuple); ok {
+				d.AuthEvents = append(d.AuthEvents, id)
+			}
+		}
+		deep, err := eventgraph.Build(version, d, b.key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		a.accept(deep, Basis{Origin: b.Server()}, store.Accepted)
+		a.message(room, alice, "still here")
+		a.message(room, alice, "and again")
 	}
 }

@@ -166,7 +166,7 @@ func (run *run) parents() (ids []eventgraph.EventID, states []eventgraph.Hash, d
 	for _, t := range tips[:min(len(tips), maxPrevEvents)] {
 		ids, states, depth = append(ids, t.id), append(states, t.after), max(depth, t.depth)
 	}
-	return ids, states, min(depth+1, maxDepth)
+	return ids, states, min(depth, maxDepth-1) + 1 // a peer's depth may be the greatest int64 (room versions 3 to 5)
 }
 
 // compose fills in what the room decides of an event: parents, depth, auth events. It returns the state that the event is to be
