@@ -264,6 +264,10 @@ func (run *run) judge(in incoming, held *store.StoredEvent) (judgement, error) {
 	if err := reject(err, "by its auth events"); err != nil {
 		return j, err
 	}
+	if e.Type() == "m.room.create" && e.ID() != run.live.Create {
+		// The rules look at a create event alone; state resolution would have to choose between the two.
+		j.verdict, j.reason = store.Rejected, "the room has another create event"
+	}
 	if held != nil && held.Verdict == store.Rejected && !held.HashMismatch() {
 		j.verdict, j.reason = store.Rejected, "rejected before" // as an outlier; it only gets its place now
 	}

@@ -469,3 +469,31 @@ func TestGreatestDepth(t *testing.T) {
 		a.message(room, alice, "and again")
 	}
 }
+
+// Before room version 12 the server that a room's ID names can sign another create event, even when its users have left. It must
+// not become part of the room.
+func TestSecondCreateEvent(t *testing.T) {
+	t.Parallel()
+	a, b, alice, bob, room := shared(t, "11")
+	before := b.record(room)
+	content, _ := json.Marshal(map[string]any{"room_version": "11", "m.federate": false})
+	second, err := eventgraph.Build("11", eventgraph.Draft{
+		RoomID: room, Type: "m.room.create", StateKey: stateKey(""), Sender: alice, Content: content,
+		Depth: 1, OriginServerTS: a.now.UnixMilli(),
+	}, a.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, basis := range []Basis{{Kind: Nothing}, {Origin: a.Server()}} {
+		b.accept(second, basis, store.Rejected)
+	}
+	after := b.record(room)
+	if after.State != before.State || len(after.Forward) != 1 || after.Forward[0] != before.Forward[0] {
+		t.Error("a second create event changed the room")
+	}
+	b.message(room, bob, "still here")
+	// The room's own create event is still what it was.
+	if create := b.event(before.Create); create.Verdict == store.Rejected {
+		t.Error("the room's own create event is rejected")
+	}
+}
