@@ -24,24 +24,29 @@ func (r *Rooms) ImportJoin(ctx context.Context, join *eventgraph.Event, state, a
 		return err
 	}
 	return r.inTurn(ctx, join.RoomID(), func(run *run) error {
-		in := incoming{event: join, basis: Basis{Kind: Claimed, State: i.state}, join: true}
+		in := incoming{event: join, basis: Basis{Kind: Claimed, State: i.state}, join: true, result: new(Result)}
 		if run.live.exists {
-			return run.accept(in)
+			return run.enter(in)
 		}
 		run.live = live{exists: true, traits: i.traits, Room: store.Room{
 			ID: join.RoomID(), Version: join.Version(), Create: i.create, NextOrder: 1, PrevOrder: -1,
 		}}
-		in.result = new(Result)
-		err := run.accept(in)
-		if err == nil && in.result.Verdict != store.Accepted {
-			err = refuse("M_FORBIDDEN", "%s", in.result.Reason)
-		}
+		err := run.enter(in)
 		if err != nil { // the room is new: nobody else's work is in this run
 			run.reset()
 			run.live = live{}
 		}
 		return err
 	})
+}
+
+// enter accepts the join by which we come: in another verdict it is no join.
+func (run *run) enter(in incoming) error {
+	err := run.accept(in)
+	if err == nil && in.result.Verdict != store.Accepted {
+		err = refuse("M_FORBIDDEN", "the join does not stand by what is held of %s: %s", run.rm.id, in.result.Reason)
+	}
+	return err
 }
 
 // imported is what stood the checks of an answer to send_join.

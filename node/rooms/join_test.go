@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"testing"
 
@@ -314,4 +315,49 @@ func TestCreate(t *testing.T) {
 	request.Version = "99"
 	_, err = a.Create(ctx, request)
 	wantRefusal(t, err, "M_UNSUPPORTED_ROOM_VERSION")
+}
+
+// A join that is rejected by what we hold of the room is no join.
+func TestImportJoinRejected(t *testing.T) {
+	t.Parallel()
+	a, b, alice, bob, room := shared(t, "12")
+	b.setState(room, bob, "m.room.member", string(bob), `{"membership":"leave"}`)
+	a.accept(b.event(b.record(room).Forward[0]).Event, Basis{}, store.Accepted)
+	a.setState(room, alice, "m.room.join_rules", "", `{"join_rule":"invite"}`)
+	a.give(b, room, 0)
+	state, chain := a.stateAndChain(room, a.record(room).State)
+	// Its auth events would allow it; all its parents are held here, and the state after them does not.
+	d := Draft{Room: room, Sender: bob, Type: "m.room.member", StateKey: stateKey(string(bob)), Content: json.RawMessage(`{"membership":"join"}`)}
+	join := b.forge(d, b.record(room).Forward)
+	public := a.eventOfType(room, "m.room.join_rules")
+	var old []eventgraph.EventID
+	for _, id := range join.AuthEvents() {
+		if b.event(id).Type() == "m.room.join_rules" {
+			id = public
+		}
+		old = append(old, id)
+	}
+	join = b.forge(d, b.record(room).Forward, old...)
+	chain = append(chain, pdu(t, a.event(public).Event))
+	wantRefusal(t, b.ImportJoin(context.Background(), join, state, chain), "M_FORBIDDEN")
+	if b.InRoom(room, b.Server()) {
+		t.Error("b is in the room")
+	}
+}
+
+// eventOfType is the first of that type in the room's timeline.
+func (s *server) eventOfType(room eventgraph.RoomID, kind string) (id eventgraph.EventID) {
+	s.t.Helper()
+	err := s.store.View(func(r *store.Reader) error {
+		return r.Timeline(room, math.MinInt64, false, func(e *store.StoredEvent) (bool, error) {
+			if e.Type() == kind {
+				id = e.ID()
+			}
+			return id == "", nil
+		})
+	})
+	if err != nil || id == "" {
+		s.t.Fatalf("no %s: %v", kind, err)
+	}
+	return id
 }
