@@ -190,7 +190,9 @@ func (r *Rooms) stage(ctx context.Context, i *imported) error {
 				s := &store.StoredEvent{Event: e, Verdict: store.Outlier, ReceivedTS: now}
 				if held != nil { // the right copy of an event held without its content
 					*s = *held
-					s.Event = e
+					if s.Event = e; s.RedactedBy != "" {
+						s.Event = e.Redact()
+					}
 				}
 				if err := tx.PutEvent(s); err != nil {
 					return err

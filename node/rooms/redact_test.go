@@ -165,3 +165,25 @@ func TestRedactionBeforeItsTarget(t *testing.T) {
 		}
 	}
 }
+
+// An import brings the right copy of an event that was held without its content, and has been redacted since.
+func TestImportDoesNotUndoRedaction(t *testing.T) {
+	t.Parallel()
+	a, b, alice, _, room := shared(t, "12")
+	topic := a.setState(room, alice, "m.room.topic", "", `{"topic":"to be redacted"}`)
+	right := a.event(topic).Event
+	altered, err := eventgraph.ParseEvent("12", bytes.Replace(right.Raw(), []byte("to be redacted"), []byte("altered"), 1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.Accept(context.Background(), altered, Basis{}); err != nil {
+		t.Fatal(err)
+	}
+	b.accept(a.event(a.send(redaction(room, alice, topic))).Event, Basis{}, store.Accepted)
+	if err := b.stage(context.Background(), &imported{room: room, events: []*eventgraph.Event{pdu(t, right)}}); err != nil {
+		t.Fatal(err)
+	}
+	if held := b.event(topic); held.HashMismatch() || held.RedactedBy == "" || bytes.Contains(held.Content(), []byte("to be redacted")) {
+		t.Errorf("held as %s, redacted by %q", held.Content(), held.RedactedBy)
+	}
+}
