@@ -313,14 +313,38 @@ type Outbound struct {
 	Body   []byte // JSON
 }
 
+// MaxOutbound items are queued for one server; the oldest goes. A server that never comes back does not fill the disk.
+const MaxOutbound = 5_000
+
 type outboundRecord struct {
 	Kind string `json:"kind"`
 }
 
 func outboundKey(s eventgraph.ServerName) dbKey { return key(tableOutbound).str(string(s)) }
 
-// PutOutbound queues it, sets its Seq and logs ChangeOutbound.
+// outboundCountKey is where the number of items queued for the server stands.
+func outboundCountKey(s eventgraph.ServerName) dbKey {
+	return key(tableMeta).str("outbound").str(string(s))
+}
+
+// PutOutbound queues it, sets its Seq and logs ChangeOutbound. Beyond MaxOutbound the server's oldest item goes.
 func (tx *Tx) PutOutbound(o *Outbound) (Position, error) {
+	queued, err := tx.getNumber(outboundCountKey(o.Server))
+	if err != nil {
+		return 0, err
+	}
+	if queued >= MaxOutbound {
+		err := tx.scan(outboundKey(o.Server), nil, false, func(k, _ []byte) (bool, error) {
+			queued--
+			return false, tx.delete(bytes.Clone(k))
+		})
+		if err != nil {
+			return 0, err
+		}
+	}
+	if err := tx.putNumber(outboundCountKey(o.Server), queued+1); err != nil {
+		return 0, err
+	}
 	p, err := tx.Log(Change{Kind: ChangeOutbound, Server: o.Server})
 	if err != nil {
 		return 0, err
@@ -352,7 +376,20 @@ func (r *Reader) Outbound(s eventgraph.ServerName, after uint64, f func(*Outboun
 
 // DeleteOutbound removes an item, if it is there.
 func (tx *Tx) DeleteOutbound(s eventgraph.ServerName, seq uint64) error {
-	return tx.delete(outboundKey(s).u64(seq))
+	k := outboundKey(s).u64(seq)
+	if queued, err := tx.has(k); !queued || err != nil {
+		return err
+	}
+	n, err := tx.getNumber(outboundCountKey(s))
+	if err != nil {
+		return err
+	}
+	if n <= 1 {
+		err = tx.delete(outboundCountKey(s))
+	} else {
+		err = tx.putNumber(outboundCountKey(s), n-1)
+	}
+	return errors.Join(err, tx.delete(k))
 }
 
 // MeetingCursor is the opaque token that the peer gave us at our last meeting, "" if none.

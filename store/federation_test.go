@@ -297,6 +297,41 @@ func TestDestinationsAndOutbound(t *testing.T) {
 	})
 }
 
+func TestOutboundIsBounded(t *testing.T) {
+	t.Parallel()
+	s := open(t)
+	put := func(n int) {
+		mustUpdate(t, s, func(tx *Tx) error {
+			for range n {
+				if _, err := tx.PutOutbound(&Outbound{Server: "s1", Kind: "k", Body: []byte(`{}`)}); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	queued := func() (seqs []uint64) {
+		mustView(t, s, func(r *Reader) error {
+			return r.Outbound("s1", 0, func(o *Outbound) (bool, error) { seqs = append(seqs, o.Seq); return true, nil })
+		})
+		return seqs
+	}
+	put(MaxOutbound / 2)
+	put(MaxOutbound / 2)
+	put(3)
+	seqs := queued()
+	if len(seqs) != MaxOutbound || seqs[0] != 4 {
+		t.Fatalf("%d items are queued, the first %d", len(seqs), seqs[0])
+	}
+	mustUpdate(t, s, func(tx *Tx) error {
+		return errors.Join(tx.DeleteOutbound("s1", seqs[7]), tx.DeleteOutbound("s1", seqs[7]))
+	})
+	put(1)
+	if seqs := queued(); len(seqs) != MaxOutbound || seqs[0] != 4 {
+		t.Errorf("with room for one more %d are queued, the first %d", len(seqs), seqs[0])
+	}
+}
+
 func TestAddressBookIsBounded(t *testing.T) {
 	t.Parallel()
 	s := open(t)
