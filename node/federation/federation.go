@@ -82,7 +82,8 @@ type Federation struct {
 	joining     keyedLock[eventgraph.RoomID]     // one join of a room at a time
 	receiving   keyedLock[eventgraph.ServerName] // one transaction of a server at a time
 	asked       keyedLock[eventgraph.PeerID]     // one question who it is to a peer that makes requests, at a time
-	bodies      *semaphore.Weighted              // bytes of long request bodies held now
+	bodies      *semaphore.Weighted              // bytes of long request bodies held now, of servers that share a room with us
+	outerBodies *semaphore.Weighted              // the same of all others
 }
 
 // Bounds on work that peers can cause. A request that finds no free slot waits until its context ends.
@@ -91,7 +92,7 @@ const (
 	maxStrangers = 2           // as many again, for those who need not be served soon
 	maxHeavy     = 4           // each may read a whole state and auth chain into memory
 	maxAsking    = 16          // each waits for the network, holding at most a key document
-	maxBodies    = 4 * maxBody // bytes; bodies below smallBody are not counted
+	maxBodies    = 4 * maxBody // bytes; bodies below smallBody are not counted. Of strangers one maxBody more
 )
 
 // Identities are free, so servers that share no room with us have one budget of invites among them all (design.md §7).
@@ -119,6 +120,7 @@ func New(c Config) *Federation {
 		strangers: make(chan struct{}, maxStrangers),
 		bodies:    semaphore.NewWeighted(maxBodies),
 
+		outerBodies: semaphore.NewWeighted(maxBody),
 		invites:     rate.NewLimiter(rate.Every(strangerInviteEvery), strangerInviteBurst),
 		fromOutside: rate.NewLimiter(rate.Every(outsideEventEvery), outsideEventBurst),
 	}

@@ -144,10 +144,14 @@ func (r *router) serve(w http.ResponseWriter, req *http.Request) (any, error) {
 		size = maxBody // not told
 	}
 	if size > smallBody {
-		if err := r.f.bodies.Acquire(req.Context(), size); err != nil {
+		held := r.f.outerBodies
+		if c != nil && r.f.sharesRoom(c.origin) {
+			held = r.f.bodies
+		}
+		if err := held.Acquire(req.Context(), size); err != nil {
 			return nil, err
 		}
-		defer r.f.bodies.Release(size)
+		defer held.Release(size)
 	}
 	if q.body, err = readBody(w, req); err != nil {
 		return nil, err

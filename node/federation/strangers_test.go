@@ -1,11 +1,14 @@
 package federation
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 )
 
 // TestStrangersShareOneMemory: a transaction that is repeated is known again, but what is remembered of servers that share no
@@ -54,5 +57,32 @@ func TestPresenceOfNobody(t *testing.T) {
 	}
 	if _, users := a.Ephemeral.Changed(0); len(users) != 1 || users[0] != b.user("bob") {
 		t.Errorf("presence of %d users is kept, want bob's alone", len(users))
+	}
+}
+
+// TestLongBodiesOfStrangers: who shares a room with us does not wait behind the long bodies of those who do not.
+func TestLongBodiesOfStrangers(t *testing.T) {
+	t.Parallel()
+	hosts := newHosts(t, newWire(), "a", "b", "c")
+	a, b, c := hosts[0], hosts[1], hosts[2]
+	b.join(a.create("12", "public", "shared"), b.user("bob"), a)
+	long := map[string]string{"device_keys": strings.Repeat("x", smallBody)}
+	if err := a.outerBodies.Acquire(t.Context(), maxBody); err != nil {
+		t.Fatal(err)
+	}
+	query := func(ctx context.Context, from *host) error {
+		return from.do(ctx, a.server, http.MethodPost, v1+"user/keys/query", long, nil)
+	}
+	if err := query(t.Context(), b); err != nil {
+		t.Errorf("who shares a room: %v", err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if err := query(ctx, c); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("a stranger does not wait: %v", err)
+	}
+	a.outerBodies.Release(maxBody)
+	if err := query(t.Context(), c); err != nil {
+		t.Errorf("a stranger: %v", err)
 	}
 }
