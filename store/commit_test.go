@@ -53,6 +53,41 @@ func TestGoexitEndsWritesLoudly(t *testing.T) {
 	mustView(t, s, func(r *Reader) error { _, err := r.get(tk("a")); return err })
 }
 
+// TestSyncFails: nobody knows what of the commit is on disk, so nothing is shown, no position is consumed, and nothing more is
+// written until the next Open has looked.
+func TestSyncFails(t *testing.T) {
+	t.Parallel()
+	if !syncsMappedPages {
+		t.Skip("Badger syncs on this platform")
+	}
+	dir := ramDir(t)
+	s, err := Open(dir, Options{small: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := workCommit(s, 1); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.logFile.f.Close(); err != nil { // the committer is idle
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := workCommit(s, 2); err == nil {
+			t.Fatal("a commit that could not be synced succeeds")
+		}
+		if n, err := workState(s); n != 1 || err != nil {
+			t.Errorf("%d commits shown, %v", n, err)
+		}
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = openAt(t, dir, Options{small: true})
+	if n, err := workState(s); n < 1 || n > 2 || err != nil || s.Loss() != "" {
+		t.Errorf("reopened: %d commits, loss %q, %v", n, s.Loss(), err)
+	}
+}
+
 func TestTooLarge(t *testing.T) {
 	t.Parallel()
 	s := open(t)

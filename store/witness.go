@@ -74,6 +74,11 @@ func openWitness(dir string) (*witness, *testimony, error) {
 		return nil, nil, err
 	}
 	w.f = f
+	// What a process that was killed had written is counted as synced from here on.
+	if err := datasync(f); err != nil {
+		f.Close()
+		return nil, nil, err
+	}
 	var best *testimony
 	for slot := range int64(2) {
 		b := make([]byte, witnessSize)
