@@ -60,7 +60,7 @@ func (k *deviceKeys) signing() eventgraph.SigningKey {
 func loadKeys(dir string, now int64) (_ *deviceKeys, first bool, err error) {
 	raw, err := readBounded(filepath.Join(dir, certificateFile))
 	if errors.Is(err, fs.ErrNotExist) {
-		k, err := makeKeys(dir, now)
+		k, err := makeKeys(dir)
 		return k, true, err
 	}
 	if err != nil {
@@ -90,7 +90,7 @@ func loadKeys(dir string, now int64) (_ *deviceKeys, first bool, err error) {
 
 // makeKeys makes identity, device and box key and the first certificate, which is written last: its presence says
 // that the rest is whole. Keys of a first start that was cut off are used again.
-func makeKeys(dir string, now int64) (*deviceKeys, error) {
+func makeKeys(dir string) (*deviceKeys, error) {
 	identity, err := readOrMakeKey(filepath.Join(dir, identityKeyFile))
 	if err != nil {
 		return nil, err
@@ -111,7 +111,8 @@ func makeKeys(dir string, now int64) (*deviceKeys, error) {
 	public := device.Public().(ed25519.PublicKey)
 	k.peer = eventgraph.NewPeerID(public)
 	k.certificate, err = eventgraph.SignCertificate(k.identitySigning(), 1, []eventgraph.CertifiedDevice{{
-		PeerID: k.peer, KeyID: k.peer.KeyID(), FromTS: now,
+		PeerID: k.peer, KeyID: k.peer.KeyID(),
+		FromTS: 0, // the key is as old as the name; our clock may be ahead of a peer's, or of itself once it is set right
 		Key:    base64.RawStdEncoding.EncodeToString(public),
 		BoxKey: base64.RawStdEncoding.EncodeToString(box.PublicKey().Bytes()),
 	}})
