@@ -1,6 +1,7 @@
 package clientapi
 
 import (
+	"bytes"
 	"context"
 	"crypto/ed25519"
 	"encoding/base64"
@@ -117,8 +118,12 @@ func TestUploadKeys(t *testing.T) {
 	upload(400, map[string]any{"one_time_keys": k.oneTimeKeys(t, 0, 1)}) // whose?
 	upload(400, map[string]any{"device_keys": other.deviceKeys(t)})
 	forged := keyPair{alice.user, string(alice.device), other.private}
-	bad := forged.sign(t, map[string]any{"user_id": alice.user, "device_id": alice.device, "keys": map[string]string{"ed25519:" + k.name: k.public()}})
+	bad := forged.sign(t, map[string]any{"user_id": alice.user, "device_id": alice.device, "algorithms": []string{},
+		"keys": map[string]string{"ed25519:" + k.name: k.public()}})
 	if a := upload(400, map[string]any{"device_keys": bad}); a.code() != "M_INVALID_SIGNATURE" {
+		t.Error(a.raw)
+	}
+	if a := upload(400, map[string]any{"device_keys": map[string]any{"user_id": alice.user, "device_id": alice.device}}); a.code() != "M_BAD_JSON" {
 		t.Error(a.raw)
 	}
 	if got := bob.queryKeys(alice.user).DeviceKeys[alice.user]; len(got) != 0 {
@@ -480,22 +485,31 @@ func TestToDeviceAcrossServers(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t, nil)
 	alice := s.newClient("alice")
-	users := map[string]any{}
+	remote := eventgraph.NewServerName(ed25519.NewKeyFromSeed(bytes.Repeat([]byte{8}, 32)).Public().(ed25519.PublicKey))
+	users := map[string]any{"@x:no-server-of-this-network": map[string]any{"D": map[string]any{}}}
 	for i := range 150 {
-		users[fmt.Sprintf("@u%d:remote", i)] = map[string]any{"D": map[string]any{"n": i}}
+		users[fmt.Sprintf("@u%d:%s", i, remote)] = map[string]any{"D": map[string]any{"n": i}}
 	}
 	for range 2 { // the second is a repetition
 		alice.call(200, "PUT", "/v3/sendToDevice/m.test/1", map[string]any{"messages": users})
 	}
 	var edus []directToDeviceEDU
 	err := s.Store.View(func(r *store.Reader) error {
-		return r.Outbound("remote", 0, func(o *store.Outbound) (bool, error) {
+		return r.Outbound(remote, 0, func(o *store.Outbound) (bool, error) {
 			var edu directToDeviceEDU
 			err := json.Unmarshal(o.Body, &edu)
 			edus = append(edus, edu)
 			return true, err
 		})
 	})
+	if err == nil {
+		err = s.Store.View(func(r *store.Reader) error {
+			return r.Outbound("no-server-of-this-network", 0, func(*store.Outbound) (bool, error) {
+				t.Error("a message is queued for what is no server name")
+				return false, nil
+			})
+		})
+	}
 	if err != nil || len(edus) != 2 || len(edus[0].Messages)+len(edus[1].Messages) != 150 || len(edus[0].Messages) > maxEDUMessages {
 		t.Fatalf("%d EDUs, %v", len(edus), err)
 	}

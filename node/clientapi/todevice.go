@@ -106,7 +106,7 @@ func (a *API) sendToDevice(q *request) (any, error) {
 	for _, m := range all {
 		if server := m.user.Server(); server == a.Server {
 			local = append(local, m)
-		} else if server != "" {
+		} else if _, err := eventgraph.ParseServerName(string(server)); err == nil { // others can never be reached
 			remote[server] = append(remote[server], m)
 		}
 	}
