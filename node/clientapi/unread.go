@@ -23,6 +23,7 @@ import (
 const (
 	maxUnreadScan  = 1000 // newest events of a room that are evaluated; also the highest count
 	maxUnreadRooms = 1000 // (user, room) pairs whose notifications are kept, each at most 32 KB, most far less
+	maxUnreadUsers = 128  // users whose rules are kept parsed, some 20 KB each
 	maxThreadHops  = 3    // relations followed to find an event's thread (CS API, Marking notifications as read)
 )
 
@@ -65,13 +66,22 @@ type unreadKey struct {
 type unreadCache struct {
 	users *lru.Cache[unreadKey, *notified]
 	rooms *lru.Cache[eventgraph.RoomID, *roomFacts]
+	rules *lru.Cache[eventgraph.UserID, *userRules]
 }
 
 func newUnreadCache() *unreadCache {
 	c := &unreadCache{}
 	c.users, _ = lru.New[unreadKey, *notified](maxUnreadRooms) // fails only on a size below 1
 	c.rooms, _ = lru.New[eventgraph.RoomID, *roomFacts](maxUnreadRooms)
+	c.rules, _ = lru.New[eventgraph.UserID, *userRules](maxUnreadUsers)
 	return c
+}
+
+// userRules is what a user's account data says of notifications, parsed. It is never changed.
+type userRules struct {
+	hash    [sha256.Size]byte // as in unread
+	rules   *pushrules.Ruleset
+	ignored map[eventgraph.UserID]bool
 }
 
 // roomFacts is what rules ask of a room's state; it is for concurrent use.
@@ -111,16 +121,26 @@ func (a *API) newUnread(r *store.Reader, user eventgraph.UserID) (*unread, error
 	return u, nil
 }
 
-// load reads what is needed only where there is something to evaluate.
-func (u *unread) load() (err error) {
+// load parses what is needed only where there is something to evaluate.
+func (u *unread) load() error {
 	if u.rules != nil {
 		return nil
 	}
-	if u.ignored, err = ignoredUsers(u.r, u.user); err != nil {
-		return err
+	known, ok := u.api.unreads.rules.Get(u.user)
+	if !ok || known.hash != u.hash {
+		ignored, err := ignoredUsers(u.r, u.user)
+		if err != nil {
+			return err
+		}
+		rules, err := readPushRules(u.r, u.user)
+		if err != nil {
+			return err
+		}
+		known = &userRules{u.hash, rules, ignored}
+		u.api.unreads.rules.Add(u.user, known)
 	}
-	u.rules, err = readPushRules(u.r, u.user)
-	return err
+	u.rules, u.ignored = known.rules, known.ignored
+	return nil
 }
 
 // ignoredUsers reads m.ignored_user_list (CS API, Ignoring Users).
@@ -222,6 +242,7 @@ func (u *unread) evaluated(room *store.Room, read int64) (*notified, error) {
 		return nil, err
 	}
 	next := &notified{rules: u.hash, from: max(known.from, from), upTo: newest}
+	next.list = make([]notification, 0, min(len(known.list)+int(newest-known.upTo), maxUnreadScan))
 	for _, one := range known.list {
 		if one.order > next.from {
 			next.list = append(next.list, one)
