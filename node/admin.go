@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
@@ -20,6 +21,9 @@ import (
 
 // maxAdminBody bounds a request on the admin socket; addresses and passwords are short.
 const maxAdminBody = 64 << 10
+
+// maxSocketPath is what the operating system takes as the path of a unix socket: 107 bytes on Linux.
+const maxSocketPath = len(syscall.RawSockaddrUnix{}.Path) - 1
 
 // adminDialTimeout bounds how long "plexus peers add" waits for the peer.
 const adminDialTimeout = 20 * time.Second

@@ -1,7 +1,6 @@
 package node
 
 import (
-	"context"
 	"crypto/ecdh"
 	"crypto/ed25519"
 	"crypto/rand"
@@ -14,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
@@ -127,8 +127,30 @@ func (k *deviceKeys) identitySigning() eventgraph.SigningKey {
 	return eventgraph.SigningKey{Server: k.server, ID: id, Private: k.identity}
 }
 
-// renewDocument signs a new key document, by the identity key too while it is here.
-func (n *Node) renewDocument() error {
+// ownDocument is a key document kept until it is a day old. Its age is taken by the wall clock at each use: a timer does not
+// count the time that the device sleeps.
+type ownDocument struct {
+	mu      sync.Mutex
+	current *eventgraph.KeyDocument
+}
+
+// keyDocument is our own key document, renewed daily; if it cannot be signed, the last one.
+func (n *Node) keyDocument() *eventgraph.KeyDocument {
+	n.document.mu.Lock()
+	defer n.document.mu.Unlock()
+	signed := time.UnixMilli(n.document.current.ValidUntilTS).Add(-documentValid)
+	if age := n.config.Now().Sub(signed); age < 0 || age >= documentRenew {
+		if d, err := n.signDocument(); err != nil {
+			n.log.Error("the key document was not renewed", "error", err)
+		} else {
+			n.document.current = d
+		}
+	}
+	return n.document.current
+}
+
+// signDocument signs a new key document, by the identity key too while it is here.
+func (n *Node) signDocument() (*eventgraph.KeyDocument, error) {
 	keys := []eventgraph.SigningKey{n.keys.signing()}
 	if n.keys.identity != nil {
 		keys = append(keys, n.keys.identitySigning())
@@ -136,25 +158,9 @@ func (n *Node) renewDocument() error {
 	until := n.config.Now().Add(documentValid).UnixMilli()
 	d, err := eventgraph.SignKeyDocument(n.keys.server, keys, nil, n.keys.certificate, until)
 	if err != nil {
-		return fmt.Errorf("sign key document: %w", err)
+		return nil, fmt.Errorf("sign key document: %w", err)
 	}
-	n.document.Store(d)
-	return nil
-}
-
-func (n *Node) renewDocuments(ctx context.Context) error {
-	tick := time.NewTicker(documentRenew)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-tick.C:
-			if err := n.renewDocument(); err != nil {
-				return err
-			}
-		}
-	}
+	return d, nil
 }
 
 // registrationToken returns the token given, or the one kept in dir, or makes one and keeps it there.

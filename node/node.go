@@ -7,12 +7,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -55,7 +55,7 @@ type Node struct {
 	config    Config
 	log       *slog.Logger
 	keys      *deviceKeys
-	document  atomic.Pointer[eventgraph.KeyDocument]
+	document  ownDocument
 	store     *store.Store
 	ephemeral *ephemeral.State
 	rooms     *rooms.Rooms
@@ -94,6 +94,9 @@ func Open(ctx context.Context, c Config) (_ *Node, err error) {
 			return h, nil
 		}
 	}
+	if path := filepath.Join(c.Dir, adminSocket); len(path) > maxSocketPath {
+		return nil, fmt.Errorf("data directory %s: the path %s is too long for a unix socket, by %d bytes: choose a shorter one with --data", c.Dir, path, len(path)-maxSocketPath)
+	}
 	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make data directory: %w", err)
 	}
@@ -106,7 +109,11 @@ func Open(ctx context.Context, c Config) (_ *Node, err error) {
 
 	// The store's lock on the directory comes first: only one process may make keys in it.
 	if n.store, err = store.Open(filepath.Join(c.Dir, "store"), store.Options{Log: c.Log}); err != nil {
-		return nil, fmt.Errorf("open store: %w", err)
+		return nil, fmt.Errorf("data directory %s: %w", c.Dir, err)
+	}
+	// A node.json that is here is a dead process's: scripts take it for the sign that this one serves.
+	if err := os.Remove(filepath.Join(c.Dir, nodeFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("remove old %s: %w", nodeFile, err)
 	}
 	if loss := n.store.Loss(); loss != "" {
 		c.Log.Warn("the store has lost records; peers will be asked for them", "loss", loss)
@@ -122,7 +129,7 @@ func Open(ctx context.Context, c Config) (_ *Node, err error) {
 	if n.token, err = registrationToken(c.Dir, c.RegistrationToken); err != nil {
 		return nil, err
 	}
-	if err := n.renewDocument(); err != nil {
+	if n.document.current, err = n.signDocument(); err != nil {
 		return nil, err
 	}
 	n.ephemeral = ephemeral.New(c.Now)
@@ -151,7 +158,7 @@ func Open(ctx context.Context, c Config) (_ *Node, err error) {
 	}
 	n.fed = federation.New(federation.Config{
 		Store: n.store, Rooms: n.rooms, Ephemeral: n.ephemeral, Transport: network{n.transport},
-		Key: n.keys.signing(), KeyDocument: n.document.Load, Local: n.api, Now: c.Now, Log: c.Log,
+		Key: n.keys.signing(), KeyDocument: n.keyDocument, Local: n.api, Now: c.Now, Log: c.Log,
 		PeerOf: func(ctx context.Context) (eventgraph.PeerID, bool) {
 			p, ok := p2ptransport.PeerFrom(ctx)
 			return eventgraph.PeerID(p), ok
@@ -217,14 +224,11 @@ const (
 func (n *Node) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return n.fed.Run(ctx) })
-	group.Go(func() error { return n.renewDocuments(ctx) })
 	for _, l := range n.listeners {
 		n.serveHTTP(ctx, group, l, n.api.Handler())
 	}
 	n.serveHTTP(ctx, group, n.admin, n.adminHandler())
-	if err := n.writeNodeFile(); err != nil {
-		return errors.Join(err, group.Wait())
-	}
+	group.Go(n.writeNodeFile) // all listeners are open
 	defer os.Remove(filepath.Join(n.config.Dir, nodeFile))
 	err := group.Wait()
 	if errors.Is(err, context.Canceled) {
