@@ -3,6 +3,7 @@ package clientapi
 import (
 	"encoding/json"
 	"errors"
+	"maps"
 	"net/http"
 	"strings"
 
@@ -61,12 +62,15 @@ func (a *API) joinByIDOrAlias(q *request) (any, error) {
 }
 
 func (a *API) join(q *request, room eventgraph.RoomID, via []eventgraph.ServerName) (any, error) {
-	var body struct {
-		Reason     string          `json:"reason"`
-		ThirdParty json.RawMessage `json:"third_party_signed"`
-	}
+	var body map[string]json.RawMessage
 	if err := q.decode(&body); err != nil {
 		return nil, err
+	}
+	var reason string
+	if raw, ok := body["reason"]; ok {
+		if err := decodeJSON(raw, &reason); err != nil {
+			return nil, err
+		}
 	}
 	member, err := a.member(room, q.user)
 	if err != nil {
@@ -76,11 +80,31 @@ func (a *API) join(q *request, room eventgraph.RoomID, via []eventgraph.ServerNa
 	if member != nil && member.Membership == "join" && !member.Outside {
 		return answer, nil
 	}
-	content, err := a.membershipContent(q.user, "join", body.Reason)
+	content, err := a.membershipContent(q.user, "join", reason)
 	if err != nil {
 		return nil, err
 	}
+	if content, err = withCustomContent(content, body); err != nil {
+		return nil, err
+	}
 	return answer, a.remote.Join(q.Context(), room, q.user, via, content)
+}
+
+// withCustomContent adds what else a client puts into the body of a join, as other servers let it: a name for this room alone, or
+// fields of the client's own. What servers or the authorization rules look at is not the client's to say.
+func withCustomContent(content json.RawMessage, body map[string]json.RawMessage) (json.RawMessage, error) {
+	for _, field := range []string{"membership", "reason", "third_party_signed", "third_party_invite", "join_authorised_via_users_server"} {
+		delete(body, field)
+	}
+	if len(body) == 0 {
+		return content, nil
+	}
+	fields := map[string]json.RawMessage{}
+	if err := json.Unmarshal(content, &fields); err != nil {
+		return nil, err
+	}
+	maps.Copy(fields, body)
+	return json.Marshal(fields)
 }
 
 // member is the user's membership record; nil if there is none.

@@ -232,7 +232,8 @@ func (a *API) getJoinedMembers(q *request) (any, error) {
 				return false, err
 			}
 			profile := profileOfMember(e.Event)
-			shown := map[string]json.RawMessage{}
+			// matrix-nio refuses the whole answer where a member has no display_name.
+			shown := map[string]json.RawMessage{"display_name": nil, "avatar_url": nil}
 			if name, ok := profile["displayname"]; ok {
 				shown["display_name"] = name
 			}
