@@ -43,7 +43,7 @@ func (a *API) register(q *request) (any, error) {
 	var user eventgraph.UserID
 	if body.Username != nil {
 		var err error
-		if user, err = a.newUserID(*body.Username); err != nil {
+		if user, err = a.newUserID(strings.ToLower(*body.Username)); err != nil { // phones type capitals
 			return nil, err
 		}
 		if err := a.available(user); err != nil {
@@ -115,7 +115,7 @@ func (a *API) available(user eventgraph.UserID) error {
 
 // registerAvailable is GET /register/available.
 func (a *API) registerAvailable(q *request) (any, error) {
-	user, err := a.newUserID(q.URL.Query().Get("username"))
+	user, err := a.newUserID(strings.ToLower(q.URL.Query().Get("username")))
 	if err != nil {
 		return nil, err
 	}

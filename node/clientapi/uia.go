@@ -130,10 +130,12 @@ func (a *API) interactive(auth *authData, operation, stage string, check func(*a
 // confirm asks the caller to prove by password that they are the user of their access token. The operation need not name the
 // user.
 func (a *API) confirm(q *request, auth *authData, operation string) error {
-	return a.interactive(auth, operation+" "+string(q.user), stagePassword, func(d *authData) error {
-		if name := d.named(); name != "" && name != string(q.user) && name != q.user.Localpart() {
-			return forbidden("That is another user.")
+	if auth != nil {
+		if name := auth.named(); name != "" && a.userNamed(name) != q.user {
+			return forbidden("That is another user: only the one logged in here can confirm this.")
 		}
+	}
+	return a.interactive(auth, operation+" "+string(q.user), stagePassword, func(d *authData) error {
 		_, err := a.checkPassword(q, q.user, d.Password)
 		return err
 	})
