@@ -91,6 +91,11 @@ func TestFilters(t *testing.T) {
 	}
 	alice.call(404, "GET", path+"/unknown", nil)
 	alice.call(400, "POST", path, `{"room":7}`)
+	for _, bad := range []string{`{"timeline":{"rooms":["a"]}}`, `{"rooms":["a"]}`, `{"state":{"not_senders":["a"]}}`} {
+		if a := alice.call(400, "POST", path, `{"room":`+bad+`}`); a.code() != "M_BAD_JSON" {
+			t.Errorf("%s: %s", bad, a.raw)
+		}
+	}
 	alice.call(413, "POST", path, `{"x":"`+strings.Repeat("x", maxFilter)+`"}`)
 	bob.call(403, "POST", path, body)
 	bob.call(403, "GET", path+"/"+id, nil)

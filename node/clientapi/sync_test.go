@@ -527,6 +527,25 @@ func TestSyncPrivateReceiptsAndIgnoredUsers(t *testing.T) {
 	}
 }
 
+// A place has room for one receipt of a user: that for no thread counts more than that for a thread.
+func TestSyncShowsUnthreadedReceiptsFirst(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, nil)
+	alice := s.newClient("alice")
+	room := alice.room()
+	root := alice.say(room, "root")
+	path := "/v3/rooms/" + string(room) + "/receipt/m.read/" + string(root)
+	since := alice.sync("").NextBatch
+	for _, body := range []string{`{}`, `{"thread_id":"main"}`} {
+		alice.call(200, "POST", path, body)
+		for _, from := range []string{"", since} {
+			if raw := alice.sync(from).raw; !strings.Contains(raw, `{"m.read":{"`+string(alice.user)+`":{"ts":`) || strings.Contains(raw, "thread_id") {
+				t.Errorf("after %s: %s", body, raw)
+			}
+		}
+	}
+}
+
 func TestSyncUnsigned(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t, nil)

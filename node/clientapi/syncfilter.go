@@ -50,7 +50,30 @@ func parseFilter(raw []byte) (*syncFilter, error) {
 	if err := json.Unmarshal(raw, &f); err != nil {
 		return nil, fail(http.StatusBadRequest, "M_BAD_JSON", "The filter is not of the form that the specification gives.")
 	}
+	if err := checkIDs(f.Room.Rooms, f.Room.NotRooms, nil, nil); err != nil {
+		return nil, err
+	}
+	for _, part := range []*eventFilter{&f.Presence, &f.AccountData, &f.Room.Ephemeral, &f.Room.State, &f.Room.Timeline, &f.Room.AccountData} {
+		if err := checkIDs(part.Rooms, part.NotRooms, part.Senders, part.NotSenders); err != nil {
+			return nil, err
+		}
+	}
 	return &f, nil
+}
+
+// checkIDs answers M_BAD_JSON where a filter names what is neither a room nor a user: nothing would ever match it.
+func checkIDs(rooms, notRooms []eventgraph.RoomID, senders, notSenders []eventgraph.UserID) error {
+	for _, room := range slices.Concat(rooms, notRooms) {
+		if !strings.HasPrefix(string(room), "!") {
+			return badJSON("The filter names a room by what is not a room ID.")
+		}
+	}
+	for _, user := range slices.Concat(senders, notSenders) {
+		if !strings.HasPrefix(string(user), "@") {
+			return badJSON("The filter names a sender by what is not a user ID.")
+		}
+	}
+	return nil
 }
 
 // filterOf finds the filter that a request names: its ID or, if it begins with "{", the filter itself; "" passes all.

@@ -476,6 +476,9 @@ func (c receiptContent) add(p *store.Receipt) {
 	if c[p.Event][p.Type] == nil {
 		c[p.Event][p.Type] = map[eventgraph.UserID]receiptData{}
 	}
+	if held, ok := c[p.Event][p.Type][p.User]; ok && held.Thread == "" {
+		return // there is room for one here, and one that is for no thread says more than one of a thread
+	}
 	c[p.Event][p.Type][p.User] = receiptData{p.TS, p.Thread}
 }
 
