@@ -10,6 +10,7 @@ import (
 //
 //	table           rest of the key                       value
 //	tableMeta       str name                              see open.go, federation.go
+//	                "outbound", str server                u64 length of the queue
 //	tableCommit     u64 commit number modulo commitRing   commitRecord, binary
 //	tableChange     u64 position                          Change, binary (changes.go)
 //	tableRoomChange str room, u64 position                event ID
