@@ -54,7 +54,7 @@ func (a *API) getMessages(q *request) (any, error) {
 			return nil, err
 		}
 	}
-	limit, err := limitOf(query.Get("limit"), filter.limit(usualPage, mostPage), mostPage)
+	limit, err := limitOf(query.Get("limit"), max(filter.limit(usualPage, mostPage), 1), mostPage)
 	if err != nil {
 		return nil, err
 	}
@@ -273,7 +273,7 @@ func (a *API) getContext(q *request) (any, error) {
 			return nil, err
 		}
 	}
-	limit, err := limitOf(query.Get("limit"), filter.limit(usualPage, mostPage), mostPage)
+	limit, err := limitOf(query.Get("limit"), max(filter.limit(usualPage, mostPage), 1), mostPage)
 	if err != nil {
 		return nil, err
 	}

@@ -396,6 +396,59 @@ func TestSyncFilters(t *testing.T) {
 	alice.call(400, "GET", "/v3/sync?filter=%7B%22room%22:7%7D", nil)
 }
 
+// Clients that want the state alone ask for no timeline; the token leads back from its end.
+func TestSyncWithoutTimeline(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, nil)
+	alice := s.newClient("alice")
+	room := alice.room()
+	const none = `filter={"room":{"timeline":{"limit":0}}}`
+	since := ""
+	for _, topic := range []string{"one", "two"} {
+		alice.say(room, "said before "+topic)
+		alice.state(room, "m.room.topic", "", fmt.Sprintf(`{"topic":%q}`, topic))
+		body := alice.sync(since, none)
+		got := body.Rooms.Join[room]
+		if len(got.Timeline.Events) > 0 || !got.Timeline.Limited {
+			t.Errorf("%s: timeline %+v", topic, got.Timeline)
+		}
+		if e := got.State.find("m.room.topic"); e == nil || e.Content["topic"] != topic {
+			t.Errorf("%s: state %s", topic, body.raw)
+		}
+		back := alice.call(200, "GET", "/v3/rooms/"+string(room)+"/messages?dir=b&limit=1&from="+got.Timeline.PrevBatch, nil)
+		if !strings.Contains(back.raw, fmt.Sprintf(`{"topic":%q}`, topic)) {
+			t.Errorf("%s: back from prev_batch: %s", topic, back.raw)
+		}
+		since = body.NextBatch
+	}
+}
+
+// Who meets learns how present the others are, though nothing has changed in that.
+func TestSyncPresenceOfUsersNewlyMet(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, nil)
+	alice, bob := s.newClient("alice"), s.newClient("bob")
+	room := alice.room()
+	alices, bobs := alice.sync("").NextBatch, bob.sync("").NextBatch
+	for range 2 { // past what the first calls themselves changed
+		alices, bobs = alice.sync(alices, "set_presence=offline").NextBatch, bob.sync(bobs, "set_presence=offline").NextBatch
+	}
+	bob.join(room)
+	for who, other := range map[client]client{alice: bob, bob: alice} {
+		since := alices
+		if who == bob {
+			since = bobs
+		}
+		body := who.sync(since, "set_presence=offline")
+		if events := body.Presence.Events; len(events) != 1 || events[0].Sender != other.user {
+			t.Errorf("%s is told %s", who.user, body.raw)
+		}
+		if again := who.sync(body.NextBatch, "set_presence=offline"); len(again.Presence.Events) > 0 {
+			t.Errorf("%s is told again: %s", who.user, again.raw)
+		}
+	}
+}
+
 func TestSyncTokens(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t, nil)

@@ -103,12 +103,13 @@ func (f *syncFilter) room(id eventgraph.RoomID) bool {
 	return passes(f.Room.Rooms, f.Room.NotRooms, id)
 }
 
-// limit is how many events are asked for, within [1, most].
+// limit is how many events are asked for, within [0, most]. The specification asks for more than 0; clients that want no timeline say 0
+// all the same.
 func (f *eventFilter) limit(usual, most int) int {
 	if f.Limit == nil {
 		return usual
 	}
-	return min(max(*f.Limit, 1), most)
+	return min(max(*f.Limit, 0), most)
 }
 
 // room says whether anything of the room passes.

@@ -119,7 +119,8 @@ func (a *API) timeline(r *store.Reader, s *roomSpan, t *timelineView) (*roomTime
 		tl.limited = true
 		return tl, nil
 	}
-	var first *store.StoredEvent // the oldest looked at
+	var first *store.StoredEvent   // the oldest looked at
+	var stopped *store.StoredEvent // where looking ended
 	scanned := 0
 	look := func(e *store.StoredEvent) (bool, error) {
 		show, err := a.shows(t, e)
@@ -127,7 +128,7 @@ func (a *API) timeline(r *store.Reader, s *roomSpan, t *timelineView) (*roomTime
 			return false, err
 		}
 		if scanned++; scanned > maxTimelineScan || show && len(tl.events) == t.limit {
-			tl.limited = true
+			tl.limited, stopped = true, e
 			return false, nil
 		}
 		first = e
@@ -155,6 +156,8 @@ func (a *API) timeline(r *store.Reader, s *roomSpan, t *timelineView) (*roomTime
 	}
 	slices.Reverse(tl.events)
 	switch {
+	case first == nil && stopped != nil:
+		tl.prev = stopped.Order
 	case first == nil && s.before != nil:
 		tl.prev = s.before.Order
 	case first == nil:

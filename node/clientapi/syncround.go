@@ -500,9 +500,12 @@ func typeAndContent(eventType string, content json.RawMessage) json.RawMessage {
 	return append(appendString(b, eventType), '}')
 }
 
-// presence fills in the presence of those who share a room with the user.
+// presence fills in the presence of those who share a room with the user: of users whose presence changed, and of those newly met.
 func (s *syncRound) presence(users []eventgraph.UserID) error {
 	list := emptyList()
+	users = slices.AppendSeq(slices.Clone(users), maps.Keys(s.company.met))
+	slices.Sort(users)
+	users = slices.Compact(users)
 	for _, user := range users {
 		if !s.filter.Presence.kind("m.presence", user) {
 			continue
