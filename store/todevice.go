@@ -34,7 +34,7 @@ func (tx *Tx) PutToDevice(user eventgraph.UserID, device DeviceID, m *ToDevice) 
 	if err != nil {
 		return 0, err
 	}
-	queued, err := tx.toDeviceCount(user, device)
+	queued, err := tx.ToDeviceCount(user, device)
 	if err != nil {
 		return 0, err
 	}
@@ -80,7 +80,7 @@ func (r *Reader) HasToDevice(user eventgraph.UserID, device DeviceID, upTo Posit
 
 // DeleteToDevice removes the messages of positions up to upTo: the device has said that it has them.
 func (tx *Tx) DeleteToDevice(user eventgraph.UserID, device DeviceID, upTo Position) error {
-	queued, err := tx.toDeviceCount(user, device)
+	queued, err := tx.ToDeviceCount(user, device)
 	if err != nil || queued == 0 {
 		return err
 	}
@@ -119,7 +119,8 @@ func (tx *Tx) dropToDevice(user eventgraph.UserID, device DeviceID, upTo Positio
 	return dropped, err
 }
 
-func (r *Reader) toDeviceCount(user eventgraph.UserID, device DeviceID) (uint64, error) {
+// ToDeviceCount is how many messages wait for the device.
+func (r *Reader) ToDeviceCount(user eventgraph.UserID, device DeviceID) (uint64, error) {
 	return r.getNumber(key(tableToDeviceQueue).str(string(user)).str(string(device)))
 }
 

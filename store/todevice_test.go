@@ -62,7 +62,7 @@ func TestToDeviceQueueIsBounded(t *testing.T) {
 		if has, err := r.HasToDevice(alice, phone, last-1); has || err != nil {
 			t.Errorf("messages up to %d: %v, %v", last-1, has, err)
 		}
-		if count, err := r.toDeviceCount(alice, phone); count != 1 || err != nil {
+		if count, err := r.ToDeviceCount(alice, phone); count != 1 || err != nil {
 			t.Errorf("the queue counts %d, %v", count, err)
 		}
 		return nil

@@ -43,3 +43,36 @@ func TestReceiptsOfOthersAreBounded(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// TestStrangersPushOutNothing: behind a long queue no more messages are put from servers that share no room with us.
+func TestStrangersPushOutNothing(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, nil)
+	alice := s.newClient("alice")
+	since := alice.sync("").NextBatch
+	send := func(id int) {
+		t.Helper()
+		messages := map[eventgraph.UserID]any{alice.user: map[string]any{"*": map[string]any{"n": id}}}
+		edu, err := json.Marshal(map[string]any{"sender": "@x:far", "type": "m.test", "message_id": fmt.Sprint(id), "messages": messages})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.ReceiveEDU(context.Background(), "far", "m.direct_to_device", edu); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range maxStrangers + 5 {
+		send(i)
+	}
+	var waiting uint64
+	err := s.Store.View(func(r *store.Reader) (err error) {
+		waiting, err = r.ToDeviceCount(alice.user, alice.device)
+		return err
+	})
+	if err != nil || waiting != maxStrangers+1 {
+		t.Errorf("%d messages wait, %v", waiting, err)
+	}
+	if got := alice.sync(since).ToDevice.Events; len(got) != maxToDevice {
+		t.Errorf("%d messages come", len(got))
+	}
+}

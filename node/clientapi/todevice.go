@@ -25,6 +25,7 @@ const (
 	maxEDUMessages      = 100       // in one m.direct_to_device that we send
 	maxEDUBytes         = 128 << 10 // of such
 	maxReceivedMessages = 1000      // in one that we take in
+	maxStrangers        = 1000      // from servers that share no room with us are put behind no more than so many: they push out nothing
 	toDeviceAtOnce      = 256 << 10 // bytes of content written in one transaction of the store
 	maxMessageID        = 128       // bytes: 32 codepoints
 )
@@ -129,7 +130,7 @@ func (a *API) sendToDevice(q *request) (any, error) {
 		return err
 	}
 	for _, batch := range batches(local, maxToDeviceMessages, toDeviceAtOnce) {
-		err := once(func(tx *store.Tx) error { return a.deliver(tx, q.user, eventType, batch) })
+		err := once(func(tx *store.Tx) error { return a.deliver(tx, q.user, eventType, batch, store.MaxToDevice) })
 		if err != nil {
 			return nil, err
 		}
@@ -157,8 +158,9 @@ func (a *API) sendToDevice(q *request) (any, error) {
 	return nil, nil
 }
 
-// deliver queues messages for local devices. Devices that do not exist are passed over.
-func (a *API) deliver(tx *store.Tx, sender eventgraph.UserID, eventType string, messages []addressed) error {
+// deliver queues messages for local devices. Devices that do not exist are passed over, and those for which more than most
+// messages wait.
+func (a *API) deliver(tx *store.Tx, sender eventgraph.UserID, eventType string, messages []addressed, most uint64) error {
 	for _, m := range messages {
 		devices := []store.DeviceID{m.device}
 		if m.device == allDevices {
@@ -176,6 +178,11 @@ func (a *API) deliver(tx *store.Tx, sender eventgraph.UserID, eventType string, 
 				continue
 			} else if err != nil {
 				return err
+			}
+			if waiting, err := tx.ToDeviceCount(m.user, device); err != nil {
+				return err
+			} else if waiting > most {
+				continue
 			}
 			message := &store.ToDevice{Sender: sender, Type: eventType, Content: m.content, Origin: a.Peer}
 			if _, err := tx.PutToDevice(m.user, device, message); err != nil {
@@ -221,11 +228,11 @@ func (a *API) receiveDirectToDevice(ctx context.Context, origin eventgraph.Serve
 	if err != nil || len(all) > maxReceivedMessages {
 		return errMalformedEDU
 	}
-	memory, prefix := origin, ""
+	memory, prefix, most := origin, "", uint64(store.MaxToDevice)
 	if shares, err := a.sharesRoom(origin); err != nil {
 		return err
 	} else if !shares { // anybody can make any number of servers: all strangers have one memory together
-		memory, prefix = "", string(origin)+" "
+		memory, prefix, most = "", string(origin)+" ", maxStrangers
 	}
 	for i, batch := range batches(all, maxReceivedMessages, toDeviceAtOnce) {
 		_, err := a.Store.Update(ctx, func(tx *store.Tx) error {
@@ -233,7 +240,7 @@ func (a *API) receiveDirectToDevice(ctx context.Context, origin eventgraph.Serve
 			if before || err != nil {
 				return err
 			}
-			return a.deliver(tx, edu.Sender, edu.Type, batch)
+			return a.deliver(tx, edu.Sender, edu.Type, batch, most)
 		})
 		if err != nil {
 			return err
