@@ -199,6 +199,9 @@ func (run *run) accept(in incoming) error {
 	}
 
 	if in.basis.Kind == Claimed {
+		if err := run.ownParents(e); err != nil {
+			return err
+		}
 		// A claim counts only where the parents do not tell.
 		lacking, err := run.withoutPlace(e)
 		if err != nil {
@@ -422,7 +425,7 @@ func (run *run) extend(s *store.StoredEvent, w *write) error {
 		return err
 	}
 	tips := slices.DeleteFunc(slices.Clone(run.live.tips), func(t tip) bool { return ancestors[t.id] })
-	covered, err := run.hasAcceptedChild(s.ID())
+	covered, err := run.covered(s.ID())
 	if err != nil {
 		return err
 	}
@@ -485,18 +488,31 @@ func (run *run) visibleParents(e *eventgraph.Event) (map[eventgraph.EventID]bool
 	return found, nil
 }
 
-func (run *run) hasAcceptedChild(id eventgraph.EventID) (bool, error) {
-	children, err := run.children(id)
-	if err != nil {
-		return false, err
-	}
-	for _, child := range children {
-		s, err := run.stored(child)
+// covered says whether an accepted event of the timeline descends from the event, so that it is no extremity. Backfilled events are
+// looked behind, no further than maxBackfilled of them: whoever gave us one may not have given what ties it to the timeline.
+func (run *run) covered(id eventgraph.EventID) (bool, error) {
+	const maxBackfilled = 1000
+	seen := map[eventgraph.EventID]bool{}
+	todo := []eventgraph.EventID{id}
+	for len(todo) > 0 && len(seen) < maxBackfilled {
+		children, err := run.children(todo[len(todo)-1])
 		if err != nil {
 			return false, err
 		}
-		if s.Verdict == store.Accepted {
-			return true, nil
+		todo = todo[:len(todo)-1]
+		for _, child := range children {
+			s, err := run.stored(child)
+			if err != nil {
+				return false, err
+			}
+			switch {
+			case s.Verdict != store.Accepted || s.RoomID() != run.rm.id: // any room's event can name any parent
+			case s.Order > 0:
+				return true, nil
+			case !seen[child]:
+				seen[child] = true
+				todo = append(todo, child)
+			}
 		}
 	}
 	return false, nil

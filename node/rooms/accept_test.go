@@ -497,3 +497,35 @@ func TestSecondCreateEvent(t *testing.T) {
 		t.Error("the room's own create event is rejected")
 	}
 }
+
+// An event of one room that names one of another as its parent says nothing about the other room's extremities.
+func TestParentInAnotherRoom(t *testing.T) {
+	t.Parallel()
+	a, b, alice, bob, room := shared(t, "12")
+	other := a.create("12", alice)
+	b.join(a, other, bob)
+	joined := a.record(other).State
+
+	topic := a.setState(room, alice, "m.room.topic", "", `{"topic":"not here yet"}`)
+	unseen := a.message(other, alice, "nor this")
+	across := a.forge(Draft{Room: other, Sender: alice, Type: "m.room.message", Content: text("across")}, []eventgraph.EventID{unseen, topic})
+	var state []eventgraph.EventID
+	err := a.StateAt(other, joined).Walk(func(_ eventgraph.StateTuple, id eventgraph.EventID) error {
+		state = append(state, id)
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.accept(across, Basis{Kind: Claimed, State: state, Origin: a.Server()}, store.Accepted)
+
+	b.accept(a.event(topic).Event, Basis{Origin: a.Server()}, store.Accepted)
+	b.sameState(a, room)
+	// Nor does it keep its own room from going on.
+	b.accept(a.event(unseen).Event, Basis{Origin: a.Server()}, store.Accepted)
+
+	// Once the parent is here, it is known to be of another room.
+	across = a.forge(Draft{Room: other, Sender: alice, Type: "m.room.message", Content: text("once more")}, []eventgraph.EventID{unseen, topic})
+	_, err = b.Accept(context.Background(), pdu(t, across), Basis{Kind: Claimed, State: state, Origin: a.Server()})
+	wantRefusal(t, err, "M_BAD_JSON")
+}

@@ -70,7 +70,7 @@ func (run *run) placeParents(e *eventgraph.Event, b Basis) error {
 		case err != nil:
 			return err
 		case s.RoomID() != run.rm.id:
-			return refuse("M_BAD_JSON", "prev event %s is of another room", id)
+			return run.foreignParent(id)
 		case placed(s):
 		case b.Backfill && s.Verdict == store.Outlier:
 			lacking = true
@@ -90,6 +90,25 @@ func (run *run) placeParents(e *eventgraph.Event, b Basis) error {
 	for _, outlier := range order {
 		if err := run.accept(incoming{event: outlier, basis: Basis{Kind: Parents, Backfill: b.Backfill}}); err != nil {
 			return err
+		}
+	}
+	return nil
+}
+
+func (run *run) foreignParent(id eventgraph.EventID) *Refusal {
+	return refuse("M_BAD_JSON", "prev event %s is not of room %s", id, run.rm.id)
+}
+
+// ownParents refuses an event of whose parents one is held and of another room.
+func (run *run) ownParents(e *eventgraph.Event) error {
+	for _, id := range e.PrevEvents() {
+		s, err := run.stored(id)
+		switch {
+		case errors.Is(err, store.ErrNotFound):
+		case err != nil:
+			return err
+		case s.RoomID() != run.rm.id:
+			return run.foreignParent(id)
 		}
 	}
 	return nil
