@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -57,10 +58,11 @@ func ask(ctx context.Context, dir, method, path string, body, v any) error {
 	return in.Decode(v)
 }
 
-// adminFlags parses --data and what define adds, anywhere among the other arguments.
+// adminFlags parses --data and what define adds, anywhere among the other arguments. PLEXUS_DATA says which node is meant as it does
+// for run.
 func adminFlags(name string, args []string, define func(*flag.FlagSet)) (dir string, rest []string, err error) {
 	f := flag.NewFlagSet("plexus "+name, flag.ContinueOnError)
-	f.StringVar(&dir, "data", defaultDir(), "data `directory` of the running node")
+	f.StringVar(&dir, "data", cmp.Or(os.Getenv("PLEXUS_DATA"), defaultDir()), "data `directory` of the running node")
 	if define != nil {
 		define(f)
 	}

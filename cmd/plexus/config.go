@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"flag"
 	"fmt"
 	"io"
@@ -79,10 +80,7 @@ func parse(args, environ []string, errOut io.Writer) (*settings, error) {
 		return nil, fmt.Errorf("unexpected argument %q; \"plexus help\" shows the usage", f.Arg(0))
 	}
 	env := environment(environ)
-	config := first.config
-	if v := env["config"]; config == "" && len(v) > 0 {
-		config = v[0]
-	}
+	config := cmp.Or(first.config, env["config"])
 
 	s := &settings{}
 	f = s.flags(&source, errOut)
@@ -96,8 +94,17 @@ func parse(args, environ []string, errOut io.Writer) (*settings, error) {
 		}
 	}
 	source++
-	maps.DeleteFunc(env, func(name string, _ []string) bool { return f.Lookup(name) == nil }) // somebody else's, like scripts/lan's
-	if err := set(f, env, "environment"); err != nil {
+	values := map[string][]string{}
+	for name, v := range env {
+		switch known := f.Lookup(name); {
+		case known == nil: // somebody else's, like scripts/lan's
+		case isList(known):
+			values[name] = strings.Split(v, ",")
+		default:
+			values[name] = []string{v}
+		}
+	}
+	if err := set(f, values, "environment"); err != nil {
 		return nil, err
 	}
 	source++
@@ -109,8 +116,12 @@ func parse(args, environ []string, errOut io.Writer) (*settings, error) {
 
 func set(f *flag.FlagSet, values map[string][]string, where string) error {
 	for _, name := range slices.Sorted(maps.Keys(values)) {
-		if f.Lookup(name) == nil {
+		known := f.Lookup(name)
+		if known == nil {
 			return fmt.Errorf("%s: there is no setting %q; \"plexus run -h\" lists them", where, name)
+		}
+		if len(values[name]) != 1 && !isList(known) {
+			return fmt.Errorf("%s: %s takes one value, not a list", where, name)
 		}
 		for _, v := range values[name] {
 			if err := f.Set(name, v); err != nil {
@@ -121,13 +132,19 @@ func set(f *flag.FlagSet, values map[string][]string, where string) error {
 	return nil
 }
 
-// environment picks PLEXUS_CLIENT_ADDR and the like; commas separate values of a repeatable setting.
-func environment(environ []string) map[string][]string {
-	env := map[string][]string{}
+func isList(f *flag.Flag) bool {
+	_, ok := f.Value.(*list)
+	return ok
+}
+
+// environment picks PLEXUS_CLIENT_ADDR and the like; commas separate values of a repeatable setting. A variable that is set to
+// nothing is none.
+func environment(environ []string) map[string]string {
+	env := map[string]string{}
 	for _, e := range environ {
 		name, value, _ := strings.Cut(e, "=")
-		if name, ok := strings.CutPrefix(name, "PLEXUS_"); ok {
-			env[strings.ReplaceAll(strings.ToLower(name), "_", "-")] = strings.Split(value, ",")
+		if name, ok := strings.CutPrefix(name, "PLEXUS_"); ok && value != "" {
+			env[strings.ReplaceAll(strings.ToLower(name), "_", "-")] = value
 		}
 	}
 	return env

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"log/slog"
@@ -22,9 +21,6 @@ const memoryLimit = 192 << 20
 
 func run(ctx context.Context, args []string, out, errOut io.Writer) error {
 	s, err := parse(args, os.Environ(), errOut)
-	if errors.Is(err, flag.ErrHelp) {
-		return nil
-	}
 	if err != nil {
 		return err
 	}

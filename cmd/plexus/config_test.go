@@ -1,0 +1,130 @@
+package main
+
+import (
+	"errors"
+	"flag"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// configFile writes a config file and returns its path.
+func configFile(t *testing.T, content string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "plexus.toml")
+	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestFlagsWinOverEnvironmentOverFile(t *testing.T) {
+	t.Parallel()
+	file := configFile(t, `
+data = "/file"
+registration = "closed"
+mdns = false
+rate-limits = false
+client-addr = ["127.0.0.1:1", "127.0.0.1:2"]
+peer = "/file/peer"
+`)
+	for name, c := range map[string]struct {
+		args, env []string
+		want      settings
+	}{
+		"defaults": {want: settings{data: defaultDir(), registration: "token", mdns: true, rateLimits: true}},
+		"file": {
+			args: []string{"--config", file},
+			want: settings{data: "/file", registration: "closed", clientAddrs: list{values: []string{"127.0.0.1:1", "127.0.0.1:2"}}, peers: list{values: []string{"/file/peer"}}},
+		},
+		"file named by the environment": {
+			env:  []string{"PLEXUS_CONFIG=" + file},
+			want: settings{data: "/file", registration: "closed", clientAddrs: list{values: []string{"127.0.0.1:1", "127.0.0.1:2"}}, peers: list{values: []string{"/file/peer"}}},
+		},
+		"environment over file": {
+			args: []string{"--config", file},
+			env:  []string{"PLEXUS_DATA=/env", "PLEXUS_MDNS=true", "PLEXUS_CLIENT_ADDR=127.0.0.1:3,127.0.0.1:4", "HOME=/nowhere"},
+			want: settings{
+				data: "/env", registration: "closed", mdns: true,
+				clientAddrs: list{values: []string{"127.0.0.1:3", "127.0.0.1:4"}}, peers: list{values: []string{"/file/peer"}},
+			},
+		},
+		"flags over all": {
+			args: []string{"--config", file, "--data=/flag", "--registration", "open", "--client-addr", "127.0.0.1:5", "--client-addr=127.0.0.1:6", "--rate-limits=true"},
+			env:  []string{"PLEXUS_DATA=/env", "PLEXUS_REGISTRATION=token", "PLEXUS_CLIENT_ADDR=127.0.0.1:3", "PLEXUS_PEER=/env/a,/env/b"},
+			want: settings{
+				data: "/flag", registration: "open", rateLimits: true,
+				clientAddrs: list{values: []string{"127.0.0.1:5", "127.0.0.1:6"}}, peers: list{values: []string{"/env/a", "/env/b"}},
+			},
+		},
+		"a comma in what is no list": {
+			env:  []string{"PLEXUS_DATA=/a,b"},
+			want: settings{data: "/a,b", registration: "token", mdns: true, rateLimits: true},
+		},
+		"variables of others, and empty ones": {
+			env:  []string{"PLEXUS_HOST_TESTS=1", "PLEXUS_PEER=", "PLEXUS_MDNS=", "PLEXUS_CONFIG="},
+			want: settings{data: defaultDir(), registration: "token", mdns: true, rateLimits: true},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			got, err := parse(c.args, c.env, io.Discard)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got.data != c.want.data || got.registration != c.want.registration || got.mdns != c.want.mdns || got.rateLimits != c.want.rateLimits {
+				t.Errorf("%+v, want %+v", got, c.want)
+			}
+			for _, l := range []struct {
+				name      string
+				got, want list
+			}{{"client-addr", got.clientAddrs, c.want.clientAddrs}, {"peer", got.peers, c.want.peers}, {"p2p-addr", got.p2pAddrs, c.want.p2pAddrs}} {
+				if !slices.Equal(l.got.values, l.want.values) {
+					t.Errorf("%s: %q, want %q", l.name, l.got.values, l.want.values)
+				}
+			}
+		})
+	}
+}
+
+// What cannot be kept or understood is refused, in words that name it.
+func TestRefusedSettings(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		args, env []string
+		file      string
+		word      string
+	}{
+		"lan-only":           {args: []string{"--lan-only"}, word: "--lan-only is not in this version"},
+		"relay":              {env: []string{"PLEXUS_RELAY=true"}, word: "--relay is not in this version"},
+		"mesh-key":           {file: `mesh-key = "/key"`, word: "--mesh-key is not in this version"},
+		"appservice":         {args: []string{"--appservice", "x.yaml"}, word: "--appservice is not in this version"},
+		"registration":       {args: []string{"--registration", "everybody"}, word: "everybody"},
+		"unknown flag":       {args: []string{"--no-such-thing"}, word: "no-such-thing"},
+		"stray argument":     {args: []string{"--mdns", "false"}, word: `unexpected argument "false"`},
+		"no boolean":         {env: []string{"PLEXUS_MDNS=perhaps"}, word: "mdns"},
+		"unknown in file":    {file: `clientaddr = "127.0.0.1:1"`, word: "clientaddr"},
+		"number in file":     {file: `client-addr = 8008`, word: "client-addr"},
+		"list for one value": {file: `data = ["/a", "/b"]`, word: "takes one value"},
+		"no TOML":            {file: `data = `, word: "read config"},
+		"no file":            {args: []string{"--config", "/no/such/file"}, word: "/no/such/file"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			args := c.args
+			if c.file != "" {
+				args = append(args, "--config", configFile(t, c.file))
+			}
+			_, err := parse(args, c.env, io.Discard)
+			if err == nil || !strings.Contains(err.Error(), c.word) {
+				t.Errorf("error %v, want one that says %q", err, c.word)
+			}
+		})
+	}
+	if _, err := parse([]string{"-h"}, nil, io.Discard); !errors.Is(err, flag.ErrHelp) {
+		t.Errorf("-h: %v", err)
+	}
+}
