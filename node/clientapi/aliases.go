@@ -1,11 +1,14 @@
 package clientapi
 
 import (
+	"encoding/json"
 	"errors"
 	"net/http"
+	"slices"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
 	"github.com/plexus-p2p/plexus/eventgraph/auth"
+	"github.com/plexus-p2p/plexus/node/rooms"
 	"github.com/plexus-p2p/plexus/store"
 )
 
@@ -130,8 +133,56 @@ func (a *API) deleteAlias(q *request) (any, error) {
 			return nil, forbidden("You may not delete that alias.")
 		}
 	}
-	_, err = a.Store.Update(q.Context(), func(tx *store.Tx) error { return tx.DeleteAlias(alias) })
-	return nil, err
+	if _, err = a.Store.Update(q.Context(), func(tx *store.Tx) error { return tx.DeleteAlias(alias) }); err != nil {
+		return nil, err
+	}
+	// The alias is gone whatever becomes of this (CS API, Room aliases).
+	if err := a.dropCanonicalAlias(q, held.Room, alias); err != nil {
+		a.Log.Debug("m.room.canonical_alias keeps a deleted alias", "room", held.Room, "error", err)
+	}
+	return nil, nil
+}
+
+// dropCanonicalAlias takes a deleted alias out of the room's m.room.canonical_alias, in the name of who has deleted it.
+func (a *API) dropCanonicalAlias(q *request, room eventgraph.RoomID, alias eventgraph.RoomAlias) error {
+	state, err := a.Rooms.CurrentState(room)
+	if err != nil {
+		return err
+	}
+	e, err := state.Event(eventgraph.StateTuple{Type: "m.room.canonical_alias"})
+	if err != nil || e == nil {
+		return err
+	}
+	var content map[string]json.RawMessage
+	if err := json.Unmarshal(e.Content(), &content); err != nil {
+		return err
+	}
+	named := false
+	var main eventgraph.RoomAlias
+	if json.Unmarshal(content["alias"], &main) == nil && main == alias {
+		named = true
+		delete(content, "alias")
+	}
+	var alt []eventgraph.RoomAlias
+	if json.Unmarshal(content["alt_aliases"], &alt) == nil && slices.Contains(alt, alias) {
+		named = true
+		delete(content, "alt_aliases")
+		if alt = slices.DeleteFunc(alt, func(other eventgraph.RoomAlias) bool { return other == alias }); len(alt) > 0 {
+			if content["alt_aliases"], err = json.Marshal(alt); err != nil {
+				return err
+			}
+		}
+	}
+	if !named {
+		return nil
+	}
+	raw, err := json.Marshal(content)
+	if err != nil {
+		return err
+	}
+	key := ""
+	_, err = a.Rooms.Send(q.Context(), rooms.Draft{Room: room, Sender: q.user, Type: "m.room.canonical_alias", StateKey: &key, Content: raw})
+	return err
 }
 
 // maySetState says whether the user is in the room and has the power to send state of the type.
