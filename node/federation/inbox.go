@@ -60,6 +60,8 @@ type inboxRoom struct {
 	visited  bool            // being worked on
 	again    bool            // woken while visited
 	asked    map[ask]attempt // what was asked for it
+	items    int             // that wait, about: counted when they are read, and as they come
+	bytes    int             // of their PDUs
 }
 
 // attempt is when a question may be put again, and how often it was.
@@ -86,7 +88,7 @@ func (i *inbox) wake(room eventgraph.RoomID) {
 		i.rooms[room] = r
 	}
 	r.wake(i.now())
-	leave(i.woken)
+	signal(i.woken)
 }
 
 func (r *inboxRoom) wake(now time.Time) {
@@ -96,13 +98,43 @@ func (r *inboxRoom) wake(now time.Time) {
 	}
 }
 
+// Bounds of what may wait in one room, so that one does not take the place of all others.
+const (
+	maxWaiting      = store.InboxMaxItems / 5
+	maxWaitingBytes = store.InboxMaxBytes / 5
+)
+
+// reserve says whether one more event may wait in the room, and counts it.
+func (i *inbox) reserve(room eventgraph.RoomID, bytes int) bool {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	r := i.rooms[room]
+	if r == nil {
+		r = &inboxRoom{asked: map[ask]attempt{}, due: i.now()}
+		i.rooms[room] = r
+	}
+	if r.items >= maxWaiting || r.bytes+bytes > maxWaitingBytes {
+		return false
+	}
+	r.items++
+	r.bytes += bytes
+	return true
+}
+
+// counted notes what waits in a room that is visited.
+func (i *inbox) counted(room eventgraph.RoomID, items, bytes int) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.rooms[room].items, i.rooms[room].bytes = items, bytes
+}
+
 // nudge makes the room due if something waits there.
 func (i *inbox) nudge(room eventgraph.RoomID) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if r := i.rooms[room]; r != nil {
 		r.wake(i.now())
-		leave(i.woken)
+		signal(i.woken)
 	}
 }
 
@@ -129,7 +161,7 @@ func (i *inbox) met(server eventgraph.ServerName, isIn func(eventgraph.RoomID) b
 		}
 		r.wake(i.now())
 	}
-	leave(i.woken)
+	signal(i.woken)
 }
 
 // take waits for a room that is due and marks it as visited.
@@ -144,7 +176,7 @@ func (i *inbox) take(ctx context.Context) (eventgraph.RoomID, error) {
 			}
 			if !r.due.After(now) {
 				r.visited, r.again = true, false
-				leave(i.woken) // for the other workers
+				signal(i.woken) // for the other workers
 				i.mu.Unlock()
 				return id, nil
 			}
@@ -186,7 +218,7 @@ func (i *inbox) done(room eventgraph.RoomID, empty, moved bool, read time.Durati
 		r.due = i.now().Add(backoff(r.visits))
 		r.visits++
 	}
-	leave(i.woken)
+	signal(i.woken)
 }
 
 func backoff(n int) time.Duration { return min(inboxPatience<<min(n, 12), inboxBackoff) }
@@ -313,6 +345,7 @@ func (f *Federation) loadWaiting(ctx context.Context, room eventgraph.RoomID) (*
 	version, known := f.versionOf(room)
 	w := &waiting{room: room, version: version, events: map[eventgraph.EventID]*waitingEvent{}, children: map[eventgraph.EventID][]eventgraph.EventID{}}
 	var dropped []eventgraph.EventID
+	items, bytes := 0, 0
 	now := f.Now()
 	err := f.Store.View(func(r *store.Reader) error {
 		return r.Inbox(room, func(item *store.InboxItem) (bool, error) {
@@ -326,12 +359,15 @@ func (f *Federation) loadWaiting(ctx context.Context, room eventgraph.RoomID) (*
 				dropped = append(dropped, item.ID)
 				return true, nil
 			}
+			items++
+			bytes += len(item.PDU)
 			return true, w.add(r, e, item.Origin)
 		})
 	})
 	if err != nil {
 		return nil, err
 	}
+	f.inbox.counted(room, items, bytes)
 	return w, f.dropInbox(ctx, room, dropped)
 }
 

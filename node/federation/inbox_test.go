@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
 	"github.com/plexus-p2p/plexus/node/rooms"
@@ -262,5 +263,64 @@ func TestInboxFull(t *testing.T) {
 	}
 	if err := a.put(b, first, last); err != nil || !b.holds(first, last) {
 		t.Errorf("events that need not wait: %v", err)
+	}
+}
+
+// TestInboxShare: what waits in one room leaves place for others.
+func TestInboxShare(t *testing.T) {
+	t.Parallel()
+	i := newInbox(time.Now)
+	for n := range maxWaiting {
+		if !i.reserve("!one", 10) {
+			t.Fatalf("no place for event %d", n)
+		}
+	}
+	if i.reserve("!one", 10) {
+		t.Error("place for one too many")
+	}
+	if !i.reserve("!two", maxWaitingBytes) || i.reserve("!two", 1) {
+		t.Error("another room has not its own bytes")
+	}
+	i.counted("!one", 0, 0)
+	if !i.reserve("!one", 10) {
+		t.Error("no place after all were taken in")
+	}
+}
+
+// TestInboxBackoff: a question is put again ever later, at once to a server that is met, and a visit takes its share of time only.
+func TestInboxBackoff(t *testing.T) {
+	t.Parallel()
+	now := time.Unix(1_000_000, 0)
+	i := newInbox(func() time.Time { return now })
+	i.wake("!r")
+	a, b := ask{askMissing, "a", "$e", ""}, ask{askMissing, "b", "$e", ""}
+	for _, wait := range []time.Duration{inboxPatience, 2 * inboxPatience, 4 * inboxPatience} {
+		i.ask("!r", a)
+		i.ask("!r", b)
+		if now = now.Add(wait - 1); !i.tried("!r", a) {
+			t.Errorf("put again before %v", wait)
+		}
+		if now = now.Add(1); i.tried("!r", a) {
+			t.Errorf("not put again after %v", wait)
+		}
+	}
+	i.ask("!r", a)
+	i.ask("!r", b)
+	i.met("a", func(eventgraph.RoomID) bool { return true })
+	if i.tried("!r", a) || !i.tried("!r", b) {
+		t.Error("a server that was met may be asked again, the others not")
+	}
+
+	if room, err := i.take(t.Context()); room != "!r" || err != nil {
+		t.Fatalf("due is %q, %v", room, err)
+	}
+	i.done("!r", false, false, time.Second)
+	i.nudge("!r")
+	if due := i.rooms["!r"].due; due != now.Add(inboxShare*time.Second) {
+		t.Errorf("due in %v", due.Sub(now))
+	}
+	i.nudge("!other")
+	if len(i.rooms) != 1 {
+		t.Error("a room where nothing waits is visited")
 	}
 }

@@ -20,8 +20,6 @@ const (
 	missingLimit = 100
 	// maxEarliest bounds the extremities named in get_missing_events: they only spare repetition.
 	maxEarliest = 20
-	// maxWaiting bounds the events of a room that wait for each other, beyond which no more are asked for: then the state is.
-	maxWaiting = 20_000
 )
 
 var (
@@ -46,9 +44,6 @@ func (f *Federation) obtain(ctx context.Context, w *waiting, a ask) error {
 	room, _, err := f.backwards(w.room)
 	if err != nil {
 		return err
-	}
-	if (a.kind == askMissing || a.kind == askEvent) && len(w.events) >= maxWaiting {
-		return errTooManyWaiting
 	}
 	switch a.kind {
 	case askKeys:
@@ -128,6 +123,9 @@ func (f *Federation) await(ctx context.Context, w *waiting, server eventgraph.Se
 				return err
 			}
 			if !waits && (!held || verdict == store.Outlier) && !f.inbox.wasRefused(e.ID(), server) {
+				if !f.inbox.reserve(w.room, len(e.Raw())) {
+					return errTooManyWaiting // the state is asked for instead
+				}
 				items = append(items, &store.InboxItem{ID: e.ID(), Room: w.room, Origin: server, PDU: e.Raw(), Received: f.Now().UnixMilli()})
 				news = append(news, e)
 			}

@@ -238,6 +238,10 @@ func (f *Federation) takeIn(ctx context.Context, room eventgraph.RoomID, events 
 		case errors.As(o.Err, &refusal):
 			refused[e.ID()] = refusal.Reason
 		case errors.As(o.Err, &missing):
+			if !f.inbox.reserve(room, len(e.Raw())) {
+				refused[e.ID()] = errTooManyWaiting.Error()
+				return
+			}
 			waiting = append(waiting, &store.InboxItem{ID: e.ID(), Room: room, Origin: origin, PDU: e.Raw(), Received: now})
 		default:
 			moved = moved || !o.Already

@@ -77,10 +77,10 @@ type courier struct {
 	presence map[eventgraph.UserID]bool
 }
 
-func (c *courier) poke() { leave(c.poked) }
+func (c *courier) poke() { signal(c.poked) }
 
-// leave puts a token into a channel that holds one.
-func leave(token chan<- struct{}) {
+// signal puts a token into a channel that holds one.
+func signal(token chan<- struct{}) {
 	select {
 	case token <- struct{}{}:
 	default:
@@ -120,7 +120,7 @@ func (f *Federation) runSender(ctx context.Context) error {
 			turn = next
 			for _, m := range met {
 				if d, err := f.destination(m.Server); err == nil && d != nil {
-					leave(senders.of(m.Server).met)
+					signal(senders.of(m.Server).met)
 				}
 			}
 		}
