@@ -152,6 +152,14 @@ func Open(ctx context.Context, c Config) (_ *Node, err error) {
 	})
 	n.transport, err = c.Transport(p2ptransport.Config{
 		Key: n.keys.device, Listen: c.P2PAddrs, StaticPeers: c.Peers, MDNS: !c.NoMDNS, Handler: handler, Log: c.Log,
+		Friend: func(p p2ptransport.PeerID) bool {
+			select {
+			case <-ready:
+				return n.fed.Friend(eventgraph.PeerID(p))
+			default:
+				return false
+			}
+		},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("start transport: %w", err)

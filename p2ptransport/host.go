@@ -193,7 +193,7 @@ func (h *Host) serve(c Config) error {
 		return fmt.Errorf("listen for %s: %w", ProtocolFederation, err)
 	}
 	h.listeners = append(h.listeners, l)
-	h.server = NewServer(h.ctx, c.Handler, c.Log)
+	h.server = NewServer(h.ctx, c)
 	h.work.start(func() { h.server.Serve(l) })
 	return nil
 }

@@ -21,6 +21,10 @@ const (
 	// maxServing requests at once; more wait, at most servingWait, and are then asked to come back.
 	maxServing  = 128
 	servingWait = 10 * time.Second
+	// maxStrangerStreams and maxStrangersServing are the part of these that all strangers have together (Config.Friend): identities are
+	// free, so per-peer bounds alone would let one machine take everything.
+	maxStrangerStreams  = 256
+	maxStrangersServing = 32
 	// maxRequestHeader leaves room for a path with many event IDs.
 	maxRequestHeader = 32 << 10
 	// maxRequestBody is above the largest transaction: 50 PDUs of 64 KiB and 100 EDUs (spec, SS API, transactions).
@@ -40,20 +44,25 @@ type Server struct {
 	log      *slog.Logger
 	handler  http.Handler
 	serving  chan struct{}
+	strange  chan struct{} // the strangers among serving
+	friend   func(PeerID) bool
 	requests group // the handlers
 	serves   group // net/http's goroutine for each stream
 	cancel   context.CancelFunc
 
-	mu      sync.Mutex
-	streams map[string]int // open streams by remote address, which is the peer ID
-	total   int
-	served  map[net.Conn]struct{} // those counted in serves
+	mu        sync.Mutex
+	streams   map[string]int // open streams by remote address, which is the peer ID
+	total     int
+	strangers int                   // of total
+	served    map[net.Conn]struct{} // those counted in serves
 }
 
-// NewServer returns a server that hands requests to h with the peer in their context (PeerFrom). The remote address of
-// each stream must be the peer's ID. Of ctx only the values count: Close ends the server.
-func NewServer(ctx context.Context, h http.Handler, log *slog.Logger) *Server {
-	s := &Server{log: log, handler: h, serving: make(chan struct{}, maxServing),
+// NewServer returns a server that hands requests to c.Handler with the peer in their context (PeerFrom). The remote address of
+// each stream must be the peer's ID. Of ctx only the values count: Close ends the server. c.Log must be set.
+func NewServer(ctx context.Context, c Config) *Server {
+	log := c.Log
+	s := &Server{log: log, handler: c.Handler, friend: c.Friend,
+		serving: make(chan struct{}, maxServing), strange: make(chan struct{}, maxStrangersServing),
 		streams: make(map[string]int), served: make(map[net.Conn]struct{})}
 	ctx, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	s.http = http.Server{
@@ -73,8 +82,14 @@ func NewServer(ctx context.Context, h http.Handler, log *slog.Logger) *Server {
 }
 
 func withRemotePeer(ctx context.Context, c net.Conn) context.Context {
+	if sc, ok := c.(*serverConn); ok && sc.stranger {
+		ctx = context.WithValue(ctx, strangerKey{}, true)
+	}
 	return WithPeer(ctx, PeerID(c.RemoteAddr().String()))
 }
+
+// strangerKey marks the context of a stranger's requests.
+type strangerKey struct{}
 
 // Serve accepts streams until the listener or the server is closed.
 func (s *Server) Serve(l net.Listener) { _ = s.http.Serve(&boundedListener{l, s}) }
@@ -106,17 +121,23 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 		panic(http.ErrAbortHandler)
 	}
 	defer s.requests.leave()
+	places := []chan struct{}{s.serving}
+	if r.Context().Value(strangerKey{}) != nil {
+		places = []chan struct{}{s.strange, s.serving}
+	}
 	turn := time.NewTimer(servingWait)
 	defer turn.Stop()
-	select {
-	case s.serving <- struct{}{}:
-		defer func() { <-s.serving }()
-	case <-turn.C:
-		w.Header().Set("Retry-After", "10")
-		w.WriteHeader(http.StatusServiceUnavailable)
-		return
-	case <-r.Context().Done():
-		return
+	for _, place := range places {
+		select {
+		case place <- struct{}{}:
+			defer func() { <-place }()
+		case <-turn.C:
+			w.Header().Set("Retry-After", "10")
+			w.WriteHeader(http.StatusServiceUnavailable)
+			return
+		case <-r.Context().Done():
+			return
+		}
 	}
 	if r.ContentLength == 0 {
 		// All is read. The deadline would otherwise end the context of a response that takes long.
@@ -147,8 +168,9 @@ func (l *boundedListener) Accept() (net.Conn, error) {
 			return nil, err
 		}
 		peer := c.RemoteAddr().String()
-		if l.s.admit(peer) {
-			return &serverConn{Conn: c, left: sync.OnceFunc(func() { l.s.leave(peer) })}, nil
+		stranger := l.s.friend != nil && !l.s.friend(PeerID(peer))
+		if l.s.admit(peer, stranger) {
+			return &serverConn{Conn: c, stranger: stranger, left: sync.OnceFunc(func() { l.s.leave(peer, stranger) })}, nil
 		}
 		if r, ok := c.(interface{ Reset() error }); ok {
 			_ = r.Reset()
@@ -158,21 +180,27 @@ func (l *boundedListener) Accept() (net.Conn, error) {
 	}
 }
 
-func (s *Server) admit(peer string) bool {
+func (s *Server) admit(peer string, stranger bool) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.total >= maxStreams || s.streams[peer] >= maxStreamsFrom {
+	if s.total >= maxStreams || s.streams[peer] >= maxStreamsFrom || stranger && s.strangers >= maxStrangerStreams {
 		return false
 	}
 	s.total++
+	if stranger {
+		s.strangers++
+	}
 	s.streams[peer]++
 	return true
 }
 
-func (s *Server) leave(peer string) {
+func (s *Server) leave(peer string, stranger bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.total--
+	if stranger {
+		s.strangers--
+	}
 	if s.streams[peer]--; s.streams[peer] == 0 {
 		delete(s.streams, peer)
 	}
@@ -182,7 +210,8 @@ func (s *Server) leave(peer string) {
 // has written its request may close its half of the stream and wait for the answer.
 type serverConn struct {
 	net.Conn
-	left func()
+	stranger bool
+	left     func()
 
 	mu     sync.Mutex
 	closed bool          // and so no deadline lies ahead

@@ -38,7 +38,10 @@ type Config struct {
 	StaticPeers []string           // multiaddrs with /p2p/ID, dialled and kept
 	MDNS        bool
 	Handler     http.Handler // serves ProtocolFederation; the request's context carries the peer (PeerFrom)
-	Log         *slog.Logger
+	// Friend says whether a peer that opens a stream is one that need not wait behind strangers, who share a part of the
+	// server's bounds (design.md §7). It must not block. nil: all are friends.
+	Friend func(PeerID) bool
+	Log    *slog.Logger
 }
 
 // Transport is what both implementations offer: Host over libp2p, and memnet's.

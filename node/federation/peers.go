@@ -361,6 +361,12 @@ func (f *Federation) ServerOf(peer eventgraph.PeerID) (eventgraph.ServerName, bo
 	return l.server, true
 }
 
+// Friend says whether a connected peer speaks for a server that shares a room with us (design.md §7).
+func (f *Federation) Friend(peer eventgraph.PeerID) bool {
+	server, known := f.ServerOf(peer)
+	return known && f.sharesRoom(server)
+}
+
 // loadPeers rebuilds who speaks for whom from the store.
 func (f *Federation) loadPeers() error {
 	return f.Store.View(func(r *store.Reader) error {

@@ -198,3 +198,51 @@ func TestLargeHeader(t *testing.T) {
 		}
 	})
 }
+
+// TestStrangersLeaveRoom: whoever makes any number of identities takes what strangers have together, and no more.
+func TestStrangersLeaveRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network := memnet.New()
+		friend := node(t, network, nil)
+		served := make(chan struct{})
+		server, err := network.Node(p2ptransport.Config{
+			Key: transporttest.Key(t), MDNS: true,
+			Friend: func(p p2ptransport.PeerID) bool { return p == friend.ID() },
+			Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if p, _ := p2ptransport.PeerFrom(r.Context()); p != friend.ID() {
+					select {
+					case <-served:
+					case <-r.Context().Done():
+					}
+				}
+			}),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = server.Close() })
+		for range 20 { // with 32 streams each, of 512
+			stranger := node(t, network, nil)
+			for range 32 {
+				s, err := stranger.OpenStream(t.Context(), server.ID(), p2ptransport.ProtocolFederation)
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { _ = s.Close() })
+				_, _ = io.WriteString(s, "GET / HTTP/1.1\r\nHost: x\r\n\r\n") // those above the bound are reset
+			}
+		}
+		synctest.Wait()
+		r, _ := http.NewRequest(http.MethodGet, "http://x/", nil)
+		begin := time.Now()
+		resp, err := friend.Do(t.Context(), server.ID(), r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = resp.Body.Close()
+		if resp.StatusCode != http.StatusOK || time.Since(begin) > time.Second {
+			t.Errorf("a friend got %d after %v", resp.StatusCode, time.Since(begin))
+		}
+		close(served)
+	})
+}

@@ -51,7 +51,7 @@ func newNode(n *Network, id p2ptransport.PeerID, c p2ptransport.Config) *Node {
 	})
 	if c.Handler != nil {
 		node.accept = listener{streams: make(chan net.Conn), closed: make(chan struct{}), addr: addr(id)}
-		node.server = p2ptransport.NewServer(node.ctx, c.Handler, c.Log)
+		node.server = p2ptransport.NewServer(node.ctx, c)
 	}
 	return node
 }
