@@ -78,6 +78,7 @@ func (r *Reader) Session(h TokenHash) (*Session, error) {
 type Device struct {
 	User        eventgraph.UserID
 	ID          DeviceID
+	CreatedTS   int64 // ms; tells the device from an earlier one that had its ID
 	DisplayName string
 	LastSeenTS  int64     // ms
 	LastSeenIP  string    // "" if not known

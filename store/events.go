@@ -44,9 +44,10 @@ func (e *StoredEvent) HashMismatch() bool {
 
 // ClientTxn is a client's transaction ID, in the scope of its device (CS API, Transaction identifiers).
 type ClientTxn struct {
-	User   eventgraph.UserID
-	Device DeviceID
-	TxnID  string
+	User      eventgraph.UserID
+	Device    DeviceID
+	CreatedTS int64 // of the device: the IDs of an earlier one with its name do not count; not kept with events
+	TxnID     string
 }
 
 // An event record is
@@ -327,7 +328,7 @@ func (r *Reader) Relations(parent eventgraph.EventID, relType, eventType string,
 }
 
 func clientTxnKey(t ClientTxn, endpoint string) dbKey {
-	return key(tableClientTxn).str(string(t.User)).str(string(t.Device)).str(endpoint).str(t.TxnID)
+	return key(tableClientTxn).str(string(t.User)).str(string(t.Device)).u64(uint64(t.CreatedTS)).str(endpoint).str(t.TxnID)
 }
 
 // ClientTxnResult is the result of an earlier request with this transaction ID and endpoint; ErrNotFound. For

@@ -20,8 +20,8 @@ import (
 //	tableEdge       str parent event ID, str child        empty
 //	tableRelation   str parent event ID, i64 order,       str rel_type, str type
 //	                str event ID
-//	tableClientTxn  str user, str device, str endpoint,   result
-//	                str txn ID
+//	tableClientTxn  str user, str device, u64 created ms, result
+//	                str endpoint, str txn ID
 //	tableRedaction  str target ID, str redaction ID       empty: waits for its target (redactions.go)
 //	tableRoom       str room                              Room, JSON
 //	tableMember     str room, str user                    Member, JSON

@@ -108,7 +108,7 @@ func (a *API) logIn(q *request, user eventgraph.UserID, d newDevice) (any, error
 			if count >= maxDevices {
 				return forbidden("The account has too many devices: log one out first.")
 			}
-			device = &store.Device{User: user, ID: d.DeviceID, DisplayName: d.DisplayName}
+			device = &store.Device{User: user, ID: d.DeviceID, CreatedTS: a.Now().UnixMilli(), DisplayName: d.DisplayName}
 		default:
 			return err
 		}

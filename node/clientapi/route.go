@@ -29,6 +29,9 @@ type request struct {
 	*http.Request
 	user   eventgraph.UserID
 	device store.DeviceID
+	// deviceCreated is the time, in ms, that tells the device from an earlier one of the same ID.
+	deviceCreated int64
+
 	w      http.ResponseWriter // for the few that stream or set headers
 	params []param
 }

@@ -20,7 +20,7 @@ func transactionOf(q *request) (*store.ClientTxn, error) {
 	if len(id) > maxTxnID {
 		return nil, invalidParam("The transaction ID is too long.")
 	}
-	return &store.ClientTxn{User: q.user, Device: q.device, TxnID: id}, nil
+	return &store.ClientTxn{User: q.user, Device: q.device, CreatedTS: q.deviceCreated, TxnID: id}, nil
 }
 
 // sendEvent is PUT /rooms/{roomId}/send/{eventType}/{txnId}.

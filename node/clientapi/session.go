@@ -31,6 +31,7 @@ type tokenCache struct {
 type cachedSession struct {
 	store.Session
 	lastSeen int64 // ms, of its device
+	created  int64 // ms, likewise
 }
 
 func newTokenCache() *tokenCache {
@@ -87,7 +88,7 @@ func (a *API) authenticate(q *request, token string) error {
 			if err != nil {
 				return err
 			}
-			session = cachedSession{*found, device.LastSeenTS}
+			session = cachedSession{*found, device.LastSeenTS, device.CreatedTS}
 			return nil
 		})
 		if errors.Is(err, store.ErrNotFound) {
@@ -105,7 +106,7 @@ func (a *API) authenticate(q *request, token string) error {
 	if !ok || seen {
 		a.tokens.put(hash, session, ended)
 	}
-	q.user, q.device = session.User, session.Device
+	q.user, q.device, q.deviceCreated = session.User, session.Device, session.created
 	if seen {
 		a.noteUse(q, hash)
 	}
