@@ -214,7 +214,7 @@ func (u *unread) room(id eventgraph.RoomID, byThread bool) (unreadCounts, map[st
 	return counts, threads, nil
 }
 
-// joinedAt is where reading begins for a user who has no receipt in the room: their membership.
+// joinedAt is where reading begins for a user who has no receipt in the room: their joining, which a new name does not move.
 func (u *unread) joinedAt(room eventgraph.RoomID) (int64, error) {
 	member, err := u.r.Member(room, u.user)
 	if errors.Is(err, store.ErrNotFound) {
@@ -223,7 +223,21 @@ func (u *unread) joinedAt(room eventgraph.RoomID) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	return u.r.OrderOf(member.Event)
+	e, err := u.r.Event(member.Event)
+	if err != nil {
+		return 0, err
+	}
+	for range maxMemberHops {
+		before, err := replacedState(u.r, e)
+		if err != nil {
+			return 0, err
+		}
+		if before == nil || before.Membership() != "join" {
+			break
+		}
+		e = before
+	}
+	return e.Order, nil
 }
 
 // evaluated returns what the rules make of the events after read, at most maxUnreadScan of them.
