@@ -2,7 +2,9 @@
 // server, transactions out and in, joins and invites across servers, fetching what Accept misses, meetings.
 //
 // peers.go knows who speaks for whom. request.go asks other servers, verify.go checks who asks us, and the serve*.go files
-// answer. receive.go and fetch.go take events in, send.go sends ours, meet.go brings two servers level.
+// answer. receive.go takes events in; what misses something waits in the inbox (inbox.go), fetch.go decides whom to ask for it and
+// obtain.go asks. send.go sends what is ours, which compose.go puts together. meet.go brings two servers level, and news.go says that it is
+// worth while.
 package federation
 
 import (

@@ -167,7 +167,21 @@ func (f *Federation) runMeetings(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	asking := make(chan struct{}, askingMeetings)
 	var mu sync.Mutex
-	attending := map[eventgraph.PeerID]bool{} // one for each contact: bounded by the transport's connections
+	attending := map[eventgraph.PeerID]chan struct{}{} // one for each contact: bounded by the transport's connections
+	f.Transport.Handle(protocolNews, func(_ context.Context, peer eventgraph.PeerID, stream io.ReadWriteCloser) {
+		stream.Close()
+		mu.Lock()
+		defer mu.Unlock()
+		if hinted := attending[peer]; hinted != nil {
+			signal(hinted)
+		}
+	})
+	group.Go(func() error {
+		if err := f.hintNews(ctx); ctx.Err() == nil {
+			return err
+		}
+		return nil
+	})
 	group.Go(func() error {
 		turn := uint64(0)
 		for {
@@ -178,10 +192,11 @@ func (f *Federation) runMeetings(ctx context.Context) error {
 			turn = next
 			for _, c := range met {
 				mu.Lock()
-				if !attending[c.Peer] {
-					attending[c.Peer] = true
+				if attending[c.Peer] == nil {
+					hinted := make(chan struct{}, 1)
+					attending[c.Peer] = hinted
 					group.Go(func() error {
-						f.attend(ctx, c, asking)
+						f.attend(ctx, c, asking, hinted)
 						mu.Lock()
 						delete(attending, c.Peer)
 						mu.Unlock()
@@ -195,8 +210,8 @@ func (f *Federation) runMeetings(ctx context.Context) error {
 	return group.Wait()
 }
 
-// attend meets a connected peer, now and again, until it goes. A peer that goes and comes at once is met anew.
-func (f *Federation) attend(ctx context.Context, c contact, asking chan struct{}) {
+// attend meets a connected peer, now and again, and when it hints at news, until it goes. A peer that goes and comes at once is met anew.
+func (f *Federation) attend(ctx context.Context, c contact, asking, hinted chan struct{}) {
 	wait, failures := meetAgain, 0
 	for {
 		since, connected := f.peers.since(c.Peer)
@@ -223,7 +238,7 @@ func (f *Federation) attend(ctx context.Context, c contact, asking chan struct{}
 				wait = min(2*wait, meetSeldom)
 			}
 		}
-		if !f.peers.pause(ctx, c.Peer, since, wait) {
+		if !f.peers.pause(ctx, c.Peer, since, min(wait, newsDelay), nil) || !f.peers.pause(ctx, c.Peer, since, wait-min(wait, newsDelay), hinted) {
 			return
 		}
 	}

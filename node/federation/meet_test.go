@@ -123,6 +123,23 @@ func TestCarried(t *testing.T) {
 	sameState(t, room, a, b, c)
 }
 
+// TestHint: a server between two that do not reach each other brings what one says to the other soon, not at the next meeting alone.
+func TestHint(t *testing.T) {
+	t.Parallel()
+	n := memnet.New()
+	hosts := newMemHosts(t, n, "a", "b", "c")
+	a, b, c := hosts[0], hosts[1], hosts[2]
+	room := b.create("12", "public", "shared")
+	a.join(room, a.user("anna"), b.host)
+	c.join(room, c.user("carol"), b.host)
+	b.waitFor("a's word", a.say(room, a.user("anna"), "all are here"))
+	cut(n, a, c)
+	a.gone(c)
+	c.gone(a)
+	said := a.say(room, a.user("anna"), "tell c")
+	c.waitFor("what a said", said)
+}
+
 // meetOnce holds a meeting over a stream that f may replace.
 func (h *memHost) meetOnce(with *memHost, f func(io.ReadWriteCloser) io.ReadWriteCloser) (int, error) {
 	h.t.Helper()

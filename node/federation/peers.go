@@ -236,8 +236,9 @@ func (p *peers) since(peer eventgraph.PeerID) (uint64, bool) {
 	return l.since, true
 }
 
-// pause waits for the time given, or until the peer has gone or was met anew after the turn; false if ctx has ended.
-func (p *peers) pause(ctx context.Context, peer eventgraph.PeerID, after uint64, wait time.Duration) bool {
+// pause waits for the time given, or until there is a token in early, or until the peer has gone or was met anew after the turn; false if ctx
+// has ended.
+func (p *peers) pause(ctx context.Context, peer eventgraph.PeerID, after uint64, wait time.Duration, early <-chan struct{}) bool {
 	timer := time.NewTimer(wait)
 	defer timer.Stop()
 	for {
@@ -251,6 +252,8 @@ func (p *peers) pause(ctx context.Context, peer eventgraph.PeerID, after uint64,
 		case <-ctx.Done():
 			return false
 		case <-timer.C:
+			return true
+		case <-early:
 			return true
 		case <-changed:
 		}
