@@ -2,6 +2,7 @@ package clientapi
 
 import (
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/subtle"
 	"errors"
 	"net/http"
@@ -54,7 +55,7 @@ const (
 
 // authSession is an authentication under way, for one operation only.
 type authSession struct {
-	operation string
+	operation [sha256.Size]byte // its hash: a client chooses how long it is
 	expires   time.Time
 }
 
@@ -73,14 +74,14 @@ func newAuthSessions(now func() time.Time) *authSessions {
 // begin opens a session for the operation.
 func (s *authSessions) begin(operation string) string {
 	id := rand.Text()
-	s.open.Add(id, authSession{operation, s.now().Add(sessionExpires)})
+	s.open.Add(id, authSession{sha256.Sum256([]byte(operation)), s.now().Add(sessionExpires)})
 	return id
 }
 
 // valid says whether the session is open and was begun for that operation.
 func (s *authSessions) valid(id, operation string) bool {
 	session, ok := s.open.Get(id)
-	return ok && session.operation == operation && s.now().Before(session.expires)
+	return ok && session.operation == sha256.Sum256([]byte(operation)) && s.now().Before(session.expires)
 }
 
 func (s *authSessions) end(id string) { s.open.Remove(id) }
@@ -141,8 +142,14 @@ func (a *API) confirm(q *request, auth *authData, operation string) error {
 	})
 }
 
+// maxUserID is the longest user ID (appendices, User Identifiers), in bytes.
+const maxUserID = 255
+
 // checkPassword returns the account if the password is its own; M_FORBIDDEN or M_USER_DEACTIVATED if not.
 func (a *API) checkPassword(q *request, user eventgraph.UserID, password string) (*store.Account, error) {
+	if len(user) > maxUserID { // nobody's; what is guessed about is kept in memory for a while
+		return nil, forbidden("Wrong user name or password.")
+	}
 	right, err := a.guess(string(user))
 	if err != nil {
 		return nil, err
