@@ -3,6 +3,7 @@ package clientapi
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"maps"
 	"net/http"
 
@@ -111,6 +112,10 @@ func (a *API) createRoom(q *request) (any, error) {
 		}
 	}
 	room, err := a.Rooms.Create(q.Context(), create)
+	var refused *rooms.Refusal
+	if errors.As(err, &refused) && refused.Code == "M_FORBIDDEN" { // nobody but the request itself has forbidden it
+		return nil, fail(http.StatusBadRequest, "M_INVALID_ROOM_STATE", refused.Reason)
+	}
 	if err != nil {
 		return nil, err
 	}
