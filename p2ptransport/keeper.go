@@ -22,6 +22,8 @@ const (
 	maxAddrs = 16
 	// dialsAtOnce by the keeper; requests dial beside it.
 	dialsAtOnce = 16
+	// unmetAtOnce are those of them to peers that are not static and were never met.
+	unmetAtOnce = 8
 	// attemptTimeout of one dial by the keeper: on a LAN it succeeds at once or not.
 	attemptTimeout = 4 * time.Second
 	// yield is how long the node with the greater peer ID waits for the other to dial, so that two nodes that meet make
@@ -203,7 +205,7 @@ func (k *keeper) networkChanged() {
 
 // run dials those whose turn it is, until the host closes.
 func (k *keeper) run() {
-	slots := make(chan struct{}, dialsAtOnce)
+	slots, unmet := make(chan struct{}, dialsAtOnce), make(chan struct{}, unmetAtOnce)
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -213,16 +215,21 @@ func (k *keeper) run() {
 		case <-k.wake:
 		case <-timer.C:
 		}
-		due, next := k.due(time.Now())
-		for _, p := range due {
-			select {
-			case slots <- struct{}{}:
-			case <-k.h.ctx.Done():
-				return
+		due, next := k.due(time.Now(), cap(slots)-len(slots), cap(unmet)-len(unmet))
+		for _, t := range due {
+			taken := []chan struct{}{slots}
+			if t.unmet {
+				taken = append(taken, unmet)
+			}
+			for _, place := range taken {
+				place <- struct{}{} // free: only this loop takes them
 			}
 			if !k.h.work.start(func() {
-				defer func() { <-slots }()
-				k.attempt(p)
+				k.attempt(t.peer)
+				for _, place := range taken {
+					<-place
+				}
+				k.signal()
 			}) {
 				return
 			}
@@ -233,8 +240,16 @@ func (k *keeper) run() {
 	}
 }
 
-// due takes the peers whose turn it is, and says when the next one's comes; the zero time is never.
-func (k *keeper) due(now time.Time) (due []peer.ID, next time.Time) {
+// turn is a peer to dial now.
+type turn struct {
+	peer  peer.ID
+	unmet bool
+}
+
+// due takes peers whose turn it is, as many as there are places, and says when the next one's comes; the zero time is never. Those that
+// are static or were met come first: anybody on the network can announce any number of others, each of which takes a
+// place until it has timed out.
+func (k *keeper) due(now time.Time, places, unmet int) (due []turn, next time.Time) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for p, t := range k.peers {
@@ -242,12 +257,27 @@ func (k *keeper) due(now time.Time) (due []peer.ID, next time.Time) {
 		case t.up || !t.wanted || t.next.IsZero():
 		case !t.next.After(now):
 			if t.dialling == nil {
-				due = append(due, p)
-				t.next = time.Time{}
+				due = append(due, turn{p, !t.static && !t.met})
 			}
 		case next.IsZero() || t.next.Before(next):
 			next = t.next
 		}
+	}
+	slices.SortFunc(due, func(a, b turn) int {
+		if a.unmet != b.unmet {
+			if b.unmet {
+				return -1
+			}
+			return 1
+		}
+		return k.peers[a.peer].next.Compare(k.peers[b.peer].next)
+	})
+	due = due[:min(len(due), places)]
+	if i := slices.IndexFunc(due, func(t turn) bool { return t.unmet }); i >= 0 {
+		due = due[:min(len(due), i+unmet)]
+	}
+	for _, t := range due {
+		k.peers[t.peer].next = time.Time{}
 	}
 	return due, next
 }
