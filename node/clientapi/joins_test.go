@@ -45,6 +45,19 @@ func TestJoinWithCustomContent(t *testing.T) {
 	}
 }
 
+// A member of a restricted room changes their name with the content of their join, which another server has authorised.
+func TestMembershipsAreNotAuthorisedByClients(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, nil)
+	alice := s.newClient("alice")
+	room := alice.room()
+	alice.call(200, "PUT", "/v3/rooms/"+string(room)+"/state/m.room.member/"+string(alice.user),
+		`{"membership":"join","displayname":"Al","join_authorised_via_users_server":"@erin:elsewhere"}`)
+	if got := s.memberContent(room, alice.user); got != `{"displayname":"Al","membership":"join"}` {
+		t.Errorf("content: %s", got)
+	}
+}
+
 // matrix-nio refuses the whole answer where a member has no display_name.
 func TestJoinedMembersWithoutProfile(t *testing.T) {
 	t.Parallel()

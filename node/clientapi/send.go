@@ -1,6 +1,7 @@
 package clientapi
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"net/http"
@@ -116,6 +117,9 @@ func (a *API) putState(q *request) (any, error) {
 		if _, err := eventgraph.ParseUserID(key); err != nil {
 			return nil, invalidParam("The state key of a membership is a user ID.")
 		}
+		if d.Content, err = withoutAuthoriser(content); err != nil {
+			return nil, err
+		}
 		id, err := a.sendMembership(q, d)
 		if err != nil {
 			return nil, err
@@ -127,6 +131,21 @@ func (a *API) putState(q *request) (any, error) {
 		}
 	}
 	return a.send(q, d)
+}
+
+// withoutAuthoriser is the content of a membership without what servers alone say: who lets somebody into a restricted room. Clients that
+// change their name send back what their last join had, and the authorization rules would ask for that server's signature anew.
+func withoutAuthoriser(content json.RawMessage) (json.RawMessage, error) {
+	const authoriser = "join_authorised_via_users_server"
+	if !bytes.Contains(content, []byte(authoriser)) {
+		return content, nil
+	}
+	var fields map[string]json.RawMessage
+	if err := decodeJSON(content, &fields); err != nil {
+		return nil, err
+	}
+	delete(fields, authoriser)
+	return json.Marshal(fields)
 }
 
 // stateKeyOf is the path's state key, "" where it has none.
