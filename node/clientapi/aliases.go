@@ -86,7 +86,7 @@ func (a *API) putAlias(q *request) (any, error) {
 	_, err = a.Store.Update(q.Context(), func(tx *store.Tx) error {
 		if m, err := memberOf(&tx.Reader, room, q.user); err != nil {
 			return err
-		} else if m == nil || m.Membership != "join" || m.Outside {
+		} else if !isJoined(m) {
 			return forbidden("You are not in that room.")
 		}
 		switch _, err := tx.Alias(alias); {
@@ -188,7 +188,7 @@ func (a *API) dropCanonicalAlias(q *request, room eventgraph.RoomID, alias event
 // maySetState says whether the user is in the room and has the power to send state of the type.
 func (a *API) maySetState(room eventgraph.RoomID, user eventgraph.UserID, eventType string) (bool, error) {
 	m, err := a.member(room, user)
-	if err != nil || m == nil || m.Membership != "join" || m.Outside {
+	if err != nil || !isJoined(m) {
 		return false, err
 	}
 	state, err := a.Rooms.CurrentState(room)

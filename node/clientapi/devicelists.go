@@ -35,7 +35,7 @@ func (c *company) shares(other eventgraph.UserID) (bool, error) {
 	if c.mine == nil {
 		c.mine = map[eventgraph.RoomID]bool{}
 		err := c.r.RoomsOf(c.user, func(m *store.Member) (bool, error) {
-			c.mine[m.Room] = m.Membership == "join"
+			c.mine[m.Room] = isJoined(m)
 			return true, nil
 		})
 		if err != nil {
@@ -44,7 +44,7 @@ func (c *company) shares(other eventgraph.UserID) (bool, error) {
 	}
 	shares := false
 	err := c.r.RoomsOf(other, func(m *store.Member) (bool, error) {
-		shares = m.Membership == "join" && c.mine[m.Room]
+		shares = isJoined(m) && c.mine[m.Room]
 		return !shares, nil
 	})
 	if err == nil {

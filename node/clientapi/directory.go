@@ -71,17 +71,11 @@ func (a *API) searchUsers(q *request) (any, error) {
 		if err != nil {
 			return err
 		}
-		var joined []eventgraph.RoomID
-		err = r.RoomsOf(q.user, func(m *store.Member) (bool, error) {
-			if m.Membership == "join" && !m.Outside {
-				joined = append(joined, m.Room)
-			}
-			return true, nil
-		})
+		rooms, err := joinedTo(r, q.user)
 		if err != nil {
 			return err
 		}
-		for _, room := range joined {
+		for _, room := range rooms {
 			err := r.MembersOf(room, func(m *store.Member) (bool, error) {
 				if m.Membership != "join" || seen[m.User] {
 					return true, nil

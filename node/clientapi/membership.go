@@ -77,7 +77,7 @@ func (a *API) join(q *request, room eventgraph.RoomID, via []eventgraph.ServerNa
 		return nil, err
 	}
 	answer := map[string]any{"room_id": room}
-	if member != nil && member.Membership == "join" && !member.Outside {
+	if isJoined(member) {
 		return answer, nil
 	}
 	content, err := a.membershipContent(q.user, "join", reason)
@@ -122,6 +122,21 @@ func memberOf(r *store.Reader, room eventgraph.RoomID, user eventgraph.UserID) (
 		return nil, nil
 	}
 	return m, err
+}
+
+// isJoined says whether a membership record, which may be nil, is that of a member of a room held here.
+func isJoined(m *store.Member) bool { return m != nil && m.Membership == "join" && !m.Outside }
+
+// joinedTo lists the rooms held here that the user is joined to.
+func joinedTo(r *store.Reader, user eventgraph.UserID) ([]eventgraph.RoomID, error) {
+	rooms := []eventgraph.RoomID{}
+	err := r.RoomsOf(user, func(m *store.Member) (bool, error) {
+		if isJoined(m) {
+			rooms = append(rooms, m.Room)
+		}
+		return true, nil
+	})
+	return rooms, err
 }
 
 // leaveRoom is POST /rooms/{roomId}/leave: from inside, or of an invite or knock to a room that this server is not in.
@@ -296,14 +311,10 @@ func (a *API) removal(q *request, membership string, from func(*store.Member) bo
 
 // joinedRooms is GET /joined_rooms.
 func (a *API) joinedRooms(q *request) (any, error) {
-	joined := []eventgraph.RoomID{}
-	err := a.Store.View(func(r *store.Reader) error {
-		return r.RoomsOf(q.user, func(m *store.Member) (bool, error) {
-			if m.Membership == "join" && !m.Outside {
-				joined = append(joined, m.Room)
-			}
-			return true, nil
-		})
+	var rooms []eventgraph.RoomID
+	err := a.Store.View(func(r *store.Reader) (err error) {
+		rooms, err = joinedTo(r, q.user)
+		return err
 	})
-	return map[string]any{"joined_rooms": joined}, err
+	return map[string]any{"joined_rooms": rooms}, err
 }

@@ -46,7 +46,7 @@ func (a *API) getPresence(q *request) (any, error) {
 	if user != q.user {
 		shared := false
 		err := a.Store.View(func(r *store.Reader) (err error) {
-			shared, err = shareRoom(r, q.user, user)
+			shared, err = newCompany(r, q.user).shares(user)
 			return err
 		})
 		if err != nil {
@@ -74,32 +74,4 @@ func (a *API) presenceContent(presence ephemeral.Presence) map[string]any {
 		content["status_msg"] = presence.StatusMsg
 	}
 	return content
-}
-
-// shareRoom says whether both users are joined to a room.
-func shareRoom(r *store.Reader, one, other eventgraph.UserID) (bool, error) {
-	var rooms []eventgraph.RoomID
-	err := r.RoomsOf(one, func(m *store.Member) (bool, error) {
-		if m.Membership == "join" && !m.Outside {
-			rooms = append(rooms, m.Room)
-		}
-		return true, nil
-	})
-	if err != nil {
-		return false, err
-	}
-	shared := false
-	err = r.RoomsOf(other, func(m *store.Member) (bool, error) {
-		if m.Membership != "join" || m.Outside {
-			return true, nil
-		}
-		for _, room := range rooms {
-			if room == m.Room {
-				shared = true
-				return false, nil
-			}
-		}
-		return true, nil
-	})
-	return shared, err
 }

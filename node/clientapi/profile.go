@@ -115,7 +115,7 @@ func (a *API) profileFromRooms(user eventgraph.UserID) (map[string]json.RawMessa
 	err := a.Store.View(func(r *store.Reader) error {
 		var newest store.Member
 		err := r.RoomsOf(user, func(m *store.Member) (bool, error) {
-			if m.Membership == "join" && !m.Outside && m.Position >= newest.Position {
+			if isJoined(m) && m.Position >= newest.Position {
 				newest = *m
 			}
 			return true, nil
@@ -230,14 +230,10 @@ func (a *API) changeProfile(q *request, field string, value json.RawMessage) err
 // announceProfile sends the user's membership anew in every room they are in (CS API, Events on Change of Profile
 // Information). A room that refuses it is passed over.
 func (a *API) announceProfile(ctx context.Context, user eventgraph.UserID) error {
-	var joined []eventgraph.RoomID
-	err := a.Store.View(func(r *store.Reader) error {
-		return r.RoomsOf(user, func(m *store.Member) (bool, error) {
-			if m.Membership == "join" && !m.Outside {
-				joined = append(joined, m.Room)
-			}
-			return true, nil
-		})
+	var in []eventgraph.RoomID
+	err := a.Store.View(func(r *store.Reader) (err error) {
+		in, err = joinedTo(r, user)
+		return err
 	})
 	if err != nil {
 		return err
@@ -247,7 +243,7 @@ func (a *API) announceProfile(ctx context.Context, user eventgraph.UserID) error
 		return err
 	}
 	stateKey := string(user)
-	for _, room := range joined {
+	for _, room := range in {
 		_, err := a.Rooms.Send(ctx, rooms.Draft{
 			Room: room, Sender: user, Type: "m.room.member", StateKey: &stateKey, Content: content,
 		})

@@ -53,7 +53,7 @@ func (a *API) joinedRoom(q *request) (eventgraph.RoomID, error) {
 	if err != nil {
 		return "", err
 	}
-	if m == nil || m.Membership != "join" || m.Outside {
+	if !isJoined(m) {
 		return "", errNotInRoom
 	}
 	return room, nil

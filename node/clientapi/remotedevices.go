@@ -108,7 +108,7 @@ type presenceHere struct {
 func (h *presenceHere) shares(r *store.Reader, user eventgraph.UserID, list *store.RemoteDevices) (shared, followed bool, err error) {
 	var rooms []*store.Member
 	err = r.RoomsOf(user, func(m *store.Member) (bool, error) {
-		if m.Membership == "join" && !m.Outside && h.a.Rooms.InRoom(m.Room, h.a.Server) {
+		if isJoined(m) && h.a.Rooms.InRoom(m.Room, h.a.Server) {
 			rooms = append(rooms, m)
 		}
 		return true, nil
@@ -147,7 +147,7 @@ func (h *presenceHere) sinceIn(r *store.Reader, room eventgraph.RoomID) (store.P
 func (a *API) sharedWithUs(r *store.Reader, user eventgraph.UserID) (bool, error) {
 	shared := false
 	err := r.RoomsOf(user, func(m *store.Member) (bool, error) {
-		shared = m.Membership == "join" && !m.Outside && a.Rooms.InRoom(m.Room, a.Server)
+		shared = isJoined(m) && a.Rooms.InRoom(m.Room, a.Server)
 		return !shared, nil
 	})
 	return shared, err

@@ -26,7 +26,7 @@ func (a *API) readableState(r *store.Reader, room eventgraph.RoomID, user eventg
 		return eventgraph.Hash{}, err
 	}
 	switch {
-	case m != nil && m.Membership == "join" && !m.Outside:
+	case isJoined(m):
 		return held.State, nil
 	case m != nil && !m.Forgotten:
 		gone, err := leaving(r, m)
@@ -220,7 +220,7 @@ func (a *API) getJoinedMembers(q *request) (any, error) {
 		if err != nil {
 			return err
 		}
-		if m == nil || m.Membership != "join" || m.Outside {
+		if !isJoined(m) {
 			return errNotInRoom
 		}
 		return r.MembersOf(room, func(m *store.Member) (bool, error) {
