@@ -32,6 +32,7 @@ type syncRequest struct {
 	device        store.DeviceID
 	filter        *syncFilter
 	since         *syncToken // nil: from the beginning
+	restarted     bool       // since is of an earlier process: who typed then does no more
 	timeout       time.Duration
 	fullState     bool
 	stateAfter    bool // use_state_after
@@ -57,7 +58,7 @@ func (a *API) parseSync(q *request) (*syncRequest, error) {
 				s.since.toDevice = 0
 			}
 			if t.boot != a.boot {
-				s.since.ephemeral = 0
+				s.since.ephemeral, s.restarted = 0, true
 			}
 		}
 	}

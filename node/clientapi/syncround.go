@@ -112,6 +112,15 @@ func (s *syncRound) rooms() error {
 			}
 		}
 	} else {
+		if s.restarted { // clients show somebody as typing until they are told otherwise
+			in, err := joinedTo(s.r, s.user)
+			if err != nil {
+				return err
+			}
+			for _, room := range in {
+				s.typing[room] = true
+			}
+		}
 		ids := s.changes.rooms()
 		for room := range s.typing {
 			ids = append(ids, room)
