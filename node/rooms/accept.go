@@ -401,7 +401,16 @@ func (run *run) take(in incoming, held *store.StoredEvent, j judgement) error {
 		}
 	}
 	run.put(w)
-	if j.verdict == store.Accepted && !in.basis.Backfill {
+	err := run.consequences(in, s, w)
+	if err != nil {
+		run.broken = err // half an event is worse than none
+	}
+	return err
+}
+
+// consequences brings extremities, the room's current state and redactions up to an event that has its place.
+func (run *run) consequences(in incoming, s *store.StoredEvent, w *write) error {
+	if s.Verdict == store.Accepted && !in.basis.Backfill {
 		if err := run.extend(s, w); err != nil {
 			return err
 		}

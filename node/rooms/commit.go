@@ -24,7 +24,6 @@ type run struct {
 	waits  map[eventgraph.EventID][]eventgraph.EventID // redactions new in this run whose target is not here, by target
 	nodes  map[eventgraph.Hash][]byte                  // trie nodes new in this run
 	states map[eventgraph.Hash]*State
-	merged map[string]eventgraph.Hash // resolutions of this run, by the sorted roots
 	txns   map[sentAs]eventgraph.EventID
 
 	// To be written by the next commit.
@@ -34,7 +33,7 @@ type run struct {
 	dirty   bool                        // live has changed
 	size    int                         // estimate of the bytes to write
 	commits int                         // made by this run
-	broken  error                       // of any commit: the snapshot is no base for further work
+	broken  error                       // of a commit, or in the middle of an event: nothing more may be done or written
 }
 
 // write is one step of a commit.
@@ -75,7 +74,6 @@ func (run *run) reset() {
 	run.nodes = map[eventgraph.Hash][]byte{}
 	run.fresh = map[eventgraph.Hash][]byte{}
 	run.states = map[eventgraph.Hash]*State{}
-	run.merged = map[string]eventgraph.Hash{}
 	run.txns = map[sentAs]eventgraph.EventID{}
 	run.pending = map[eventgraph.EventID]bool{}
 	run.writes, run.dirty, run.size = nil, false, 0

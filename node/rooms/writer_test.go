@@ -2,6 +2,7 @@ package rooms
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -222,4 +223,42 @@ func TestPanicLeavesTheRoomUsable(t *testing.T) {
 		_ = a.inTurn(context.Background(), room, func(*run) error { panic("defect") })
 	}()
 	a.message(room, alice, "the room goes on")
+}
+
+// An event whose consequences cannot be told, here because its state cites what is not held, leaves nothing behind: half of it would
+// be an event that is shown and is no extremity.
+func TestNoHalfAnEvent(t *testing.T) {
+	t.Parallel()
+	a, b, alice, bob, room := shared(t, "11")
+	levels := a.eventOfType(room, "m.room.power_levels")
+	users, _ := json.Marshal(map[string]any{"users": map[string]int{string(alice): 100}, "ban": 60})
+	a.setState(room, alice, "m.room.power_levels", "", string(users)) // b never gets this one
+	topic := a.setState(room, alice, "m.room.topic", "", `{"topic":"rests on it"}`)
+	if err := b.stage(context.Background(), &imported{room: room, events: []*eventgraph.Event{pdu(t, a.event(topic).Event)}}); err != nil {
+		t.Fatal(err)
+	}
+	before := b.record(room)
+	state := []eventgraph.EventID{topic}
+	err := b.StateAt(room, before.State).Walk(func(_ eventgraph.StateTuple, id eventgraph.EventID) error {
+		state = append(state, id)
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := a.forge(Draft{Room: room, Sender: alice, Type: "m.room.message", Content: text("on the topic")}, []eventgraph.EventID{topic},
+		before.Create, levels, a.memberEvent(room, alice))
+	err = b.inTurn(context.Background(), room, func(run *run) error {
+		return run.accept(incoming{event: pdu(t, e), basis: Basis{Kind: Claimed, State: state}, join: true})
+	})
+	if err == nil {
+		t.Fatal("accepted: the test does not test")
+	}
+	if _, held := b.has(e.ID()); held {
+		t.Errorf("half of it is stored, after: %v", err)
+	}
+	if after := b.record(room); after.State != before.State || !slices.Equal(after.Forward, before.Forward) {
+		t.Error("the room has changed")
+	}
+	b.message(room, bob, "still here")
 }
