@@ -86,13 +86,6 @@ func (r *Roster) wakeAll() {
 	}
 }
 
-// Connected says whether the peer has a connection.
-func (r *Roster) Connected(peer PeerID) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.sessions[peer] != nil
-}
-
 // Peers lists the connected peers, ordered by ID.
 func (r *Roster) Peers() []Peer {
 	r.mu.Lock()

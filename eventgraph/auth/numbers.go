@@ -18,7 +18,7 @@ type numbers struct {
 	authorised           string // the rest of the member rules: with the number of the member rule before them
 	join, invite, leave  string
 	ban, knock, unknown  string
-	joinPublic, joinElse string
+	joinElse             string
 	levelNotInteger      string // the power level rules
 	mapNotInteger        string
 	usersMalformed       string
@@ -62,9 +62,9 @@ func numbersOf(t eventgraph.Traits) numbers {
 	if t.Knock {
 		n.knock, n.unknown = m(first+4), m(first+5)
 	}
-	n.joinPublic, n.joinElse = n.join+".5", n.join+".6"
+	n.joinElse = n.join + ".6"
 	if t.Restricted {
-		n.joinPublic, n.joinElse = n.join+".6", n.join+".7"
+		n.joinElse = n.join + ".7"
 	}
 
 	// Version 10 put two rules on integers before that on users, version 12 one on creators after it.
