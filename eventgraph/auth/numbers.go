@@ -8,25 +8,25 @@ import (
 
 // numbers are the rules' places on the page of a room version.
 type numbers struct {
-	noCreate, otherRoom  string // no accepted create event of this room
-	duplicate, unneeded  string // on auth_events
-	rejected, room       string
-	federate, aliases    string
-	joined, thirdParty   string
-	required, ownKey     string
-	member               string
-	authorised           string // the rest of the member rules: with the number of the member rule before them
-	join, invite, leave  string
-	ban, knock, unknown  string
-	joinElse             string
-	levelNotInteger      string // the power level rules
-	mapNotInteger        string
-	usersMalformed       string
-	usersCreators        string
-	scalars              string
-	entriesNow           string
-	entriesNew           string
-	usersNow, usersNew   string
+	noCreate, otherRoom string // no accepted create event of this room
+	duplicate, unneeded string // on auth_events
+	rejected, room      string
+	federate, aliases   string
+	joined, thirdParty  string
+	required, ownKey    string
+	member              string
+	authorised          string // the rest of the member rules: with the number of the member rule before them
+	join, invite, leave string
+	ban, knock, unknown string
+	joinElse            string
+	levelNotInteger     string // the power level rules
+	mapNotInteger       string
+	usersMalformed      string
+	usersCreators       string
+	scalars             string
+	entriesNow          string
+	entriesNew          string
+	usersNow, usersNew  string
 }
 
 func numbersOf(t eventgraph.Traits) numbers {
