@@ -187,7 +187,7 @@ func (c *company) takeIn(a *API, room eventgraph.RoomID, since, upTo store.Posit
 			return err
 		}
 		return c.joined(span, changed)
-	case span.left && !span.fresh:
+	case !span.fresh:
 		return c.left(span)
 	}
 	return nil

@@ -164,7 +164,19 @@ func (s *syncRound) room(out *syncRooms, m *store.Member) error {
 		}
 		return err
 	case "invite", "knock":
-		if !moved || !s.filter.room(m.Room) {
+		if !moved {
+			return nil
+		}
+		if s.since != nil && m.WasJoined && !m.Outside { // removed and invited again
+			span, err := s.a.span(s.r, m, s.since.pos, s.changes.upTo, s.v)
+			if err == nil && !span.fresh {
+				err = s.company.left(span)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		if !s.filter.room(m.Room) {
 			return nil
 		}
 		stripped, err := s.a.inviteState(s.r, m)
