@@ -138,12 +138,6 @@ func pointAfter(p *page, from int64, backwards bool) int64 {
 	return p.last
 }
 
-// mayPage lets members, former members, and, where anybody may read, everybody read history; which events of it is MaySeeUser's question.
-func (a *API) mayPage(r *store.Reader, room eventgraph.RoomID, user eventgraph.UserID) error {
-	_, err := a.readableState(r, room, user)
-	return err
-}
-
 // readPage reads from a point towards to, at most limit events that pass.
 func (a *API) readPage(r *store.Reader, room eventgraph.RoomID, user eventgraph.UserID, from, to int64, backwards bool, filter *eventFilter, limit int) (*page, error) {
 	p := &page{ended: true}
@@ -339,7 +333,7 @@ func (a *API) timestampToEvent(q *request) (any, error) {
 	}
 	var history bool // that is not here
 	err = a.Store.View(func(r *store.Reader) error {
-		if err := a.mayPage(r, room, q.user); err != nil {
+		if _, err := a.readableState(r, room, q.user); err != nil {
 			return err
 		}
 		held, err := r.Room(room)
