@@ -149,6 +149,8 @@ func (run *run) commit() error {
 		run.broken = err
 		return err
 	}
+	published := run.live
+	run.rm.publish(nil, &published)
 	_, err := run.r.store.Update(run.ctx, func(tx *store.Tx) error {
 		if err := tx.PutTrieNodes(run.fresh); err != nil {
 			return err
@@ -165,6 +167,7 @@ func (run *run) commit() error {
 		return tx.PutRoom(&record)
 	})
 	if err != nil {
+		run.rm.publish(nil, nil)
 		run.broken = err
 		return err
 	}
@@ -174,16 +177,25 @@ func (run *run) commit() error {
 		}
 	}
 	if run.dirty {
-		published := run.live
-		run.rm.mu.Lock()
-		run.rm.live = &published
-		run.rm.mu.Unlock()
+		run.rm.publish(&published, nil)
+	} else {
+		run.rm.publish(nil, nil)
 	}
 	run.commits++
 	run.writes, run.dirty, run.size = nil, false, 0
 	run.pending = map[eventgraph.EventID]bool{}
 	run.fresh = map[eventgraph.Hash][]byte{}
 	return nil
+}
+
+// publish sets what readers see of the room, unless now is nil, and what a commit under way is about to make durable.
+func (rm *room) publish(now, next *live) {
+	rm.mu.Lock()
+	defer rm.mu.Unlock()
+	if now != nil {
+		rm.live = now
+	}
+	rm.next = next
 }
 
 // apply writes one step. It may run several times, each in a transaction of its own.

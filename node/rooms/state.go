@@ -96,7 +96,9 @@ func (run *run) state(root eventgraph.Hash) *State {
 	return s
 }
 
-// liveRoom is the room as of its last commit; store.ErrNotFound.
+// liveRoom is the room as of its last durable commit; store.ErrNotFound. Others see a commit in the store before the writer hears that it
+// has succeeded: who was woken by it must not find the room as it was before. So while one is under way, the store says
+// whether it has been made.
 func (r *Rooms) liveRoom(id eventgraph.RoomID) (*live, error) {
 	rm, err := r.enter(id)
 	if err != nil {
@@ -104,8 +106,20 @@ func (r *Rooms) liveRoom(id eventgraph.RoomID) (*live, error) {
 	}
 	defer r.leave(rm)
 	rm.mu.Lock()
-	l := rm.live
+	l, next := rm.live, rm.next
 	rm.mu.Unlock()
+	if l != nil && next != nil {
+		err = r.store.View(func(read *store.Reader) error {
+			record, err := read.Room(id)
+			if err == nil && record.State == next.State && record.NextOrder == next.NextOrder && record.PrevOrder == next.PrevOrder {
+				l = next
+			}
+			return err
+		})
+		if err != nil && !errors.Is(err, store.ErrNotFound) {
+			return nil, err
+		}
+	}
 	if l == nil {
 		err = r.store.View(func(read *store.Reader) (err error) {
 			l, err = rm.loaded(read)

@@ -24,6 +24,7 @@ type room struct {
 	waiting []*task
 	busy    bool    // somebody leads
 	live    *live   // what is durable; nil: not read yet
+	next    *live   // what a commit under way makes durable; nil: none is. See liveRoom
 	census  *census // the newest made: see servers.go
 
 	// Only for who leads.

@@ -262,3 +262,34 @@ func TestNoHalfAnEvent(t *testing.T) {
 	}
 	b.message(room, bob, "still here")
 }
+
+// TestWhoIsWokenSeesTheCommit: who waits for a position finds the room as that commit left it, also before Send has returned.
+func TestWhoIsWokenSeesTheCommit(t *testing.T) {
+	t.Parallel()
+	a := newServer(t, "a")
+	alice := a.user("alice")
+	room := a.create("12", alice)
+	for i := range 200 {
+		before := a.store.Position()
+		var wait sync.WaitGroup
+		wait.Go(func() {
+			if _, err := a.store.Wait(t.Context(), before); err != nil {
+				t.Error(err)
+				return
+			}
+			state, err := a.CurrentState(room)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			if got, want := state.Root(), a.record(room).State; got != want {
+				t.Errorf("change %d: the room's state is %x, the store has %x", i, got[:4], want[:4])
+			}
+		})
+		a.setState(room, alice, "m.room.topic", "", fmt.Sprintf(`{"topic":"%d"}`, i))
+		wait.Wait()
+		if t.Failed() {
+			return
+		}
+	}
+}
