@@ -14,6 +14,7 @@ import (
 
 	"github.com/plexus-p2p/plexus/eventgraph"
 	"github.com/plexus-p2p/plexus/node"
+	"github.com/plexus-p2p/plexus/node/clientapi"
 )
 
 // quiet is the configuration of a node that talks to nobody.
@@ -209,4 +210,33 @@ func TestOpenFailsCleanly(t *testing.T) {
 	}
 	c.ClientAddrs = []string{"127.0.0.1:0"}
 	open(t, c)
+}
+
+// TestLostCertificate: a data directory with users never gets a second identity.
+func TestLostCertificate(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	config := quiet(dir)
+	config.Registration = clientapi.RegistrationOpen
+	n, err := node.Open(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- n.Run(ctx) }()
+	register(t, n, "alice")
+	cancel()
+	if err := errors.Join(<-ended, n.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(filepath.Join(dir, "certificate.json")); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if n, err := node.Open(t.Context(), config); err == nil {
+			n.Close()
+			t.Fatal("opened with a new identity")
+		}
+	}
 }

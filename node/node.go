@@ -123,6 +123,9 @@ func Open(ctx context.Context, c Config) (_ *Node, err error) {
 	} else if err != nil {
 		return nil, fmt.Errorf("open store: %w", err)
 	}
+	if _, err := os.Stat(filepath.Join(c.Dir, certificateFile)); errors.Is(err, fs.ErrNotExist) && n.hasUsers() {
+		return nil, fmt.Errorf("%s is missing from %s, though the store there has users: put it back, or with a new one nobody would know this server again", certificateFile, c.Dir)
+	}
 	if n.keys, n.firstRun, err = loadKeys(c.Dir, c.Now().UnixMilli()); err != nil {
 		return nil, err
 	}
@@ -186,6 +189,14 @@ func Open(ctx context.Context, c Config) (_ *Node, err error) {
 		return nil, err
 	}
 	return n, nil
+}
+
+// hasUsers says whether somebody has made an account here: then the identity is one that others know.
+func (n *Node) hasUsers() (has bool) {
+	err := n.store.View(func(r *store.Reader) error {
+		return r.Accounts(func(*store.Account) (bool, error) { has = true; return false, nil })
+	})
+	return has || err != nil
 }
 
 // ServerName is the node's server name.
