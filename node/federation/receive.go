@@ -89,6 +89,9 @@ func (f *Federation) serveSend(q *request) (any, error) {
 	if err := f.afterJoins(ctx, t.PDUs); err != nil {
 		return nil, err
 	}
+	if t.PDUs, err = f.takeRescinded(ctx, q.origin, t.PDUs); err != nil {
+		return nil, err
+	}
 	answer := sendAnswer{PDUs: map[eventgraph.EventID]pduResult{}}
 	for _, run := range f.parsePDUs(q.origin, t.PDUs, answer.PDUs) {
 		refused, err := f.takeIn(ctx, run.room, run.events, q.origin)
