@@ -57,7 +57,7 @@ func runNode(t testing.TB, peers ...string) (*node.Node, *logs) {
 	n, err := node.Open(t.Context(), node.Config{
 		Dir: t.TempDir(), ClientAddrs: []string{"127.0.0.1:0"}, P2PAddrs: []string{"/ip4/127.0.0.1/udp/0/quic-v1"}, NoMDNS: true, Peers: peers,
 		Registration: clientapi.RegistrationOpen, NoRateLimits: true,
-		Log: slog.New(slog.NewTextHandler(l, &slog.HandlerOptions{Level: slog.LevelInfo})),
+		Log: slog.New(slog.NewTextHandler(l, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -254,11 +254,11 @@ func TestWrongInput(t *testing.T) {
 		if status != 200 || answer[id].Error == "" {
 			t.Errorf("answer %d %v, want 200 and an error under %s", status, answer, id)
 		}
-		if s, body := p.call(as{}, "GET", "/_matrix/federation/v1/event/"+url.PathEscape(string(id)), nil); s != 404 {
-			t.Errorf("the event is served: %d %s", s, body)
-		}
 		if got := l.lines(string(id), "refused"); got != 1 {
 			t.Errorf("logged %d times", got)
+		}
+		if s, body := p.call(as{}, "GET", "/_matrix/federation/v1/event/"+url.PathEscape(string(id)), nil); s != 404 {
+			t.Errorf("the event is served: %d %s", s, body)
 		}
 	}
 	raw := func(e *eventgraph.Event, change func(map[string]any)) json.RawMessage {
@@ -393,6 +393,9 @@ func TestWrongInput(t *testing.T) {
 			if status, _ := p.send(who, "x"+url.PathEscape(name), nil, nil); status != 401 {
 				t.Errorf("%s: %d, want 401", name, status)
 			}
+			if got := l.lines("request of a peer refused", "/x"+name); got != 1 {
+				t.Errorf("%s: logged %d times", name, got)
+			}
 		}
 	})
 	t.Run("too many", func(t *testing.T) {
@@ -405,6 +408,11 @@ func TestWrongInput(t *testing.T) {
 		}
 		if _, ok := alice.shows(room, e.ID()); ok {
 			t.Error("an event of a transaction that was refused is shown")
+		}
+		for _, id := range []string{fmt.Sprintf("w%d", txn), "edus"} {
+			if got := l.lines("request of a peer refused", "/send/"+id+" "); got != 1 {
+				t.Errorf("transaction %s: logged %d times", id, got)
+			}
 		}
 	})
 	t.Run("a stream that stops in the middle", func(t *testing.T) {
