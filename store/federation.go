@@ -3,11 +3,9 @@ package store
 import (
 	"bytes"
 	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
-	"slices"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
 )
@@ -212,11 +210,10 @@ func (tx *Tx) PutSeenTransaction(origin eventgraph.ServerName, txnID string, ans
 
 // Destination is the sender's cursor for one server and peer ("" for the server as a whole).
 type Destination struct {
-	Server    eventgraph.ServerName
-	Peer      eventgraph.PeerID
-	Sent      Position // all before and at it that concern the server are acknowledged
-	EDUStream int64    // last stream number used
-	InFlight  *Transaction
+	Server   eventgraph.ServerName
+	Peer     eventgraph.PeerID
+	Sent     Position // all before and at it that concern the server are acknowledged
+	InFlight *Transaction
 }
 
 // Transaction is fixed before the first attempt: a retry repeats exactly it.
@@ -233,9 +230,8 @@ const MaxTransactionBody = 768 << 10
 
 // destRecord is the header of a destination on disk; the body of the transaction in flight follows it.
 type destRecord struct {
-	Sent      Position   `json:"sent"`
-	EDUStream int64      `json:"edu_stream,omitempty"`
-	InFlight  *txnRecord `json:"in_flight,omitempty"`
+	Sent     Position   `json:"sent"`
+	InFlight *txnRecord `json:"in_flight,omitempty"`
 }
 
 type txnRecord struct {
@@ -256,7 +252,7 @@ func decodeDestination(k, v []byte) (*Destination, error) {
 	if err != nil {
 		return nil, fmt.Errorf("destination %s in the store: %w", d.Server, err)
 	}
-	d.Sent, d.EDUStream = h.Sent, h.EDUStream
+	d.Sent = h.Sent
 	if h.InFlight != nil {
 		d.InFlight = &Transaction{h.InFlight.ID, bytes.Clone(body), h.InFlight.UpTo, h.InFlight.Queue}
 	}
@@ -276,20 +272,9 @@ func (r *Reader) PeerDestination(s eventgraph.ServerName, p eventgraph.PeerID) (
 	return d, err
 }
 
-// Destinations calls f for each, by server and peer.
-func (r *Reader) Destinations(f func(*Destination) (bool, error)) error {
-	return r.scan(key(tableDest), nil, false, func(k, v []byte) (bool, error) {
-		d, err := decodeDestination(k, v)
-		if err != nil {
-			return false, err
-		}
-		return f(d)
-	})
-}
-
 // PutDestination writes the cursor of d.Server and d.Peer.
 func (tx *Tx) PutDestination(d *Destination) error {
-	h := destRecord{Sent: d.Sent, EDUStream: d.EDUStream}
+	h := destRecord{Sent: d.Sent}
 	var body []byte
 	if t := d.InFlight; t != nil {
 		if len(t.Body) > MaxTransactionBody {
@@ -408,69 +393,4 @@ func (tx *Tx) PutMeetingCursor(p eventgraph.PeerID, token string) error {
 		return tx.delete(k)
 	}
 	return tx.put(k, []byte(token))
-}
-
-// Bounds of the address book: any peer met on a LAN comes into it.
-const (
-	maxPeerAddrs = 16   // of one peer: several networks, two transports each
-	maxPeers     = 1000 // the one that was written longest ago goes
-)
-
-// peerRecord is an entry of the address book. Stamp orders the entries by when they were written.
-type peerRecord struct {
-	Stamp uint64   `json:"stamp"`
-	Addrs []string `json:"addrs"`
-}
-
-// PeerAddrs is the address book: multiaddrs where a peer was reached, newest first, bounded.
-func (r *Reader) PeerAddrs(f func(eventgraph.PeerID, []string) (bool, error)) error {
-	return r.scan(key(tablePeerAddrs), nil, false, func(k, v []byte) (bool, error) {
-		var p peerRecord
-		if err := json.Unmarshal(v, &p); err != nil {
-			return false, fmt.Errorf("address book: %w", err)
-		}
-		return f(eventgraph.PeerID(parts(k).str()), p.Addrs)
-	})
-}
-
-// PutPeerAddrs replaces what is known of the peer by the newest maxPeerAddrs of addrs; none removes it.
-func (tx *Tx) PutPeerAddrs(p eventgraph.PeerID, addrs []string) error {
-	k := key(tablePeerAddrs).str(string(p))
-	if len(addrs) == 0 {
-		return tx.delete(k)
-	}
-	known, err := tx.has(k)
-	if err != nil {
-		return err
-	}
-	if !known {
-		if err := tx.forgetOldestPeer(); err != nil {
-			return err
-		}
-	}
-	return tx.putJSON(k, peerRecord{tx.ts, slices.Clone(addrs[:min(len(addrs), maxPeerAddrs)])})
-}
-
-// forgetOldestPeer makes room in a full address book.
-func (tx *Tx) forgetOldestPeer() error {
-	n := 0
-	err := tx.scan(key(tablePeerAddrs), nil, false, func(_, _ []byte) (bool, error) { n++; return true, nil })
-	if err != nil || n < maxPeers {
-		return err
-	}
-	oldest, victim := uint64(math.MaxUint64), []byte(nil)
-	err = tx.scan(key(tablePeerAddrs), nil, false, func(k, v []byte) (bool, error) {
-		var p peerRecord
-		if err := json.Unmarshal(v, &p); err != nil {
-			return false, fmt.Errorf("address book: %w", err)
-		}
-		if p.Stamp < oldest {
-			oldest, victim = p.Stamp, bytes.Clone(k)
-		}
-		return true, nil
-	})
-	if err != nil {
-		return err
-	}
-	return tx.delete(victim)
 }

@@ -233,7 +233,7 @@ func TestDestinationsAndOutbound(t *testing.T) {
 	t.Parallel()
 	s := open(t)
 	want := &Destination{
-		Server: "s1", Sent: 12, EDUStream: 5,
+		Server: "s1", Sent: 12,
 		InFlight: &Transaction{ID: "t1", Body: []byte(`{"pdus": [] }`), UpTo: 20, Queue: []uint64{3, 9}},
 	}
 	mustUpdate(t, s, func(tx *Tx) error {
@@ -244,20 +244,15 @@ func TestDestinationsAndOutbound(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		if got.Sent != 12 || got.EDUStream != 5 || got.InFlight.ID != "t1" || string(got.InFlight.Body) != string(want.InFlight.Body) ||
+		if got.Sent != 12 || got.InFlight.ID != "t1" || string(got.InFlight.Body) != string(want.InFlight.Body) ||
 			got.InFlight.UpTo != 20 || !slices.Equal(got.InFlight.Queue, want.InFlight.Queue) {
 			t.Errorf("destination %+v %+v", got, got.InFlight)
 		}
 		if _, err := r.Destination("s0"); !errors.Is(err, ErrNotFound) {
 			t.Errorf("server s0 as a whole: %v", err)
 		}
-		var all []string
-		err = r.Destinations(func(d *Destination) (bool, error) {
-			all = append(all, fmt.Sprint(d.Server, "/", d.Peer))
-			return true, nil
-		})
-		if g := strings.Join(all, " "); g != "s0/p s1/" {
-			t.Errorf("destinations: %s", g)
+		if d, err := r.PeerDestination("s0", "p"); err != nil || d.Sent != 1 {
+			t.Errorf("peer of s0: %+v, %v", d, err)
 		}
 		return err
 	})
@@ -329,40 +324,5 @@ func TestOutboundIsBounded(t *testing.T) {
 	put(1)
 	if seqs := queued(); len(seqs) != MaxOutbound || seqs[0] != 4 {
 		t.Errorf("with room for one more %d are queued, the first %d", len(seqs), seqs[0])
-	}
-}
-
-func TestAddressBookIsBounded(t *testing.T) {
-	t.Parallel()
-	s := open(t)
-	addrs := make([]string, maxPeerAddrs+5)
-	for i := range addrs {
-		addrs[i] = fmt.Sprint("/ip4/10.0.0.1/tcp/", i)
-	}
-	for from := 0; from < maxPeers+50; from += 50 {
-		mustUpdate(t, s, func(tx *Tx) error {
-			for i := range 50 {
-				if err := tx.PutPeerAddrs(eventgraph.PeerID(fmt.Sprintf("peer%04d", from+i)), addrs); err != nil {
-					return err
-				}
-			}
-			return nil
-		})
-	}
-	mustUpdate(t, s, func(tx *Tx) error { return tx.PutPeerAddrs("peer0070", nil) })
-	n, oldest := 0, eventgraph.PeerID("")
-	mustView(t, s, func(r *Reader) error {
-		return r.PeerAddrs(func(p eventgraph.PeerID, a []string) (bool, error) {
-			if n++; oldest == "" {
-				oldest = p
-			}
-			if len(a) != maxPeerAddrs || a[0] != addrs[0] || p == "peer0070" {
-				t.Errorf("peer %s: %d addresses", p, len(a))
-			}
-			return true, nil
-		})
-	})
-	if n != maxPeers-1 || oldest != "peer0050" {
-		t.Errorf("%d peers, the first is %s", n, oldest)
 	}
 }

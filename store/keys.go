@@ -37,7 +37,6 @@ import (
 //	tableDest       str server, str peer ID ("" = server) Destination, JSON
 //	tableOutbound   str server, u64 seq                   Outbound, JSON
 //	tableMeeting    str peer ID                           token
-//	tablePeerAddrs  str peer ID                           multiaddrs, JSON
 //
 //	tableAccount    str user                              Account, JSON
 //	tableSession    hash of the token                     Session, JSON
@@ -95,7 +94,6 @@ const (
 	tableDest      table = 0x35
 	tableOutbound  table = 0x36
 	tableMeeting   table = 0x37
-	tablePeerAddrs table = 0x38
 
 	tableAccount     table = 0x40
 	tableSession     table = 0x41
