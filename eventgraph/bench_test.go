@@ -57,7 +57,7 @@ func BenchmarkTrie(b *testing.B) {
 		bytes := 0
 		for i := 0; b.Loop(); i++ {
 			trie := OpenTrie(nodes, root)
-			if err := trie.Set(k(i), "$new"); err != nil {
+			if err := trie.Set(k(i), "$new", 0); err != nil {
 				b.Fatal(err)
 			}
 			_, made := trie.Commit()

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"math/bits"
 )
 
@@ -29,7 +30,7 @@ type NodeReader interface {
 //	1 byte            bit i: slot i refers to a child
 //	for each slot in use, in order:
 //	  a child         its 32-byte hash
-//	  an entry        uvarint length and type, uvarint length and state key, ID
+//	  an entry        uvarint height, uvarint length and type, uvarint length and state key, ID
 //
 // and an ID is idURLSafe or idStandard and the 32 bytes of its hash, or idText, uvarint length and the text.
 const (
@@ -63,8 +64,9 @@ type slot struct {
 }
 
 type entry struct {
-	tuple StateTuple
-	id    EventID
+	tuple  StateTuple
+	id     EventID
+	height uint32
 }
 
 // node is a node in memory. It is never shared between tries. Changed says that its slot's hash is out of date.
@@ -128,12 +130,13 @@ func (t *Trie) Get(k StateTuple) (EventID, bool, error) {
 	return s.entry.id, true, nil
 }
 
-// Set puts the event ID at the tuple, in place of what was there.
-func (t *Trie) Set(k StateTuple, id EventID) error {
+// Set puts the event ID at the tuple, in place of what was there, with the height of the event in the auth graph (the length of
+// the longest path of auth_events from it).
+func (t *Trie) Set(k StateTuple, id EventID, height uint32) error {
 	if len(k.Type) > maxNodeText || len(k.Key) > maxNodeText || len(id) > maxNodeText {
 		return fmt.Errorf("state entry: %w", ErrTooLarge)
 	}
-	e, path := &entry{k, id}, pathOf(k)
+	e, path := &entry{k, id, height}, pathOf(k)
 	// 1. Go down, remembering the nodes on the way, which change if anything does.
 	var way []*node
 	s := &t.root
@@ -150,7 +153,7 @@ func (t *Trie) Set(k StateTuple, id EventID) error {
 	case old == nil && s != &t.root:
 		s.entry = e
 	case old != nil && old.tuple == k:
-		if old.id == id {
+		if old.id == id && old.height == height {
 			return nil
 		}
 		s.entry = e
@@ -224,6 +227,16 @@ func (t *Trie) Walk(f func(k StateTuple, id EventID) error) error {
 	return t.root.walk(t.nodes, func(e *entry) error { return f(e.tuple, e.id) })
 }
 
+// WalkAbove is Walk for the entries whose height is greater than height.
+func (t *Trie) WalkAbove(height uint32, f func(k StateTuple, id EventID) error) error {
+	return t.root.walk(t.nodes, func(e *entry) error {
+		if e.height <= height {
+			return nil
+		}
+		return f(e.tuple, e.id)
+	})
+}
+
 // walk reads nodes and does not keep them: a walk of a large state would hold all of it.
 func (s *slot) walk(nodes NodeReader, f func(*entry) error) error {
 	if s.entry != nil {
@@ -284,6 +297,7 @@ func (n *node) encode() []byte {
 }
 
 func (e *entry) append(raw []byte) []byte {
+	raw = binary.AppendUvarint(raw, uint64(e.height))
 	raw = appendText(raw, e.tuple.Type)
 	raw = appendText(raw, e.tuple.Key)
 	kind, enc := byte(idText), base64.RawURLEncoding
@@ -362,6 +376,16 @@ func (r *nodeBytes) take(n int) []byte {
 	return b
 }
 
+func (r *nodeBytes) height() uint32 {
+	n, size := binary.Uvarint(r.rest)
+	if size <= 0 || n > math.MaxUint32 {
+		r.short, r.rest = true, nil
+		return 0
+	}
+	r.rest = r.rest[size:]
+	return uint32(n)
+}
+
 func (r *nodeBytes) text() string {
 	n, size := binary.Uvarint(r.rest)
 	if size <= 0 || n > maxNodeText {
@@ -373,7 +397,8 @@ func (r *nodeBytes) text() string {
 }
 
 func (r *nodeBytes) entry() *entry {
-	e := &entry{tuple: StateTuple{r.text(), r.text()}}
+	e := &entry{height: r.height()}
+	e.tuple = StateTuple{r.text(), r.text()}
 	kind := r.take(1)
 	switch {
 	case r.short:

@@ -49,7 +49,7 @@ func buildTrie(t fataler, m *memoryNodes, state map[StateTuple]EventID) Hash {
 	t.Helper()
 	trie := OpenTrie(m, Hash{})
 	for k, id := range state {
-		if err := trie.Set(k, id); err != nil {
+		if err := trie.Set(k, id, 0); err != nil {
 			t.Fatalf("Set(%v): %v", k, err)
 		}
 	}
@@ -88,7 +88,7 @@ func TestTrieAgainstMap(t *testing.T) {
 				}
 			default:
 				want[k] = genID.Draw(t, "id")
-				if err := trie.Set(k, want[k]); err != nil {
+				if err := trie.Set(k, want[k], 0); err != nil {
 					t.Fatalf("Set(%v): %v", k, err)
 				}
 			}
@@ -196,7 +196,7 @@ func TestTrieCosts(t *testing.T) {
 	for i := range 50 {
 		trie := OpenTrie(nodes, before)
 		k := StateTuple{"m.room.member", fmt.Sprintf("@user%d:k51qzi5uqu5dlvj2baxnqndepeb86cbk3ng7n3i46uzyxzyqj2xjonzllnv0v8", 200*i)}
-		if err := trie.Set(k, "$new"); err != nil {
+		if err := trie.Set(k, "$new", 0); err != nil {
 			t.Fatal(err)
 		}
 		after, made := trie.Commit()
@@ -226,7 +226,7 @@ func TestTrieSetAgain(t *testing.T) {
 	root := buildTrie(t, nodes, bigState(100))
 	trie := OpenTrie(nodes, root)
 	for k, id := range bigState(20) {
-		if err := trie.Set(k, id); err != nil {
+		if err := trie.Set(k, id, 0); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -252,7 +252,7 @@ func TestTrieDamage(t *testing.T) {
 	trie := OpenTrie(nodes, root)
 	failed := 0
 	for k := range bigState(100) {
-		if err := trie.Set(k, "$x"); err != nil {
+		if err := trie.Set(k, "$x", 0); err != nil {
 			failed++
 			if !errors.Is(err, ErrTrieNode) {
 				t.Fatalf("Set: %v", err)

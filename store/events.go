@@ -33,6 +33,7 @@ type StoredEvent struct {
 	RedactedBy  eventgraph.EventID // the event is served redacted
 	SentBy      *ClientTxn         // sent by a local client: for unsigned.transaction_id
 	ReceivedTS  int64              // ms
+	Height      uint32             // in the auth graph: the length of the longest path of auth_events from it
 
 	mismatched *eventgraph.Event // Event, if its record has the mark of a wrong content hash: the bytes alone do not show it
 }
@@ -53,7 +54,7 @@ type ClientTxn struct {
 // An event record is
 //
 //	format byte, verdict byte, flags byte,
-//	room version string, order varint, position uvarint, received varint,
+//	room version string, order varint, position uvarint, received varint, height uvarint,
 //	[state before 32], [state after 32], [room state 32], [redacted by string], [user, device, txn ID strings],
 //	the event as JSON to the end
 //
@@ -89,6 +90,7 @@ func (e *StoredEvent) encode() []byte {
 	b = binary.AppendVarint(b, e.Order)
 	b = binary.AppendUvarint(b, uint64(e.Position))
 	b = binary.AppendVarint(b, e.ReceivedTS)
+	b = binary.AppendUvarint(b, uint64(e.Height))
 	if set(e.StateBefore != eventgraph.Hash{}, flagState) {
 		b = append(b, e.StateBefore[:]...)
 	}
@@ -121,6 +123,7 @@ func decodeEventHeader(record []byte) (e *StoredEvent, rest eventRest, err error
 	e.Order = f.varint()
 	e.Position = Position(f.uvarint())
 	e.ReceivedTS = f.varint()
+	e.Height = uint32(f.uvarint())
 	e.Gap = flags&flagGap != 0
 	rest.mismatch = flags&flagMismatch != 0
 	if flags&flagState != 0 {

@@ -275,7 +275,7 @@ func TestCollectTrieNodes(t *testing.T) {
 		trie := eventgraph.OpenTrie(s, from)
 		for i := range 30 {
 			k := eventgraph.StateTuple{Type: "m.room.member", Key: fmt.Sprintf("@user%d_%d:s", n, i)}
-			if err := trie.Set(k, eventgraph.EventID(fmt.Sprintf("$%d_%d", n, i))); err != nil {
+			if err := trie.Set(k, eventgraph.EventID(fmt.Sprintf("$%d_%d", n, i)), 0); err != nil {
 				t.Fatal(err)
 			}
 		}

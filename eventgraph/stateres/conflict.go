@@ -203,7 +203,7 @@ func (r *resolver) authIDs(id eventgraph.EventID) ([]eventgraph.EventID, error) 
 	if n := r.known[id]; n != nil {
 		return n.AuthEvents(), nil
 	}
-	e, _, err := r.events.Event(id)
+	e, err := r.events.Event(id)
 	if err != nil {
 		return nil, err
 	}

@@ -56,7 +56,7 @@ func (s stateFor) Event(t eventgraph.StateTuple) (*eventgraph.Event, error) {
 	n, err := s.r.partial(t)
 	if n == nil && err == nil {
 		n, err = s.r.authEvent(s.n, t)
-		if n != nil && n.rejected {
+		if n != nil && n.Rejected {
 			n = nil
 		}
 	}

@@ -25,11 +25,21 @@ import (
 )
 
 // EventReader reads an event, held in whatever verdict; the events of state and of auth chains are always
-// held, and in room version 12 the create event. rejected says that it was refused by the auth rules when it
-// was received: the iterative auth checks do not fall back on such an auth event. An error ends Resolve. Within one
-// Resolve no event of the conflict is read twice.
+// held, and in room version 12 the create event. An error ends Resolve. Within one Resolve no event of the conflict is
+// read twice.
 type EventReader interface {
-	Event(id eventgraph.EventID) (e *eventgraph.Event, rejected bool, err error)
+	Event(id eventgraph.EventID) (Held, error)
+}
+
+// Held is an event with what whoever holds it knows of it.
+type Held struct {
+	*eventgraph.Event
+	// Rejected: refused by the auth rules when it was received. The iterative auth checks do not fall back on such an auth
+	// event.
+	Rejected bool
+	// Height is the length of the longest path of auth_events that leads from the event to one without any; so it is greater
+	// than that of each auth event. It is no claim of a sender: the holder counts it when it takes the event in.
+	Height uint32
 }
 
 // Resolve returns the resolution of the states (roots, at least one), committed into new trie nodes. With one distinct
@@ -87,10 +97,9 @@ func newResolver(v eventgraph.RoomVersion, states []eventgraph.Hash, nodes event
 
 // node is an event of the auth graph.
 type node struct {
-	*eventgraph.Event
-	rejected bool
-	auth     []*node // filled in by resolver.auth
-	linked   bool
+	Held
+	auth   []*node // filled in by resolver.auth
+	linked bool
 
 	chains     int  // how many of the states' full auth chains have it, as far as conflicted state leads to it
 	walk       int  // the last walk that came here
@@ -149,7 +158,7 @@ func (r *resolver) result() (eventgraph.Hash, map[eventgraph.Hash][]byte, error)
 				continue
 			}
 		}
-		if err := r.base.Set(tuple, n.ID()); err != nil {
+		if err := r.base.Set(tuple, n.ID(), n.Height); err != nil {
 			return eventgraph.Hash{}, nil, err
 		}
 	}
@@ -162,11 +171,11 @@ func (r *resolver) node(id eventgraph.EventID) (*node, error) {
 	if n := r.known[id]; n != nil {
 		return n, nil
 	}
-	e, rejected, err := r.events.Event(id)
+	held, err := r.events.Event(id)
 	if err != nil {
 		return nil, fmt.Errorf("resolving state: %w", err)
 	}
-	n := &node{Event: e, rejected: rejected}
+	n := &node{Held: held}
 	r.known[id] = n
 	return n, nil
 }

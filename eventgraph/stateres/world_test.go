@@ -34,6 +34,7 @@ type world struct {
 	named    map[string]*eventgraph.Event
 	names    map[eventgraph.EventID]string
 	rejected map[eventgraph.EventID]bool
+	heights  map[eventgraph.EventID]uint32
 	nodes    map[eventgraph.Hash][]byte
 	reads    map[eventgraph.EventID]int
 }
@@ -45,6 +46,7 @@ func newWorld(t fataler, v eventgraph.RoomVersion) *world {
 		named:    make(map[string]*eventgraph.Event),
 		names:    make(map[eventgraph.EventID]string),
 		rejected: make(map[eventgraph.EventID]bool),
+		heights:  make(map[eventgraph.EventID]uint32),
 		nodes:    make(map[eventgraph.Hash][]byte),
 		reads:    make(map[eventgraph.EventID]int),
 	}
@@ -60,13 +62,13 @@ func (w *world) TrieNode(h eventgraph.Hash) ([]byte, error) {
 
 var errNoEvent = errors.New("no such event")
 
-func (w *world) Event(id eventgraph.EventID) (*eventgraph.Event, bool, error) {
+func (w *world) Event(id eventgraph.EventID) (Held, error) {
 	e, ok := w.events[id]
 	if !ok {
-		return nil, false, fmt.Errorf("%w: %s", errNoEvent, id)
+		return Held{}, fmt.Errorf("%w: %s", errNoEvent, id)
 	}
 	w.reads[id]++
-	return e, w.rejected[id], nil
+	return Held{e, w.rejected[id], w.heights[id]}, nil
 }
 
 // checked is a state as the auth rules want it.
@@ -127,6 +129,9 @@ func (w *world) send(s state, line string) *eventgraph.Event {
 		w.t.Fatalf("two events of the name %s", name)
 	}
 	w.events[e.ID()], w.named[name], w.names[e.ID()] = e, e, name
+	for _, id := range e.AuthEvents() {
+		w.heights[e.ID()] = max(w.heights[e.ID()], w.heights[id]+1)
+	}
 	if d.Type == "m.room.create" {
 		w.room = e.RoomID()
 	}
@@ -188,7 +193,7 @@ func (w *world) root(s state) eventgraph.Hash {
 	w.t.Helper()
 	trie := eventgraph.OpenTrie(w, eventgraph.Hash{})
 	for tuple, id := range s {
-		if err := trie.Set(tuple, id); err != nil {
+		if err := trie.Set(tuple, id, w.heights[id]); err != nil {
 			w.t.Fatalf("%v", err)
 		}
 	}

@@ -369,6 +369,10 @@ func (run *run) take(in incoming, held *store.StoredEvent, j judgement) error {
 	if held != nil {
 		s.RedactedBy, s.ReceivedTS = held.RedactedBy, held.ReceivedTS
 	}
+	var err error
+	if s.Height, err = heightOf(e, run.stored); err != nil {
+		return err
+	}
 	w := &write{event: s, txn: in.txn, result: in.result}
 	if j.verdict == store.Outlier || j.verdict == store.Rejected {
 		run.put(w)
@@ -379,8 +383,7 @@ func (run *run) take(in incoming, held *store.StoredEvent, j judgement) error {
 	}
 
 	if tuple, ok := e.Tuple(); ok {
-		var err error
-		if s.StateAfter, err = run.with(j.before, tuple, e.ID()); err != nil {
+		if s.StateAfter, err = run.with(j.before, tuple, e.ID(), s.Height); err != nil {
 			return err
 		}
 	}
@@ -401,7 +404,7 @@ func (run *run) take(in incoming, held *store.StoredEvent, j judgement) error {
 		}
 	}
 	run.put(w)
-	err := run.consequences(in, s, w)
+	err = run.consequences(in, s, w)
 	if err != nil {
 		run.broken = err // half an event is worse than none
 	}

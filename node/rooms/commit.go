@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/eventgraph/stateres"
 	"github.com/plexus-p2p/plexus/store"
 )
 
@@ -292,12 +293,16 @@ func (run *run) stored(id eventgraph.EventID) (*store.StoredEvent, error) {
 }
 
 // Event makes a run a stateres.EventReader.
-func (run *run) Event(id eventgraph.EventID) (*eventgraph.Event, bool, error) {
+func (run *run) Event(id eventgraph.EventID) (stateres.Held, error) {
 	e, err := run.stored(id)
 	if err != nil {
-		return nil, false, err
+		return stateres.Held{}, err
 	}
-	return e.Event, e.Verdict == store.Rejected, nil
+	return held(e), nil
+}
+
+func held(e *store.StoredEvent) stateres.Held {
+	return stateres.Held{Event: e.Event, Rejected: e.Verdict == store.Rejected, Height: e.Height}
 }
 
 // children lists events held, in whatever verdict, that name id as a parent.

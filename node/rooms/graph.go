@@ -87,3 +87,19 @@ func (r *Rooms) EventNear(room eventgraph.RoomID, ts int64, forwards bool) (*sto
 	}
 	return best, nil
 }
+
+// heightOf counts the height of an event: one more than the greatest of its auth events. One that is not held leads nowhere
+// as far as we know; no event that is in any state cites such.
+func heightOf(e *eventgraph.Event, read func(eventgraph.EventID) (*store.StoredEvent, error)) (uint32, error) {
+	height := uint32(0)
+	for _, id := range e.AuthEvents() {
+		a, err := read(id)
+		switch {
+		case err == nil:
+			height = max(height, a.Height+1)
+		case !errors.Is(err, store.ErrNotFound):
+			return 0, fmt.Errorf("height of %s: %w", e.ID(), err)
+		}
+	}
+	return height, nil
+}

@@ -188,6 +188,9 @@ func (r *Rooms) stage(ctx context.Context, i *imported) error {
 					continue
 				}
 				s := &store.StoredEvent{Event: e, Verdict: store.Outlier, ReceivedTS: now}
+				if s.Height, err = heightOf(e, tx.Event); err != nil {
+					return err
+				}
 				if held != nil { // the right copy of an event held without its content
 					*s = *held
 					if s.Event = e; s.RedactedBy != "" {

@@ -154,7 +154,7 @@ func (run *run) claimed(ids []eventgraph.EventID) (eventgraph.Hash, error) {
 		} else if taken && other != id {
 			return eventgraph.Hash{}, refuse("M_BAD_JSON", "%s and %s in the claimed state have the same place", id, other)
 		}
-		if err := trie.Set(tuple, id); err != nil {
+		if err := trie.Set(tuple, id, s.Height); err != nil {
 			return eventgraph.Hash{}, err
 		}
 	}
@@ -176,9 +176,9 @@ func (run *run) keepNodes(wanted bool) (takeBack func()) {
 }
 
 // with is the state root with one tuple set.
-func (run *run) with(root eventgraph.Hash, t eventgraph.StateTuple, id eventgraph.EventID) (eventgraph.Hash, error) {
+func (run *run) with(root eventgraph.Hash, t eventgraph.StateTuple, id eventgraph.EventID, height uint32) (eventgraph.Hash, error) {
 	trie := eventgraph.OpenTrie(run, root)
-	if err := trie.Set(t, id); err != nil {
+	if err := trie.Set(t, id, height); err != nil {
 		return root, err
 	}
 	after, nodes := trie.Commit()
@@ -251,11 +251,11 @@ func (run *run) memberChanges(was, now eventgraph.Hash) ([]memberChange, error) 
 		}
 		m := memberChange{user: eventgraph.UserID(d.Tuple.Key)}
 		if d.B != "" {
-			e, _, err := run.Event(d.B)
+			e, err := run.Event(d.B)
 			if err != nil {
 				return err
 			}
-			m.event = e
+			m.event = e.Event
 		}
 		changes = append(changes, m)
 		return nil

@@ -128,7 +128,7 @@ func (r *Rooms) countFrom(last *census, root eventgraph.Hash) (*census, error) {
 		if id == "" {
 			return nil
 		}
-		e, _, err := r.Event(id)
+		e, err := r.Event(id)
 		if err != nil {
 			return err
 		}

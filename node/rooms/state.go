@@ -57,11 +57,11 @@ func (s *State) Event(t eventgraph.StateTuple) (*eventgraph.Event, error) {
 	if !ok || err != nil {
 		return nil, err
 	}
-	e, _, err := s.from.Event(id)
+	e, err := s.from.Event(id)
 	if err != nil {
 		return nil, fmt.Errorf("state event %s: %w", id, err)
 	}
-	return e, nil
+	return e.Event, nil
 }
 
 // EventID is the ID of the state event at the tuple; false if there is none.
@@ -139,12 +139,12 @@ func (r *Rooms) liveRoom(id eventgraph.RoomID) (*live, error) {
 func (r *Rooms) TrieNode(h eventgraph.Hash) ([]byte, error) { return r.store.TrieNode(h) }
 
 // Event makes Rooms a stateres.EventReader: an event held in whatever verdict, and whether that is Rejected.
-func (r *Rooms) Event(id eventgraph.EventID) (*eventgraph.Event, bool, error) {
+func (r *Rooms) Event(id eventgraph.EventID) (stateres.Held, error) {
 	e, err := r.stored(id)
 	if err != nil {
-		return nil, false, err
+		return stateres.Held{}, err
 	}
-	return e.Event, e.Verdict == store.Rejected, nil
+	return held(e), nil
 }
 
 // stored reads an event from the newest snapshot; store.ErrNotFound.
