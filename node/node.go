@@ -70,8 +70,64 @@ type Node struct {
 
 // Open opens the data directory and composes the node. On error nothing stays open.
 func Open(ctx context.Context, c Config) (_ *Node, err error) {
+	if c, err = c.withDefaults(); err != nil {
+		return nil, err
+	}
+	n := &Node{config: c, log: c.Log}
+	defer func() {
+		if err != nil {
+			n.Close()
+		}
+	}()
+
+	// The store's lock on the directory comes first: only one process may make keys in it.
+	if err := n.openStore(ctx); err != nil {
+		return nil, err
+	}
+	if _, err := os.Stat(filepath.Join(c.Dir, certificateFile)); errors.Is(err, fs.ErrNotExist) && n.hasUsers() {
+		return nil, fmt.Errorf("%s is missing from %s, though the store there has users: put it back, or with a new one nobody would know this server again", certificateFile, c.Dir)
+	}
+	if n.keys, n.firstRun, err = loadKeys(c.Dir, c.Now().UnixMilli()); err != nil {
+		return nil, err
+	}
+	if n.token, err = registrationToken(c.Dir, c.RegistrationToken); err != nil {
+		return nil, err
+	}
+	if n.document.current, err = n.signDocument(); err != nil {
+		return nil, err
+	}
+	n.ephemeral = ephemeral.New(c.Now)
+	n.rooms = rooms.New(rooms.Config{Store: n.store, Key: n.keys.signing(), Now: c.Now, Log: c.Log})
+	n.api = clientapi.New(clientapi.Config{
+		Store: n.store, Rooms: n.rooms, Ephemeral: n.ephemeral,
+		Server: n.keys.server, Peer: n.keys.peer, Registration: c.Registration, RegistrationToken: n.token,
+		RateLimits: !c.NoRateLimits, PeersConnected: func() int { return len(n.transport.Peers()) },
+		Hosts: hostsOf(c.ClientAddrs), Now: c.Now, Log: c.Log,
+	})
+	if err := n.openFederation(); err != nil {
+		return nil, err
+	}
+
+	for _, addr := range c.ClientAddrs {
+		l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", addr)
+		if err != nil {
+			return nil, fmt.Errorf("listen for Matrix clients on %s: %w (choose another with --client-addr)", addr, err)
+		}
+		n.listeners = append(n.listeners, l)
+	}
+	if err := n.listenAdmin(ctx); err != nil {
+		return nil, err
+	}
+	return n, nil
+}
+
+// withDefaults fills in what was left open, and refuses what cannot work.
+func (c Config) withDefaults() (Config, error) {
 	if c.Dir == "" {
-		return nil, errors.New("open node: no data directory given")
+		return c, errors.New("open node: no data directory given")
+	}
+	if path := filepath.Join(c.Dir, adminSocket); len(path) > maxSocketPath {
+		return c, fmt.Errorf("data directory %s: the path %s is too long for a unix socket, by %d bytes: choose a shorter one with --data", c.Dir, path, len(path)-maxSocketPath)
 	}
 	if c.Now == nil {
 		c.Now = time.Now
@@ -94,26 +150,21 @@ func Open(ctx context.Context, c Config) (_ *Node, err error) {
 			return h, nil
 		}
 	}
-	if path := filepath.Join(c.Dir, adminSocket); len(path) > maxSocketPath {
-		return nil, fmt.Errorf("data directory %s: the path %s is too long for a unix socket, by %d bytes: choose a shorter one with --data", c.Dir, path, len(path)-maxSocketPath)
-	}
-	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
-		return nil, fmt.Errorf("make data directory: %w", err)
-	}
-	n := &Node{config: c, log: c.Log}
-	defer func() {
-		if err != nil {
-			n.Close()
-		}
-	}()
+	return c, nil
+}
 
-	// The store's lock on the directory comes first: only one process may make keys in it.
+// openStore locks and opens the data directory.
+func (n *Node) openStore(ctx context.Context) (err error) {
+	c := &n.config
+	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
+		return fmt.Errorf("make data directory: %w", err)
+	}
 	if n.store, err = store.Open(filepath.Join(c.Dir, "store"), store.Options{Log: c.Log}); err != nil {
-		return nil, fmt.Errorf("data directory %s: %w", c.Dir, err)
+		return fmt.Errorf("data directory %s: %w", c.Dir, err)
 	}
 	// A node.json that is here is a dead process's: scripts take it for the sign that this one serves.
 	if err := os.Remove(filepath.Join(c.Dir, nodeFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("remove old %s: %w", nodeFile, err)
+		return fmt.Errorf("remove old %s: %w", nodeFile, err)
 	}
 	if loss := n.store.Loss(); loss != "" {
 		c.Log.Warn("the store has lost records; peers will be asked for them", "loss", loss)
@@ -121,30 +172,15 @@ func Open(ctx context.Context, c Config) (_ *Node, err error) {
 	if err := n.store.DropOneTimeKeys(ctx, c.Now()); errors.Is(err, store.ErrDiskFull) {
 		c.Log.Warn("one-time keys of an older life of this data directory stay until there is room on the disk")
 	} else if err != nil {
-		return nil, fmt.Errorf("open store: %w", err)
+		return fmt.Errorf("open store: %w", err)
 	}
-	if _, err := os.Stat(filepath.Join(c.Dir, certificateFile)); errors.Is(err, fs.ErrNotExist) && n.hasUsers() {
-		return nil, fmt.Errorf("%s is missing from %s, though the store there has users: put it back, or with a new one nobody would know this server again", certificateFile, c.Dir)
-	}
-	if n.keys, n.firstRun, err = loadKeys(c.Dir, c.Now().UnixMilli()); err != nil {
-		return nil, err
-	}
-	if n.token, err = registrationToken(c.Dir, c.RegistrationToken); err != nil {
-		return nil, err
-	}
-	if n.document.current, err = n.signDocument(); err != nil {
-		return nil, err
-	}
-	n.ephemeral = ephemeral.New(c.Now)
-	n.rooms = rooms.New(rooms.Config{Store: n.store, Key: n.keys.signing(), Now: c.Now, Log: c.Log})
-	n.api = clientapi.New(clientapi.Config{
-		Store: n.store, Rooms: n.rooms, Ephemeral: n.ephemeral,
-		Server: n.keys.server, Peer: n.keys.peer, Registration: c.Registration, RegistrationToken: n.token,
-		RateLimits: !c.NoRateLimits, PeersConnected: func() int { return len(n.transport.Peers()) },
-		Hosts: hostsOf(c.ClientAddrs), Now: c.Now, Log: c.Log,
-	})
+	return nil
+}
 
-	// The transport serves requests from its first moment; what it serves waits until the federation stands.
+// openFederation composes transport and federation. The transport serves requests from its first moment; what it serves waits
+// until the federation stands.
+func (n *Node) openFederation() (err error) {
+	c := &n.config
 	ready := make(chan struct{})
 	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		select {
@@ -165,7 +201,7 @@ func Open(ctx context.Context, c Config) (_ *Node, err error) {
 		},
 	})
 	if err != nil {
-		return nil, fmt.Errorf("start transport: %w", err)
+		return fmt.Errorf("start transport: %w", err)
 	}
 	n.fed = federation.New(federation.Config{
 		Store: n.store, Rooms: n.rooms, Ephemeral: n.ephemeral, Transport: network{n.transport},
@@ -177,18 +213,7 @@ func Open(ctx context.Context, c Config) (_ *Node, err error) {
 	})
 	n.api.SetRemote(n.fed)
 	close(ready)
-
-	for _, addr := range c.ClientAddrs {
-		l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", addr)
-		if err != nil {
-			return nil, fmt.Errorf("listen for Matrix clients on %s: %w (choose another with --client-addr)", addr, err)
-		}
-		n.listeners = append(n.listeners, l)
-	}
-	if err := n.listenAdmin(ctx); err != nil {
-		return nil, err
-	}
-	return n, nil
+	return nil
 }
 
 // hasUsers says whether somebody has made an account here: then the identity is one that others know.
