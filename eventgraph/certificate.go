@@ -30,7 +30,12 @@ func (d *CertifiedDevice) countsAt(ts int64) bool {
 	return d.FromTS <= ts && (d.RevokedTS == 0 || ts < d.RevokedTS)
 }
 
-// Certificate is the identity key's statement which devices speak for its server name (design.md §1).
+// Certificate is the identity key's statement which devices speak for its server name:
+//
+//	{"server_name": …, "seq": …, "devices": [{"peer_id", "key_id", "key", "box_key", "from_ts", "revoked_ts"?}, …]}
+//
+// signed by the identity key as Matrix JSON under server_name (appendices, Signing JSON). Of several the highest seq counts. It
+// travels in the server's key document as the field plexus.certificate. This is plexus' own, not the Matrix specification's.
 type Certificate struct {
 	ServerName ServerName
 	Seq        int64
@@ -176,7 +181,7 @@ func (c *Certificate) Device(p PeerID, ts int64) (CertifiedDevice, bool) {
 }
 
 // Common returns c with only those devices that stand the same in other too: what counts of two
-// certificates with one seq and different content, until one with a higher seq comes (design.md §1). Raw is c's.
+// certificates with one seq and different content, until one with a higher seq comes. Raw is c's.
 func (c *Certificate) Common(other *Certificate) *Certificate {
 	both := *c
 	both.Devices = nil

@@ -6,8 +6,8 @@ type Sight struct {
 	Joined, Invited bool   // a user of the server (or the user) is
 }
 
-// MaySee says whether a reader, a server or a user, may be given an event (CS API, Room History Visibility; design.md §7:
-// a removed server still gets its removal, and what it could see before).
+// MaySee says whether a reader, a server or a user, may be given an event (CS API, Room History Visibility; and a
+// removed server still gets its removal, and what it could see before).
 //
 // before and after are the reader's sight in the state before and after the event; only for state events of
 // m.room.history_visibility and of membership do they differ, and then the more permissive counts. now is the sight in the
