@@ -2,7 +2,6 @@ package eventgraph
 
 import (
 	"crypto/ed25519"
-	"fmt"
 	"testing"
 )
 
@@ -35,38 +34,6 @@ func BenchmarkEvent(b *testing.B) {
 			}
 		})
 	}
-}
-
-// BenchmarkTrie: in a state of 10,000 entries, one entry read, and one set and committed, from a trie just opened.
-func BenchmarkTrie(b *testing.B) {
-	nodes := newNodes()
-	root := buildTrie(b, nodes, bigState(10_000))
-	k := func(i int) StateTuple {
-		return StateTuple{"m.room.member", fmt.Sprintf("@user%d:k51qzi5uqu5dlvj2baxnqndepeb86cbk3ng7n3i46uzyxzyqj2xjonzllnv0v8", i%10_000)}
-	}
-	b.Run("Get", func(b *testing.B) {
-		b.ReportAllocs()
-		for i := 0; b.Loop(); i++ {
-			if _, ok, err := OpenTrie(nodes, root).Get(k(i)); err != nil || !ok {
-				b.Fatal(err)
-			}
-		}
-	})
-	b.Run("Set", func(b *testing.B) {
-		b.ReportAllocs()
-		bytes := 0
-		for i := 0; b.Loop(); i++ {
-			trie := OpenTrie(nodes, root)
-			if err := trie.Set(k(i), "$new", 0); err != nil {
-				b.Fatal(err)
-			}
-			_, made := trie.Commit()
-			for _, n := range made {
-				bytes += len(n)
-			}
-		}
-		b.ReportMetric(float64(bytes)/float64(b.N), "written-B/op")
-	})
 }
 
 func BenchmarkKeyDocument(b *testing.B) {

@@ -1,52 +1,25 @@
 package eventgraph
 
 import (
+	"bytes"
 	"crypto/sha256"
-	"encoding/base64"
-	"encoding/binary"
-	"errors"
 	"fmt"
-	"math"
-	"math/bits"
 )
 
-// Hash is a SHA-256: of a trie node, and so of a whole state. The zero Hash is the empty state.
-type Hash [32]byte
+// Hash names a trie node, and so a whole state, by its content: the first 192 bits of its SHA-256. The zero Hash is the empty state.
+// Hashes are most of what a change of state writes, and what is cut off is not missed: to find two nodes of one hash takes 2^96
+// steps, to find one for a given hash 2^192, and a Hash is never taken from others; each server makes its own.
+type Hash [24]byte
 
-// NodeReader reads a trie node by its hash. The bytes belong to the reader and are not kept.
+func hashOf(node []byte) Hash {
+	sum := sha256.Sum256(node)
+	return Hash(sum[:len(Hash{})])
+}
+
+// NodeReader reads a trie node by its hash. A trie keeps the bytes: nobody may change them any more.
 type NodeReader interface {
 	TrieNode(h Hash) ([]byte, error)
 }
-
-// A trie node has eight slots, one for each next three bits of the SHA-256 of a tuple. A slot is empty, holds
-// the one entry below it, or refers to a child with all the entries below it, two or more. So a set of entries has one
-// shape only. Eight slots and not sixteen: a change rewrites a node on each level, and levels of 8 hashes cost fewer
-// bytes than fewer levels of 16: about 1 KiB in a room of 10,000 members.
-//
-// A node's bytes are
-//
-//	1 byte            nodeFormat
-//	1 byte            bit i: slot i holds an entry
-//	1 byte            bit i: slot i refers to a child
-//	for each slot in use, in order:
-//	  a child         its 32-byte hash
-//	  an entry        uvarint height, uvarint length and type, uvarint length and state key, ID
-//
-// and an ID is idURLSafe or idStandard and the 32 bytes of its hash, or idText, uvarint length and the text.
-const (
-	nodeFormat  = 1
-	nodeHeader  = 3
-	slotBits    = 3
-	slots       = 1 << slotBits
-	maxLevel    = 256 / slotBits // of a node; entries that agree on so many bits do not exist
-	idText      = 0
-	idURLSafe   = 1
-	idStandard  = 2
-	maxNodeText = 1 << 16 // no event has a longer type, state key or ID
-)
-
-// ErrTrieNode: the bytes that a NodeReader gave are not the node asked for.
-var ErrTrieNode = errors.New("damaged trie node")
 
 // Trie is room state, (type, state key) -> event ID, as a persistent hash trie: equal sets have equal
 // roots in whatever order they were built. A Trie is for one goroutine. After an error of its NodeReader it is as before the call.
@@ -55,79 +28,130 @@ type Trie struct {
 	root  slot
 }
 
-// slot is empty, an entry, or a child, which is read when it is needed.
-type slot struct {
-	entry *entry
-	hash  Hash  // of a child that was read, or is to be
-	child *node // nil until read
-	isRef bool
-}
+// A node has four slots, one for each next two bits of the path of a tuple. A slot is empty, holds the one entry below
+// it, or refers to a child with all the entries below it, two or more. So a set of entries has one shape only.
+//
+// Four slots and not sixteen: a change rewrites a node on each level, and many levels of few hashes cost fewer bytes than few
+// levels of many. With two the nodes' own keys in a store outweigh what is saved (TestTrieCosts).
+const (
+	slotBits = 2
+	slots    = 1 << slotBits
+	maxLevel = 256/slotBits - 1 // of a node; entries that agree on so many bits do not exist
 
-type entry struct {
-	tuple  StateTuple
-	id     EventID
-	height uint32
-}
+	// Space set aside on the stack, enough for all but odd states: nodes above an entry, bytes of an entry.
+	usualDepth = 16
+	usualEntry = 256
+)
 
-// node is a node in memory. It is never shared between tries. Changed says that its slot's hash is out of date.
+// node is a node in memory. It is never shared between tries. Changed says that hash and height of its slot are out of date.
 type node struct {
 	slots   [slots]slot
 	changed bool
 }
 
+type slot struct {
+	kind   slotKind
+	height uint32 // of the entry; of a child the greatest below it
+	entry  []byte // as node bytes have it, from the type on
+	hash   Hash   // of a child
+	child  *node  // nil until read
+}
+
+type slotKind byte
+
+const (
+	slotEmpty slotKind = iota
+	slotEntry
+	slotChild
+)
+
 // OpenTrie opens the state with that root; the zero Hash is the empty one. Nothing is read yet.
 func OpenTrie(nodes NodeReader, root Hash) *Trie {
-	return &Trie{nodes, slot{hash: root, isRef: root != Hash{}}}
+	t := &Trie{nodes: nodes}
+	if root != (Hash{}) {
+		t.root = slot{kind: slotChild, hash: root}
+	}
+	return t
 }
 
-// pathOf is the tuple's hash, whose bits lead to its slot.
-func pathOf(k StateTuple) Hash {
-	b := make([]byte, 0, len(k.Type)+len(k.Key)+binary.MaxVarintLen64)
-	b = binary.AppendUvarint(b, uint64(len(k.Type)))
-	b = append(b, k.Type...)
-	b = append(b, k.Key...)
-	return sha256.Sum256(b)
-}
+// path is the SHA-256 of a tuple's bytes in a node. Its bits lead to the tuple's slot.
+type path [sha256.Size]byte
 
-// at returns the slot number on a level: three bits of the path.
-func (h *Hash) at(level int) int {
+// at returns the slot number on a level.
+func (p *path) at(level int) int {
 	bit := level * slotBits
-	two := uint(h[bit/8]) << 8
-	if bit/8+1 < len(h) {
-		two |= uint(h[bit/8+1])
-	}
-	return int(two >> (16 - slotBits - bit%8) & (slots - 1))
+	return int(p[bit/8]>>(8-slotBits-bit%8)) & (slots - 1)
 }
 
-// load reads the child of a slot, a node of that level.
-func (s *slot) load(nodes NodeReader, level int) (*node, error) {
-	if level > maxLevel {
-		return nil, fmt.Errorf("%w: too deep", ErrTrieNode)
+// read returns the child of a slot, a node of that level, and does not keep it.
+func (s *slot) read(nodes NodeReader, level int) (*node, error) {
+	if s.child != nil {
+		return s.child, nil
 	}
-	if s.child == nil {
-		n, err := readNode(nodes, s.hash)
-		if err != nil {
-			return nil, err
-		}
+	raw, err := nodes.TrieNode(s.hash)
+	if err != nil {
+		return nil, fmt.Errorf("trie node %x: %w", s.hash[:6], err)
+	}
+	// The hash is checked: state is what events are judged by, and a node costs less than a microsecond. So what is read is what a
+	// trie wrote, and that the entries are on their paths need not be checked.
+	if hashOf(raw) != s.hash {
+		return nil, fmt.Errorf("trie node %x: %w", s.hash[:6], ErrTrieNode)
+	}
+	n, err := decodeNode(raw)
+	if err != nil {
+		return nil, fmt.Errorf("trie node %x: %w", s.hash[:6], err)
+	}
+	if level > maxLevel || level > 0 && (n.height() != s.height || n.only() != nil) {
+		return nil, fmt.Errorf("trie node %x: %w: not where it belongs", s.hash[:6], ErrTrieNode)
+	}
+	return n, nil
+}
+
+// load is read and keeps the child.
+func (s *slot) load(nodes NodeReader, level int) (n *node, err error) {
+	if n, err = s.read(nodes, level); err == nil {
 		s.child = n
 	}
-	return s.child, nil
+	return n, err
+}
+
+// height is the greatest in the node and below it, unless children have changed.
+func (n *node) height() (most uint32) {
+	for i := range n.slots {
+		most = max(most, n.slots[i].height)
+	}
+	return most
+}
+
+// only returns the one slot in use, if it is of an entry.
+func (n *node) only() (only *slot) {
+	for i := range n.slots {
+		switch s := &n.slots[i]; {
+		case s.kind == slotChild, s.kind == slotEntry && only != nil:
+			return nil
+		case s.kind == slotEntry:
+			only = s
+		}
+	}
+	return only
 }
 
 // Get returns the event ID at the tuple; false if there is none.
 func (t *Trie) Get(k StateTuple) (EventID, bool, error) {
-	path, s := pathOf(k), &t.root
-	for level := 0; s.isRef; level++ {
+	var space [usualEntry]byte
+	tuple := appendTuple(space[:0], k)
+	p, s := path(sha256.Sum256(tuple)), &t.root
+	for level := 0; s.kind == slotChild; level++ {
 		n, err := s.load(t.nodes, level)
 		if err != nil {
 			return "", false, err
 		}
-		s = &n.slots[path.at(level)]
+		s = &n.slots[p.at(level)]
 	}
-	if s.entry == nil || s.entry.tuple != k {
-		return "", false, nil
+	if id, ok := bytes.CutPrefix(s.entry, tuple); ok {
+		return decodeID(id), true, nil
 	}
-	return s.entry.id, true, nil
+	return "", false, nil
 }
 
 // Set puts the event ID at the tuple, in place of what was there, with the height of the event in the auth graph (the length of
@@ -136,124 +160,129 @@ func (t *Trie) Set(k StateTuple, id EventID, height uint32) error {
 	if len(k.Type) > maxNodeText || len(k.Key) > maxNodeText || len(id) > maxNodeText {
 		return fmt.Errorf("state entry: %w", ErrTooLarge)
 	}
-	e, path := &entry{k, id, height}, pathOf(k)
+	var space [usualEntry]byte
+	tuple := appendTuple(space[:0], k)
+	entry := bytes.Clone(appendID(tuple, id))
+	p := path(sha256.Sum256(tuple))
 	// 1. Go down, remembering the nodes on the way, which change if anything does.
-	var way []*node
+	way := make([]*node, 0, usualDepth)
 	s := &t.root
-	for s.isRef {
+	for s.kind == slotChild {
 		n, err := s.load(t.nodes, len(way))
 		if err != nil {
 			return err
 		}
 		way = append(way, n)
-		s = &n.slots[path.at(len(way)-1)]
+		s = &n.slots[p.at(len(way)-1)]
 	}
-	// 2. Put the entry into its slot. Two entries in one slot move down until their paths part.
-	switch old := s.entry; {
-	case old == nil && s != &t.root:
-		s.entry = e
-	case old != nil && old.tuple == k:
-		if old.id == id && old.height == height {
+	// 2. Put the entry into its slot. Two entries in one slot move down until their paths part; the first entry of all gets a root.
+	switch old := *s; {
+	case old.kind == slotEntry && bytes.HasPrefix(old.entry, tuple):
+		if old.height == height && bytes.Equal(old.entry, entry) {
 			return nil
 		}
-		s.entry = e
-	case old == nil: // the first entry of all
-		*s = slot{child: &node{changed: true}, isRef: true}
-		s.child.slots[path.at(0)].entry = e
-	default:
-		oldPath := pathOf(old.tuple)
-		if oldPath == path {
-			return fmt.Errorf("state entries %q and %q collide", old.tuple, k)
+	case old.kind == slotEntry:
+		other := path(sha256.Sum256(tupleOf(old.entry)))
+		if other == p {
+			return fmt.Errorf("state entry %q collides with another", k)
 		}
-		for level := len(way); ; level++ {
-			n := &node{changed: true}
-			*s = slot{child: n, isRef: true}
-			if i, j := oldPath.at(level), path.at(level); i != j {
-				n.slots[i].entry, n.slots[j].entry = old, e
-				break
+		for parted := false; !parted; {
+			n, level := s.grow(), len(way)
+			way = append(way, n)
+			if i := other.at(level); i != p.at(level) {
+				n.slots[i], parted = old, true
 			}
-			s = &n.slots[path.at(level)]
+			s = &n.slots[p.at(level)]
 		}
+	case s == &t.root:
+		s = &s.grow().slots[p.at(0)]
 	}
+	*s = slot{kind: slotEntry, height: height, entry: entry}
 	for _, n := range way {
 		n.changed = true
 	}
 	return nil
 }
 
+// grow makes the slot refer to a new node.
+func (s *slot) grow() *node {
+	*s = slot{kind: slotChild, child: &node{changed: true}}
+	return s.child
+}
+
 // Delete removes the tuple, if it is there.
 func (t *Trie) Delete(k StateTuple) error {
-	path := pathOf(k)
-	var way []*slot // the slots of the nodes on the way, the root's first
+	var space [usualEntry]byte
+	tuple := appendTuple(space[:0], k)
+	p := path(sha256.Sum256(tuple))
+	way := make([]*slot, 0, usualDepth) // the slots of the nodes on the way, the root's first
 	s := &t.root
-	for level := 0; s.isRef; level++ {
-		n, err := s.load(t.nodes, level)
+	for s.kind == slotChild {
+		n, err := s.load(t.nodes, len(way))
 		if err != nil {
 			return err
 		}
 		way = append(way, s)
-		s = &n.slots[path.at(level)]
+		s = &n.slots[p.at(len(way)-1)]
 	}
-	if s.entry == nil || s.entry.tuple != k {
+	if !bytes.HasPrefix(s.entry, tuple) {
 		return nil
 	}
-	s.entry = nil
+	*s = slot{}
 	for _, w := range way {
 		w.child.changed = true
 	}
 	// A node left with one entry and nothing else goes, and the entry moves up; the root goes when it is empty.
-	for i := len(way) - 1; i >= 0; i-- {
-		only, used := (*entry)(nil), 0
-		for _, s := range way[i].child.slots {
-			if s.entry != nil || s.isRef {
-				used++
-				only = s.entry
-			}
+	for i := len(way) - 1; i > 0; i-- {
+		only := way[i].child.only()
+		if only == nil {
+			return nil
 		}
-		switch {
-		case used == 0:
-			*way[i] = slot{}
-		case used == 1 && only != nil && i > 0:
-			*way[i] = slot{entry: only}
-		default:
+		*way[i] = *only
+	}
+	for i := range way[0].child.slots {
+		if way[0].child.slots[i].kind != slotEmpty {
 			return nil
 		}
 	}
+	*way[0] = slot{}
 	return nil
 }
 
 // Walk calls f for each entry, in an order that depends on the tuples only, until f errs. f must not change the trie.
 func (t *Trie) Walk(f func(k StateTuple, id EventID) error) error {
-	return t.root.walk(t.nodes, func(e *entry) error { return f(e.tuple, e.id) })
-}
-
-// WalkAbove is Walk for the entries whose height is greater than height.
-func (t *Trie) WalkAbove(height uint32, f func(k StateTuple, id EventID) error) error {
-	return t.root.walk(t.nodes, func(e *entry) error {
-		if e.height <= height {
-			return nil
-		}
-		return f(e.tuple, e.id)
+	return t.root.walk(t.nodes, 0, nil, func(entry []byte) error {
+		k, id := decodeEntry(entry)
+		return f(k, id)
 	})
 }
 
-// walk reads nodes and does not keep them: a walk of a large state would hold all of it.
-func (s *slot) walk(nodes NodeReader, f func(*entry) error) error {
-	if s.entry != nil {
+// WalkAbove is Walk for the entries whose height is greater than height. It reads the nodes above those entries, and no others.
+func (t *Trie) WalkAbove(height uint32, f func(k StateTuple, id EventID) error) error {
+	return t.root.walk(t.nodes, 0, &height, func(entry []byte) error {
+		k, id := decodeEntry(entry)
+		return f(k, id)
+	})
+}
+
+// walk goes through the entries at and below a slot of a node of the level above, all or those above a height. It does
+// not keep the nodes it reads: a walk of a large state would hold all of it.
+func (s *slot) walk(nodes NodeReader, level int, above *uint32, f func(entry []byte) error) error {
+	outdated := s.child != nil && s.child.changed
+	switch {
+	case s.kind == slotEmpty:
+		return nil
+	case above != nil && s.height <= *above && !outdated && level > 0: // what the root's height is, nobody told us
+		return nil
+	case s.kind == slotEntry:
 		return f(s.entry)
 	}
-	if !s.isRef {
-		return nil
-	}
-	n := s.child
-	if n == nil {
-		var err error
-		if n, err = readNode(nodes, s.hash); err != nil {
-			return err
-		}
+	n, err := s.read(nodes, level)
+	if err != nil {
+		return err
 	}
 	for i := range n.slots {
-		if err := n.slots[i].walk(nodes, f); err != nil {
+		if err := n.slots[i].walk(nodes, level+1, above, f); err != nil {
 			return err
 		}
 	}
@@ -276,143 +305,9 @@ func (s *slot) commit(made map[Hash][]byte) {
 		s.child.slots[i].commit(made)
 	}
 	raw := s.child.encode()
-	s.hash = sha256.Sum256(raw)
+	s.hash, s.height = hashOf(raw), s.child.height()
 	s.child.changed = false
 	made[s.hash] = raw
-}
-
-func (n *node) encode() []byte {
-	raw := append(make([]byte, 0, 512), nodeFormat, 0, 0)
-	for i := range n.slots {
-		switch s := &n.slots[i]; {
-		case s.entry != nil:
-			raw[1] |= 1 << i
-			raw = s.entry.append(raw)
-		case s.isRef:
-			raw[2] |= 1 << i
-			raw = append(raw, s.hash[:]...)
-		}
-	}
-	return raw
-}
-
-func (e *entry) append(raw []byte) []byte {
-	raw = binary.AppendUvarint(raw, uint64(e.height))
-	raw = appendText(raw, e.tuple.Type)
-	raw = appendText(raw, e.tuple.Key)
-	kind, enc := byte(idText), base64.RawURLEncoding
-	switch {
-	case isHashID(string(e.id), '$', enc):
-		kind = idURLSafe
-	case isHashID(string(e.id), '$', base64.RawStdEncoding):
-		kind, enc = idStandard, base64.RawStdEncoding
-	}
-	raw = append(raw, kind)
-	if kind == idText {
-		return appendText(raw, string(e.id))
-	}
-	raw, err := enc.AppendDecode(raw, []byte(e.id[1:]))
-	if err != nil {
-		panic("eventgraph: " + string(e.id) + " was base64 a moment ago")
-	}
-	return raw
-}
-
-func appendText(raw []byte, s string) []byte {
-	return append(binary.AppendUvarint(raw, uint64(len(s))), s...)
-}
-
-func readNode(nodes NodeReader, h Hash) (*node, error) {
-	raw, err := nodes.TrieNode(h)
-	if err != nil {
-		return nil, fmt.Errorf("trie node %x: %w", h[:6], err)
-	}
-	// The hash is checked: state is what events are judged by, and a node costs less than a microsecond.
-	if sha256.Sum256(raw) != h {
-		return nil, fmt.Errorf("trie node %x: %w", h[:6], ErrTrieNode)
-	}
-	n, err := decodeNode(raw)
-	if err != nil {
-		return nil, fmt.Errorf("trie node %x: %w", h[:6], err)
-	}
-	return n, nil
-}
-
-// decodeNode copies what it needs of raw.
-func decodeNode(raw []byte) (*node, error) {
-	if len(raw) < nodeHeader || raw[0] != nodeFormat || raw[1]&raw[2] != 0 || raw[1]|raw[2] == 0 {
-		return nil, ErrTrieNode
-	}
-	n := &node{}
-	r := nodeBytes{rest: raw[nodeHeader:]}
-	for i := range n.slots {
-		switch bit := byte(1) << i; {
-		case raw[1]&bit != 0:
-			n.slots[i].entry = r.entry()
-		case raw[2]&bit != 0:
-			n.slots[i].isRef = true
-			copy(n.slots[i].hash[:], r.take(len(Hash{})))
-		}
-	}
-	if r.short || len(r.rest) > 0 {
-		return nil, ErrTrieNode
-	}
-	return n, nil
-}
-
-// nodeBytes reads from the front of rest; short says that it ended early.
-type nodeBytes struct {
-	rest  []byte
-	short bool
-}
-
-func (r *nodeBytes) take(n int) []byte {
-	if n > len(r.rest) {
-		r.short, r.rest = true, nil
-		return nil
-	}
-	b := r.rest[:n]
-	r.rest = r.rest[n:]
-	return b
-}
-
-func (r *nodeBytes) height() uint32 {
-	n, size := binary.Uvarint(r.rest)
-	if size <= 0 || n > math.MaxUint32 {
-		r.short, r.rest = true, nil
-		return 0
-	}
-	r.rest = r.rest[size:]
-	return uint32(n)
-}
-
-func (r *nodeBytes) text() string {
-	n, size := binary.Uvarint(r.rest)
-	if size <= 0 || n > maxNodeText {
-		r.short, r.rest = true, nil
-		return ""
-	}
-	r.rest = r.rest[size:]
-	return string(r.take(int(n)))
-}
-
-func (r *nodeBytes) entry() *entry {
-	e := &entry{height: r.height()}
-	e.tuple = StateTuple{r.text(), r.text()}
-	kind := r.take(1)
-	switch {
-	case r.short:
-		return nil
-	case kind[0] == idURLSafe:
-		e.id = EventID("$" + base64.RawURLEncoding.EncodeToString(r.take(32)))
-	case kind[0] == idStandard:
-		e.id = EventID("$" + base64.RawStdEncoding.EncodeToString(r.take(32)))
-	case kind[0] == idText:
-		e.id = EventID(r.text())
-	default:
-		r.short = true
-	}
-	return e
 }
 
 // Difference is one tuple on which two states differ; "" where it is absent.
@@ -424,62 +319,53 @@ type Difference struct {
 // Diff calls f for each tuple on which a and b differ, in an order that depends on the tuples only; its cost is the
 // size of the difference.
 func Diff(nodes NodeReader, a, b Hash, f func(Difference) error) error {
-	sa, sb := OpenTrie(nodes, a).root, OpenTrie(nodes, b).root
-	return diff(nodes, &sa, &sb, f)
+	return diff(nodes, 0, &OpenTrie(nodes, a).root, &OpenTrie(nodes, b).root, f)
 }
 
-func diff(nodes NodeReader, a, b *slot, f func(Difference) error) error {
+// diff compares slots of nodes of the level above.
+func diff(nodes NodeReader, level int, a, b *slot, f func(Difference) error) error {
 	switch {
-	case a.isRef && b.isRef:
+	case a.kind == slotEntry && b.kind == slotEntry && bytes.Equal(a.entry, b.entry):
+		return nil
+	case a.kind == slotChild && b.kind == slotChild:
 		if a.hash == b.hash {
 			return nil
 		}
-		na, err := readNode(nodes, a.hash)
+		na, err := a.read(nodes, level)
 		if err != nil {
 			return err
 		}
-		nb, err := readNode(nodes, b.hash)
+		nb, err := b.read(nodes, level)
 		if err != nil {
 			return err
 		}
 		for i := range na.slots {
-			if err := diff(nodes, &na.slots[i], &nb.slots[i], f); err != nil {
+			if err := diff(nodes, level+1, &na.slots[i], &nb.slots[i], f); err != nil {
 				return err
 			}
 		}
 		return nil
-	case b.isRef:
-		return diff(nodes, b, a, func(d Difference) error { return f(Difference{d.Tuple, d.B, d.A}) })
+	case b.kind == slotChild:
+		return diff(nodes, level, b, a, func(d Difference) error { return f(Difference{d.Tuple, d.B, d.A}) })
 	}
 	// b is one entry or none; a is anything. All of a is A's alone, but for the entry that b has too.
-	rest := b.entry
-	err := a.walk(nodes, func(e *entry) error {
-		d := Difference{Tuple: e.tuple, A: e.id}
-		if rest != nil && rest.tuple == e.tuple {
-			d.B, rest = rest.id, nil
+	var rest Difference
+	if b.kind == slotEntry {
+		rest.Tuple, rest.B = decodeEntry(b.entry)
+	}
+	err := a.walk(nodes, level, nil, func(entry []byte) error {
+		k, id := decodeEntry(entry)
+		d := Difference{Tuple: k, A: id}
+		if rest.B != "" && rest.Tuple == k {
+			d.B, rest.B = rest.B, ""
 		}
 		if d.A == d.B {
 			return nil
 		}
 		return f(d)
 	})
-	if err != nil || rest == nil {
+	if err != nil || rest.B == "" {
 		return err
 	}
-	return f(Difference{Tuple: rest.tuple, B: rest.id})
-}
-
-// NodeChildren lists the nodes that a node refers to, for collection of what nothing refers to.
-func NodeChildren(node []byte) ([]Hash, error) {
-	n, err := decodeNode(node)
-	if err != nil {
-		return nil, err
-	}
-	children := make([]Hash, 0, bits.OnesCount8(node[2]))
-	for _, s := range n.slots {
-		if s.isRef {
-			children = append(children, s.hash)
-		}
-	}
-	return children, nil
+	return f(rest)
 }

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
+	"strings"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -44,21 +46,33 @@ type fataler interface {
 	Helper()
 }
 
-// build makes a trie of a map, in the map's random order, and stores it.
+// buildTrie makes a trie of a map, in the map's random order, and stores it. The height of an entry is its heightIn.
 func buildTrie(t fataler, m *memoryNodes, state map[StateTuple]EventID) Hash {
 	t.Helper()
 	trie := OpenTrie(m, Hash{})
 	for k, id := range state {
-		if err := trie.Set(k, id, 0); err != nil {
+		if err := trie.Set(k, id, heightIn(id)); err != nil {
 			t.Fatalf("Set(%v): %v", k, err)
 		}
 	}
 	return m.commit(trie)
 }
 
+// heightIn gives each event one height, below 300.
+func heightIn(id EventID) uint32 {
+	h := sha256.Sum256([]byte(id))
+	return uint32(h[0]) + uint32(h[1])%44
+}
+
+const someServer = "k51qzi5uqu5dlvj2baxnqndepeb86cbk3ng7n3i46uzyxzyqj2xjonzllnv0v8"
+
 var (
 	genTuple = rapid.Custom(func(t *rapid.T) StateTuple {
-		return StateTuple{rapid.SampledFrom([]string{"", "a", "m.room.member"}).Draw(t, "type"), fmt.Sprint(rapid.IntRange(0, 60).Draw(t, "key"))}
+		key := fmt.Sprint(rapid.IntRange(0, 60).Draw(t, "key"))
+		if rapid.Bool().Draw(t, "label") {
+			key = "@" + key + ":" + someServer
+		}
+		return StateTuple{rapid.SampledFrom([]string{"", "a", "m.room.member", "m.space.parent"}).Draw(t, "type"), key}
 	})
 	genID = rapid.OneOf(
 		rapid.Map(rapid.IntRange(0, 50), numberedID),
@@ -88,7 +102,7 @@ func TestTrieAgainstMap(t *testing.T) {
 				}
 			default:
 				want[k] = genID.Draw(t, "id")
-				if err := trie.Set(k, want[k], 0); err != nil {
+				if err := trie.Set(k, want[k], heightIn(want[k])); err != nil {
 					t.Fatalf("Set(%v): %v", k, err)
 				}
 			}
@@ -104,7 +118,10 @@ func TestTrieAgainstMap(t *testing.T) {
 		if !maps.Equal(got, want) {
 			t.Fatalf("Walk gave %v, want %v", got, want)
 		}
+		above := rapid.Uint32Range(0, 300).Draw(t, "above")
+		checkAbove(t, trie, want, above) // with nodes that have changed since the last commit
 		root := nodes.commit(trie)
+		checkAbove(t, OpenTrie(nodes, root), want, above)
 		if again := buildTrie(t, nodes, want); again != root {
 			t.Fatalf("root %x, built at once %x", root, again)
 		}
@@ -113,6 +130,23 @@ func TestTrieAgainstMap(t *testing.T) {
 		}
 		reachable(t, nodes, root)
 	})
+}
+
+// checkAbove checks that WalkAbove gives the entries of the map that are above.
+func checkAbove(t fataler, trie *Trie, state map[StateTuple]EventID, above uint32) {
+	t.Helper()
+	want, got := map[StateTuple]EventID{}, map[StateTuple]EventID{}
+	for k, id := range state {
+		if heightIn(id) > above {
+			want[k] = id
+		}
+	}
+	if err := trie.WalkAbove(above, func(k StateTuple, id EventID) error { got[k] = id; return nil }); err != nil {
+		t.Fatalf("WalkAbove: %v", err)
+	}
+	if !maps.Equal(got, want) {
+		t.Fatalf("WalkAbove(%d) gave %v, want %v", above, got, want)
+	}
 }
 
 // reachable checks that every node below root is there, and returns them.
@@ -179,43 +213,103 @@ func TestDiffAgainstMaps(t *testing.T) {
 	})
 }
 
+func member(n int) StateTuple {
+	return StateTuple{"m.room.member", fmt.Sprintf("@user%d:%s", n, someServer)}
+}
+
 func bigState(n int) map[StateTuple]EventID {
 	state := map[StateTuple]EventID{}
 	for i := range n {
-		state[StateTuple{"m.room.member", fmt.Sprintf("@user%d:k51qzi5uqu5dlvj2baxnqndepeb86cbk3ng7n3i46uzyxzyqj2xjonzllnv0v8", i)}] = numberedID(i)
+		state[member(i)] = numberedID(i)
 	}
 	return state
 }
 
-// TestTrieCosts: one change among 10,000 entries writes about a KiB, and a diff reads as little.
+// storedSize is what the nodes take in a store: each with its key, a table's byte and the hash.
+func storedSize(nodes map[Hash][]byte) (size int) {
+	for h, n := range nodes {
+		size += 1 + len(h) + len(n)
+	}
+	return size
+}
+
+// TestTrieCosts: what one change writes, with the keys of the nodes, and what a diff of it reads.
 func TestTrieCosts(t *testing.T) {
 	t.Parallel()
+	for _, c := range []struct{ entries, bytes, reads int }{ // most, in the mean
+		{10, 512, 6},
+		{1_000, 1024, 13},
+		{10_000, 1280, 17},
+		{100_000, 1536, 20},
+	} {
+		t.Run(fmt.Sprint(c.entries), func(t *testing.T) {
+			t.Parallel()
+			nodes := newNodes()
+			before := buildTrie(t, nodes, bigState(c.entries))
+			changes := min(c.entries, 200)
+			size, reads := 0, 0
+			for i := range changes {
+				trie := OpenTrie(nodes, before)
+				if err := trie.Set(member(c.entries/changes*i), numberedID(-1-i), 1000); err != nil {
+					t.Fatal(err)
+				}
+				after, made := trie.Commit()
+				size += storedSize(made)
+				maps.Copy(nodes.nodes, made)
+				nodes.reads = 0
+				n := 0
+				if err := Diff(nodes, before, after, func(Difference) error { n++; return nil }); err != nil || n != 1 {
+					t.Fatalf("%d differences, %v", n, err)
+				}
+				if nodes.reads > 2*len(made) {
+					t.Errorf("a diff of one change read %d nodes, made were %d", nodes.reads, len(made))
+				}
+				reads += nodes.reads
+			}
+			t.Logf("%d entries: a change writes %d bytes, a diff of it reads %d nodes", c.entries, size/changes, reads/changes)
+			if size/changes >= c.bytes || reads/changes > c.reads {
+				t.Errorf("a change writes %d bytes, a diff of it reads %d nodes; the bounds are %d and %d", size/changes, reads/changes, c.bytes, c.reads)
+			}
+		})
+	}
+}
+
+// TestWalkAboveReads: the nodes above the entries asked for are read, and no others.
+func TestWalkAboveReads(t *testing.T) {
+	t.Parallel()
+	const entries, high, depth = 100_000, 20, 12
 	nodes := newNodes()
-	before := buildTrie(t, nodes, bigState(10_000))
-	size, changes := 0, 0
-	for i := range 50 {
-		trie := OpenTrie(nodes, before)
-		k := StateTuple{"m.room.member", fmt.Sprintf("@user%d:k51qzi5uqu5dlvj2baxnqndepeb86cbk3ng7n3i46uzyxzyqj2xjonzllnv0v8", 200*i)}
-		if err := trie.Set(k, "$new", 0); err != nil {
+	trie := OpenTrie(nodes, Hash{})
+	for i := range entries {
+		height := uint32(i % 100)
+		if i%(entries/high) == 7 {
+			height = 100 + uint32(i)
+		}
+		if err := trie.Set(member(i), numberedID(i), height); err != nil {
 			t.Fatal(err)
 		}
-		after, made := trie.Commit()
-		for _, n := range made {
-			size += len(n)
-		}
-		changes++
-		maps.Copy(nodes.nodes, made)
+	}
+	trie = OpenTrie(nodes, nodes.commit(trie))
+	for above, want := range map[uint32]int{99: high, math.MaxUint32: 0} {
 		nodes.reads = 0
 		n := 0
-		if err := Diff(nodes, before, after, func(Difference) error { n++; return nil }); err != nil || n != 1 {
-			t.Fatalf("%d differences, %v", n, err)
+		if err := trie.WalkAbove(above, func(StateTuple, EventID) error { n++; return nil }); err != nil || n != want {
+			t.Errorf("%d entries above %d, want %d; %v", n, above, want, err)
 		}
-		if nodes.reads > 2*len(made) {
-			t.Errorf("a diff of one change read %d nodes, made were %d", nodes.reads, len(made))
+		if nodes.reads > 1+want*depth {
+			t.Errorf("%d entries above %d: %d nodes read", want, above, nodes.reads)
 		}
 	}
-	if mean := size / changes; mean > 1600 {
-		t.Errorf("a change wrote %d bytes", mean)
+	// The greatest height goes, and is forgotten on the whole way up.
+	for i := 7; i < entries; i += entries / high {
+		if err := trie.Delete(member(i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	trie = OpenTrie(nodes, nodes.commit(trie))
+	nodes.reads = 0
+	if err := trie.WalkAbove(99, func(k StateTuple, _ EventID) error { return fmt.Errorf("%q", k) }); err != nil || nodes.reads > 1 {
+		t.Errorf("none is above 99, and %d nodes were read; %v", nodes.reads, err)
 	}
 }
 
@@ -226,7 +320,7 @@ func TestTrieSetAgain(t *testing.T) {
 	root := buildTrie(t, nodes, bigState(100))
 	trie := OpenTrie(nodes, root)
 	for k, id := range bigState(20) {
-		if err := trie.Set(k, id, 0); err != nil {
+		if err := trie.Set(k, id, heightIn(id)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -274,24 +368,113 @@ func TestTrieDamage(t *testing.T) {
 	}
 }
 
+// TestTrieNodeWhereItIsNot: a node is taken only where its parent says what it is.
+func TestTrieNodeWhereItIsNot(t *testing.T) {
+	t.Parallel()
+	nodes := newNodes()
+	lone := buildTrie(t, nodes, map[StateTuple]EventID{{"a", ""}: "$a"})
+	many := buildTrie(t, nodes, bigState(20))
+	most := uint32(0)
+	for _, id := range bigState(20) {
+		most = max(most, heightIn(id))
+	}
+	for name, c := range map[string]struct {
+		child slot
+		ok    bool
+	}{
+		"right":       {slot{kind: slotChild, hash: many, height: most}, true},
+		"too low":     {slot{kind: slotChild, hash: many, height: most - 1}, false},
+		"too high":    {slot{kind: slotChild, hash: many, height: most + 1}, false},
+		"one's alone": {slot{kind: slotChild, hash: lone, height: heightIn("$a")}, false},
+	} {
+		parent := &node{}
+		parent.slots[2] = c.child
+		raw := parent.encode()
+		nodes.nodes[hashOf(raw)] = raw
+		err := OpenTrie(nodes, hashOf(raw)).Walk(func(StateTuple, EventID) error { return nil })
+		if c.ok && err != nil || !c.ok && !errors.Is(err, ErrTrieNode) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// TestTrieNodeSpelling: entries are read back as they were, whatever their parts; no tuple's bytes begin another's.
+func TestTrieNodeSpelling(t *testing.T) {
+	t.Parallel()
+	tuples := []StateTuple{
+		{"", ""}, {"m.room.member", ""}, {"m.room.members", ""}, {"x", someServer}, {"x", "@a:" + someServer}, {"x", "@a:" + someServer + ".example.org"},
+		{"x", "@a:" + strings.ToUpper(someServer)}, {"x", someServer[1:]}, {"x", someServer + someServer}, {"x", labelStart + strings.Repeat("z", 50)},
+		{"x", labelStart + strings.Repeat("0", 50)}, {"x", labelStart + strings.Repeat("-", 50)}, {"x", labelStart + strings.Repeat("0", 49) + "ä"},
+		{strings.Repeat("x", maxNodeText), strings.Repeat("y", maxNodeText)},
+	}
+	for _, usual := range usualTypes {
+		tuples = append(tuples, StateTuple{usual, "k"})
+	}
+	ids := []EventID{numberedID(1), "$acR1l0raoZnm60CBwAVgqbZqoO/mYU81xysh1u7XcJk", "$old:example.org", "$", ""}
+	var spelled []string
+	for i, k := range tuples {
+		id := ids[i%len(ids)]
+		b := appendTuple(nil, k)
+		spelled = append(spelled, string(b))
+		entry := appendID(b, id)
+		r := nodeBytes{rest: append(entry, "more"...)}
+		if got := r.entry(); r.failed || string(got) != string(entry) || string(r.rest) != "more" {
+			t.Errorf("%q is not read back: %x", k, got)
+		}
+		if gotK, gotID := decodeEntry(entry); gotK != k || gotID != id || string(tupleOf(entry)) != string(b) {
+			t.Errorf("%q, %q became %q, %q", k, id, gotK, gotID)
+		}
+	}
+	for i, a := range spelled {
+		for j, b := range spelled {
+			if i != j && strings.HasPrefix(a, b) {
+				t.Errorf("%q begins %q", tuples[j], tuples[i])
+			}
+		}
+	}
+}
+
+// FuzzTrieNode: what decodeNode takes, encode writes, byte for byte.
 func FuzzTrieNode(f *testing.F) {
 	nodes := newNodes()
 	buildTrie(f, nodes, bigState(100))
-	buildTrie(f, nodes, map[StateTuple]EventID{{"a", ""}: "$old:domain", {"b", "c"}: "$acR1l0raoZnm60CBwAVgqbZqoO/mYU81xysh1u7XcJk"})
+	buildTrie(f, nodes, map[StateTuple]EventID{{"a", ""}: "$old:domain", {"b", "c"}: "$acR1l0raoZnm60CBwAVgqbZqoO/mYU81xysh1u7XcJk", {"m.room.create", ""}: "$"})
 	for _, n := range nodes.nodes {
 		f.Add(n)
+	}
+	// Longer spellings, which are refused: a usual type as text, a label as text, a long number, an ID as text.
+	entry := func(rest ...string) []byte { return []byte("\x01\x01" + strings.Join(rest, "")) }
+	hash := "\x01" + strings.Repeat("h", 32)
+	for _, raw := range [][]byte{
+		entry("\x00", "\x2dm.room.member", "\x00", hash),
+		entry("\x00", "\x00", "\x7c", someServer, hash),
+		entry("\x80\x00", "\x00", "\x00", hash),
+		entry("\x00", "\x00", "\x00", "\x02", strings.Repeat("h", 32)),
+		entry("\x00", "\x00", "\x00", "\x00\x2c", string(numberedID(1))),
+		entry("\x00", "\x00", "\x01", strings.Repeat("\xff", packedLabel), hash),
+		entry("\x00", "\x1f", "\x00", hash),
+		{nodeFormat, 3}, {nodeFormat, 0}, {0, 1},
+	} {
+		if n, err := decodeNode(raw); err == nil {
+			f.Errorf("%x was taken: %+v", raw, n)
+		}
+		f.Add(raw)
 	}
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		n, err := decodeNode(raw)
 		if err != nil {
 			return
 		}
-		again, err := decodeNode(n.encode())
-		if err != nil {
-			t.Fatalf("node of %x does not decode again: %v", raw, err)
+		if again := n.encode(); string(again) != string(raw) {
+			t.Fatalf("node %x is written %x", raw, again)
 		}
-		if string(again.encode()) != string(n.encode()) {
-			t.Fatalf("node of %x changes", raw)
+		for i := range n.slots {
+			if s := &n.slots[i]; s.kind == slotEntry {
+				k, id := decodeEntry(s.entry)
+				if again := appendID(appendTuple(nil, k), id); string(again) != string(s.entry) {
+					t.Fatalf("entry %x of %q, %q is written %x", s.entry, k, id, again)
+				}
+			}
 		}
 	})
 }

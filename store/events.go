@@ -55,7 +55,7 @@ type ClientTxn struct {
 //
 //	format byte, verdict byte, flags byte,
 //	room version string, order varint, position uvarint, received varint, height uvarint,
-//	[state before 32], [state after 32], [room state 32], [redacted by string], [user, device, txn ID strings],
+//	[state before hash], [state after hash], [room state hash], [redacted by string], [user, device, txn ID strings],
 //	the event as JSON to the end
 //
 // where the parts in brackets are there if their flag is set.
@@ -127,17 +127,17 @@ func decodeEventHeader(record []byte) (e *StoredEvent, rest eventRest, err error
 	e.Gap = flags&flagGap != 0
 	rest.mismatch = flags&flagMismatch != 0
 	if flags&flagState != 0 {
-		copy(e.StateBefore[:], f.take(32))
+		e.StateBefore = f.hash()
 	}
 	e.StateAfter = e.StateBefore
 	if flags&flagStateAfter != 0 {
-		copy(e.StateAfter[:], f.take(32))
+		e.StateAfter = f.hash()
 	}
 	switch {
 	case flags&flagRoomAfter != 0:
 		e.RoomState = e.StateAfter
 	case flags&flagRoomState != 0:
-		copy(e.RoomState[:], f.take(32))
+		e.RoomState = f.hash()
 	}
 	if flags&flagRedacted != 0 {
 		e.RedactedBy = eventgraph.EventID(f.string())

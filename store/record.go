@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+
+	"github.com/plexus-p2p/plexus/eventgraph"
 )
 
 // Parts of binary records: numbers as varints, strings and bytes behind their length.
@@ -30,6 +32,11 @@ func (f *fieldReader) take(n uint64) []byte {
 	b := f.rest[:n]
 	f.rest = f.rest[n:]
 	return b
+}
+
+func (f *fieldReader) hash() (h eventgraph.Hash) {
+	copy(h[:], f.take(uint64(len(h))))
+	return h
 }
 
 func (f *fieldReader) byte() byte {
