@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
@@ -155,10 +156,18 @@ func (r *room) authEvents(e *eventgraph.Event) []*eventgraph.Event {
 	return events
 }
 
+var keys sync.Map // of SigningKey, by server
+
+// keyOf is the key whose seed is the server's name, padded with zero bytes.
 func keyOf(server string) eventgraph.SigningKey {
+	if k, ok := keys.Load(server); ok {
+		return k.(eventgraph.SigningKey)
+	}
 	seed := make([]byte, ed25519.SeedSize)
 	copy(seed, server)
-	return eventgraph.SigningKey{Server: eventgraph.ServerName(server), ID: "ed25519:1", Private: ed25519.NewKeyFromSeed(seed)}
+	k := eventgraph.SigningKey{Server: eventgraph.ServerName(server), ID: "ed25519:1", Private: ed25519.NewKeyFromSeed(seed)}
+	keys.Store(server, k)
+	return k
 }
 
 // wanted reads "3:5.1 6:4.1 12:5.1": from version 3 on refused by rule 5.1, from 6 on by 4.1, from 12 on by 5.1;
