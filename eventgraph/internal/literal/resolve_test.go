@@ -225,6 +225,35 @@ func TestResolveBanBeatsConcurrentName(t *testing.T) {
 	}
 }
 
+func TestResolveFullConflictedSet(t *testing.T) {
+	t.Parallel()
+	x, z := Key{"x", ""}, Key{"z", ""}
+	for version, want := range map[string]string{"11": "$2 $5", "12": "$2 $4 $5"} {
+		h := chainHistory(t)
+		h.add("$7", alice, "z", "", object{}, []string{"$5"}) // so every auth chain holds all of $1 to $5
+		if _, full := Resolve(version, []State{{x: "$5", z: "$7"}, {x: "$2", z: "$7"}}, h.get); ids(full) != want {
+			t.Errorf("version %s: %s, want %s", version, ids(full), want)
+		}
+	}
+}
+
+// A join in the auth chain of the kick that follows it is sorted with the power events (step 1). In step 4 it would come
+// after the kick and undo it.
+func TestResolveKickStaysAfterItsJoin(t *testing.T) {
+	t.Parallel()
+	for _, version := range []string{"3", "12"} {
+		h, state := base(t, version, "public", nil)
+		joined := maps.Clone(state)
+		h.put(joined, "$join", dave, "m.room.member", dave, object{"membership": "join"})
+		kicked := maps.Clone(joined)
+		h.put(kicked, "$kick", alice, "m.room.member", dave, object{"membership": "leave"})
+		resolved, _ := Resolve(version, []State{joined, kicked}, h.get)
+		if got := resolved[Key{"m.room.member", dave}]; got != "$kick" {
+			t.Errorf("version %s: %s", version, got)
+		}
+	}
+}
+
 // Version 11 starts from the unconflicted state, where bob's power is gone; version 12 from nothing, so that bob's change
 // of the join rules is judged by its own auth events.
 func TestResolveStartsEmptyInVersion12(t *testing.T) {
