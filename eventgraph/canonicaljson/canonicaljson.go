@@ -10,9 +10,11 @@ package canonicaljson
 
 import (
 	"bytes"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/bits"
 	"slices"
 	"sort"
 	"unicode/utf16"
@@ -62,21 +64,26 @@ func Marshal(v any) ([]byte, error) {
 	return Canonicalize(raw, Strict)
 }
 
-// span is a member within parser.out: key (with quotes) from start to keyEnd, then a colon and the value to end.
-type span struct{ start, keyEnd, end int }
+// span is a member within the output, from start to end, with its decoded name.
+type span struct {
+	start, end int
+	name       []byte
+}
 
-// unsorted is an object within parser.out whose members must change places.
+// unsorted is an object within the output whose members must change places.
 type unsorted struct {
 	start, end int
 	members    []span // sorted
 }
 
-// parser checks and writes in one pass. Only when some object came unsorted is a second pass made, so
-// that nested unsorted objects are not moved once per level.
+// parser checks and writes in one pass. The output is out and then in[kept:pos]: what is canonical already is not
+// copied piece by piece, and an input that is so as a whole is copied once, at the end. Only when some object came
+// unsorted is a second pass made, so that nested unsorted objects are not moved once per level.
 type parser struct {
 	in       []byte
 	pos      int
 	out      []byte
+	kept     int
 	rules    Rules
 	drop     string // name of a top-level member to leave out
 	members  []span // of the objects being read, innermost last
@@ -84,7 +91,8 @@ type parser struct {
 }
 
 func canonicalize(raw []byte, rules Rules, drop string) ([]byte, error) {
-	p := parser{in: raw, out: make([]byte, 0, len(raw)), rules: rules, drop: drop}
+	var usual [32]span // enough for events, without an allocation
+	p := parser{in: raw, rules: rules, drop: drop, members: usual[:0]}
 	p.space()
 	if err := p.value(0); err != nil {
 		return nil, fmt.Errorf("%w: %v at byte %d", ErrSyntax, err, p.pos)
@@ -93,12 +101,40 @@ func canonicalize(raw []byte, rules Rules, drop string) ([]byte, error) {
 	if p.pos != len(p.in) {
 		return nil, fmt.Errorf("%w: more after the value at byte %d", ErrSyntax, p.pos)
 	}
-	if len(p.unsorted) == 0 {
-		return p.out, nil
+	if p.out == nil && len(p.unsorted) == 0 {
+		return bytes.Clone(p.in[p.kept:p.pos]), nil
 	}
-	// Objects were noted when they closed; the second pass meets them as they open.
-	slices.SortFunc(p.unsorted, func(a, b unsorted) int { return a.start - b.start })
-	return p.rearrange(make([]byte, 0, len(p.out)), 0, len(p.out)), nil
+	p.copy(p.pos)
+	if len(p.unsorted) > 0 {
+		// Objects were noted when they closed; the second pass meets them as they open.
+		slices.SortFunc(p.unsorted, func(a, b unsorted) int { return a.start - b.start })
+		return p.rearrange(make([]byte, 0, len(p.out)), 0, len(p.out)), nil
+	}
+	if cap(p.out)-len(p.out) > len(p.out)/8 {
+		return bytes.Clone(p.out), nil // what was dropped is not kept in memory behind what stays
+	}
+	return p.out, nil
+}
+
+// copy brings the output up to in[:to] into out.
+func (p *parser) copy(to int) {
+	if p.out == nil {
+		p.out = make([]byte, 0, len(p.in))
+	}
+	p.out = append(p.out, p.in[p.kept:to]...)
+	p.kept = to
+}
+
+// length of the output so far.
+func (p *parser) length() int { return len(p.out) + p.pos - p.kept }
+
+// cut shortens the output to n bytes. What comes next is read from pos.
+func (p *parser) cut(n int) {
+	if n > len(p.out) {
+		p.copy(p.kept + n - len(p.out))
+	}
+	p.out = p.out[:n]
+	p.kept = p.pos
 }
 
 // rearrange appends out[from:to] to dst with the members of the unsorted objects in order.
@@ -122,14 +158,23 @@ func (p *parser) rearrange(dst []byte, from, to int) []byte {
 	}
 }
 
+// space leaves out white space.
 func (p *parser) space() {
+	if p.pos == len(p.in) || p.in[p.pos] > ' ' {
+		return
+	}
+	start := p.pos
 	for p.pos < len(p.in) {
 		switch p.in[p.pos] {
 		case ' ', '\t', '\n', '\r':
 			p.pos++
-		default:
-			return
+			continue
 		}
+		break
+	}
+	if p.pos > start {
+		p.copy(start)
+		p.kept = p.pos
 	}
 }
 
@@ -151,7 +196,8 @@ func (p *parser) value(depth int) error {
 	case c == '[':
 		return p.array(depth)
 	case c == '"':
-		return p.string()
+		_, err := p.string()
+		return err
 	case c == '-' || '0' <= c && c <= '9':
 		return p.number()
 	case c == 't':
@@ -172,17 +218,14 @@ func (p *parser) literal(word string) error {
 		return errors.New("no value")
 	}
 	p.pos += len(word)
-	p.out = append(p.out, word...)
 	return nil
 }
 
 func (p *parser) array(depth int) error {
 	p.pos++
-	p.out = append(p.out, '[')
 	p.space()
 	if p.peek() == ']' {
 		p.pos++
-		p.out = append(p.out, ']')
 		return nil
 	}
 	for {
@@ -193,10 +236,8 @@ func (p *parser) array(depth int) error {
 		p.space()
 		switch p.peek() {
 		case ',':
-			p.out = append(p.out, ',')
 		case ']':
 			p.pos++
-			p.out = append(p.out, ']')
 			return nil
 		default:
 			return errors.New("no comma or end in array")
@@ -206,13 +247,11 @@ func (p *parser) array(depth int) error {
 }
 
 func (p *parser) object(depth int) error {
-	start, base, inOrder := len(p.out), len(p.members), true
+	start, base, inOrder := p.length(), len(p.members), true
 	p.pos++
-	p.out = append(p.out, '{')
 	p.space()
 	if p.peek() == '}' {
 		p.pos++
-		p.out = append(p.out, '}')
 		return nil
 	}
 	for {
@@ -220,39 +259,39 @@ func (p *parser) object(depth int) error {
 		if p.peek() != '"' {
 			return errors.New("no member name")
 		}
-		m, err := p.member(depth)
+		m, dropped, err := p.member(depth)
 		if err != nil {
 			return err
 		}
-		if depth == 0 && p.drop != "" && string(p.out[m.start+1:m.keyEnd-1]) == p.drop {
-			p.out = p.out[:m.start]
+		if dropped {
+			p.cut(m.start)
 			p.forget(m.start)
 		} else {
 			if n := len(p.members); n > base {
-				switch c := compareKeys(p.key(p.members[n-1]), p.key(m)); {
+				switch c := bytes.Compare(p.members[n-1].name, m.name); {
 				case c == 0:
-					return fmt.Errorf("member %s is repeated", p.key(m))
+					return fmt.Errorf("member %.80q is repeated", m.name)
 				case c > 0:
 					inOrder = false
 				}
 			}
 			p.members = append(p.members, m)
-			p.out = append(p.out, ',')
 		}
 		p.space()
-		switch p.peek() {
-		case ',':
+		if p.peek() == ',' {
 			p.pos++
+			if dropped {
+				p.kept = p.pos // its comma goes with it
+			}
 			continue
-		case '}':
-			p.pos++
-		default:
+		}
+		if p.peek() != '}' {
 			return errors.New("no comma or end in object")
 		}
-		if len(p.members) > base {
-			p.out = p.out[:len(p.out)-1] // the last comma
+		if dropped && len(p.members) > base {
+			p.cut(p.length() - 1) // the comma before it
 		}
-		p.out = append(p.out, '}')
+		p.pos++
 		break
 	}
 	if !inOrder {
@@ -264,59 +303,53 @@ func (p *parser) object(depth int) error {
 	return nil
 }
 
-// member reads a name and its value into out.
-func (p *parser) member(depth int) (m span, err error) {
-	m.start = len(p.out)
-	if err := p.string(); err != nil {
-		return m, err
+// member reads a name and its value. dropped says that it is the one to leave out.
+func (p *parser) member(depth int) (m span, dropped bool, err error) {
+	m.start = p.length()
+	name := p.pos
+	escaped, err := p.string()
+	if err != nil {
+		return m, false, err
 	}
-	m.keyEnd = len(p.out)
+	m.name = p.in[name+1 : p.pos-1]
+	if escaped {
+		p.copy(p.pos)
+		m.name = bytes.Clone(unescape(p.out[m.start+1 : len(p.out)-1]))
+	}
 	p.space()
 	if p.peek() != ':' {
-		return m, errors.New("no colon after member name")
+		return m, false, errors.New("no colon after member name")
 	}
 	p.pos++
-	p.out = append(p.out, ':')
 	p.space()
 	rules := p.rules
-	if depth == 0 && p.drop != "" && string(p.out[m.start+1:m.keyEnd-1]) == p.drop {
+	dropped = depth == 0 && p.drop != "" && string(m.name) == p.drop
+	if dropped {
 		p.rules = Lenient
 	}
 	err = p.value(depth + 1)
 	p.rules = rules
-	m.end = len(p.out)
-	return m, err
+	m.end = p.length()
+	return m, dropped, err
 }
 
-// forget drops the notes on what stood in out from there on.
+// forget drops the notes on what stood in the output from there on.
 func (p *parser) forget(from int) {
 	for n := len(p.unsorted); n > 0 && p.unsorted[n-1].start >= from; n-- {
 		p.unsorted = p.unsorted[:n-1]
 	}
 }
 
-// sort notes an object whose members came in another order.
+// sort notes an object whose members came in another order: by code point, which is the order of UTF-8 bytes.
 func (p *parser) sort(start int, members []span) error {
-	slices.SortFunc(members, func(a, b span) int { return compareKeys(p.key(a), p.key(b)) })
+	slices.SortFunc(members, func(a, b span) int { return bytes.Compare(a.name, b.name) })
 	for i := 1; i < len(members); i++ {
-		if bytes.Equal(p.key(members[i-1]), p.key(members[i])) {
-			return fmt.Errorf("member %s is repeated", p.key(members[i]))
+		if bytes.Equal(members[i-1].name, members[i].name) {
+			return fmt.Errorf("member %.80q is repeated", members[i].name)
 		}
 	}
-	p.unsorted = append(p.unsorted, unsorted{start, len(p.out), members})
+	p.unsorted = append(p.unsorted, unsorted{start, p.length(), members})
 	return nil
-}
-
-func (p *parser) key(m span) []byte { return p.out[m.start:m.keyEnd] }
-
-// compareKeys orders two canonical strings, quotes included, by code point. The order of UTF-8 bytes is
-// that of code points, but escapes stand for something else than their bytes.
-func compareKeys(a, b []byte) int {
-	a, b = a[1:len(a)-1], b[1:len(b)-1]
-	if bytes.IndexByte(a, '\\') < 0 && bytes.IndexByte(b, '\\') < 0 {
-		return bytes.Compare(a, b)
-	}
-	return bytes.Compare(unescape(a), unescape(b))
 }
 
 func (p *parser) number() error {
@@ -350,16 +383,14 @@ func (p *parser) number() error {
 			return errors.New("no digit in exponent")
 		}
 	}
-	lit := p.in[start:p.pos]
 	if p.rules == Strict {
 		if !integer {
 			return errors.New("number with fraction or exponent")
 		}
-		if _, ok := Int(lit); !ok {
+		if _, ok := Int(p.in[start:p.pos]); !ok {
 			return errors.New("integer out of range")
 		}
 	}
-	p.out = append(p.out, lit...)
 	return nil
 }
 
@@ -371,46 +402,63 @@ func (p *parser) digits() (n int) {
 	return n
 }
 
-func (p *parser) string() error {
+// string reads a string. escaped says that it came with escapes, canonical or not.
+func (p *parser) string() (escaped bool, err error) {
 	p.pos++
-	p.out = append(p.out, '"')
 	for {
-		// Runs of plain ASCII and valid UTF-8 are copied as they are.
-		start := p.pos
-		for p.pos < len(p.in) {
-			c := p.in[p.pos]
-			if c < 0x20 || c == '"' || c == '\\' {
-				break
+		p.pos += plain(p.in[p.pos:])
+		if p.pos == len(p.in) {
+			return escaped, errors.New("string does not end")
+		}
+		switch c := p.in[p.pos]; {
+		case c == '"':
+			p.pos++
+			return escaped, nil
+		case c == '\\':
+			escaped = true
+			start := p.pos
+			r, err := p.escape()
+			if err != nil {
+				return escaped, err
 			}
-			if c < utf8.RuneSelf {
-				p.pos++
-				continue
+			var space [8]byte
+			if canonical := appendRune(space[:0], r); string(canonical) != string(p.in[start:p.pos]) {
+				p.copy(start)
+				p.out = append(p.out, canonical...)
+				p.kept = p.pos
 			}
+		case c < 0x20:
+			return escaped, errors.New("control character in string")
+		default:
 			r, n := utf8.DecodeRune(p.in[p.pos:])
 			if r == utf8.RuneError && n == 1 {
-				return errors.New("invalid UTF-8")
+				return escaped, errors.New("invalid UTF-8")
 			}
 			p.pos += n
 		}
-		p.out = append(p.out, p.in[start:p.pos]...)
-		if p.pos == len(p.in) {
-			return errors.New("string does not end")
-		}
-		switch p.in[p.pos] {
-		case '"':
-			p.pos++
-			p.out = append(p.out, '"')
-			return nil
-		case '\\':
-			r, err := p.escape()
-			if err != nil {
-				return err
-			}
-			p.out = appendRune(p.out, r)
-		default:
-			return errors.New("control character in string")
+	}
+}
+
+// plain returns how many bytes at the start of b are ASCII that stands for itself within a string. It looks at eight
+// at a time: most of an event is such text.
+func plain(b []byte) int {
+	const each = 0x0101010101010101
+	n := 0
+	for ; len(b)-n >= 8; n += 8 {
+		w := binary.LittleEndian.Uint64(b[n:])
+		// The high bit of a byte is set where it is below 0x20, a quote, a backslash, or not ASCII. A borrow can set that of
+		// the bytes after such a one too, but only the first counts.
+		odd := ((w - 0x20*each) | (w ^ '"'*each - each) | (w ^ '\\'*each - each) | w) & (0x80 * each)
+		if odd != 0 {
+			return n + bits.TrailingZeros64(odd)/8
 		}
 	}
+	for ; n < len(b); n++ {
+		if c := b[n]; c < 0x20 || c == '"' || c == '\\' || c >= utf8.RuneSelf {
+			break
+		}
+	}
+	return n
 }
 
 // escape reads an escape sequence, or two where they make a surrogate pair.

@@ -24,6 +24,29 @@ func Split(object []byte) ([]Member, error) {
 	return members, err
 }
 
+// Field is one member of an object where it stands there. Its slices are of that object, except for a name with escapes.
+type Field struct {
+	Name  []byte // decoded
+	Value []byte // canonical
+	Text  []byte // name and value as written: "name":value
+}
+
+// Fields is Split without copies: it appends to dst, which may lie on the caller's stack.
+func Fields(dst []Field, object []byte) ([]Field, error) {
+	if len(object) < 2 || object[0] != '{' || object[len(object)-1] != '}' {
+		return dst, errNoObject
+	}
+	for rest := object[1 : len(object)-1]; len(rest) > 0; {
+		key, end := skipMember(rest)
+		if end == 0 {
+			return dst, errNoObject
+		}
+		dst = append(dst, Field{Name: unescape(rest[1 : key-1]), Value: rest[key+1 : end : end], Text: rest[:end:end]})
+		rest = rest[min(end+1, len(rest)):]
+	}
+	return dst, nil
+}
+
 // Get returns the value of a member of a canonical object; false if there is none, or no object.
 func Get(object []byte, key string) (value []byte, ok bool) {
 	each(object, func(k, v []byte) bool {
@@ -42,20 +65,22 @@ func GetString(object []byte, key string) (string, bool) {
 }
 
 // Elements returns the elements of a canonical array, slices of it; false if it is none.
-func Elements(array []byte) ([][]byte, bool) {
+func Elements(array []byte) ([][]byte, bool) { return AppendElements(nil, array) }
+
+// AppendElements is Elements that appends to dst, which may lie on the caller's stack.
+func AppendElements(dst [][]byte, array []byte) ([][]byte, bool) {
 	if len(array) < 2 || array[0] != '[' || array[len(array)-1] != ']' {
 		return nil, false
 	}
-	var elements [][]byte
 	for rest := array[1 : len(array)-1]; len(rest) > 0; {
 		n := skip(rest)
 		if n == 0 || n < len(rest) && rest[n] != ',' || n+1 == len(rest) {
 			return nil, false
 		}
-		elements = append(elements, rest[:n])
+		dst = append(dst, rest[:n])
 		rest = rest[min(n+1, len(rest)):]
 	}
-	return elements, true
+	return dst, true
 }
 
 // String decodes a canonical string; false if value is none.
@@ -64,6 +89,14 @@ func String(value []byte) (string, bool) {
 		return "", false
 	}
 	return string(unescape(value[1 : len(value)-1])), true
+}
+
+// AppendText is String that appends to dst.
+func AppendText(dst, value []byte) ([]byte, bool) {
+	if len(value) < 2 || value[0] != '"' || value[len(value)-1] != '"' {
+		return dst, false
+	}
+	return append(dst, unescape(value[1:len(value)-1])...), true
 }
 
 // Int decodes an integer of canonical JSON; false if value is none, or out of its range.
@@ -216,32 +249,44 @@ func unescape(s []byte) []byte {
 	return out
 }
 
+// errNoObject is made once: looking for a member that is not there is no rare thing.
+var errNoObject = fmt.Errorf("%w: no canonical object", ErrSyntax)
+
 // each calls f with the members of a canonical object, the key without quotes but still escaped,
 // until f says false.
 func each(object []byte, f func(key, value []byte) bool) error {
-	bad := fmt.Errorf("%w: no canonical object", ErrSyntax)
 	if len(object) < 2 || object[0] != '{' || object[len(object)-1] != '}' {
-		return bad
+		return errNoObject
 	}
 	for rest := object[1 : len(object)-1]; len(rest) > 0; {
-		if rest[0] != '"' {
-			return bad
+		key, end := skipMember(rest)
+		if end == 0 {
+			return errNoObject
 		}
-		k := skip(rest)
-		if k < 2 || k >= len(rest) || rest[k] != ':' {
-			return bad
-		}
-		n := skip(rest[k+1:])
-		end := k + 1 + n
-		if n == 0 || end < len(rest) && rest[end] != ',' || end+1 == len(rest) {
-			return bad
-		}
-		if !f(rest[1:k-1], rest[k+1:end:end]) {
+		if !f(rest[1:key-1], rest[key+1:end:end]) {
 			return nil
 		}
 		rest = rest[min(end+1, len(rest)):]
 	}
 	return nil
+}
+
+// skipMember returns the length of the name, with its quotes, and that of the whole member at the start of b, which a
+// comma or nothing follows; 0 as end if there is none.
+func skipMember(b []byte) (key, end int) {
+	if b[0] != '"' {
+		return 0, 0
+	}
+	key = skipString(b)
+	if key < 2 || key >= len(b) || b[key] != ':' {
+		return 0, 0
+	}
+	n := skip(b[key+1:])
+	end = key + 1 + n
+	if n == 0 || end < len(b) && b[end] != ',' || end+1 == len(b) {
+		return 0, 0
+	}
+	return key, end
 }
 
 // skip returns the length of the value at the start of b, 0 if none ends there.
