@@ -424,12 +424,6 @@ func (run *run) consequences(in incoming, s *store.StoredEvent, w *write) error 
 	return run.redactions(s, w)
 }
 
-// Bounds on a room's extremities. Peers make them grow; each forward one costs a state to resolve.
-const (
-	maxForward  = 1000
-	maxBackward = 1000
-)
-
 // extend makes an accepted event a forward extremity in the place of its ancestors, and brings the room's current state up to it.
 func (run *run) extend(s *store.StoredEvent, w *write) error {
 	ancestors, err := run.visibleParents(s.Event)
@@ -442,16 +436,7 @@ func (run *run) extend(s *store.StoredEvent, w *write) error {
 		return err
 	}
 	if !covered {
-		tips = append(tips, tip{id: s.ID(), depth: s.Depth(), after: s.StateAfter})
-	}
-	if len(tips) > maxForward {
-		oldest := 0
-		for i, t := range tips {
-			if t.depth < tips[oldest].depth {
-				oldest = i
-			}
-		}
-		tips = slices.Delete(tips, oldest, oldest+1)
+		tips = bounded(append(tips, newTip(s)))
 	}
 	slices.SortFunc(tips, func(a, b tip) int { return strings.Compare(string(a.id), string(b.id)) })
 	run.live.tips = tips

@@ -105,7 +105,7 @@ func (rm *room) loaded(read *store.Reader) (*live, error) {
 		if err != nil {
 			return nil, fmt.Errorf("extremity %s of %s: %w", id, rm.id, err)
 		}
-		l.tips = append(l.tips, tip{id: id, depth: e.Depth(), after: e.StateAfter})
+		l.tips = append(l.tips, newTip(e))
 	}
 	rm.live = l
 	return l, nil

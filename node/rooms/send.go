@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"slices"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
 	"github.com/plexus-p2p/plexus/eventgraph/auth"
@@ -151,18 +150,10 @@ const maxPrevEvents = 20
 // maxDepth is the largest integer of canonical JSON.
 const maxDepth = 1<<53 - 1
 
-// parents chooses the forward extremities to build on, of more than maxPrevEvents the deepest, and the depth of an event on them.
+// parents chooses the forward extremities to build on, of more than maxPrevEvents the first in fair order, and the depth of an event on
+// them.
 func (run *run) parents() (ids []eventgraph.EventID, states []eventgraph.Hash, depth int64) {
-	tips := slices.Clone(run.live.tips)
-	slices.SortStableFunc(tips, func(a, b tip) int {
-		switch {
-		case a.depth > b.depth:
-			return -1
-		case a.depth < b.depth:
-			return 1
-		}
-		return 0
-	})
+	tips := fairly(run.live.tips, run.r.key.Server)
 	for _, t := range tips[:min(len(tips), maxPrevEvents)] {
 		ids, states, depth = append(ids, t.id), append(states, t.after), max(depth, t.depth)
 	}

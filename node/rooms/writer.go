@@ -39,13 +39,6 @@ type live struct {
 	traits     eventgraph.Traits
 }
 
-// tip is a forward extremity.
-type tip struct {
-	id    eventgraph.EventID
-	depth int64
-	after eventgraph.Hash
-}
-
 // task is one caller's work in a run.
 type task struct {
 	work func(*run) error

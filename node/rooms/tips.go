@@ -1,0 +1,74 @@
+package rooms
+
+import (
+	"cmp"
+	"slices"
+
+	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/store"
+)
+
+// Bounds on a room's extremities. Peers make them grow: whoever is in a room may build on whatever is old.
+const (
+	// maxForward bounds the states to resolve into the current one. A resolution looks at each conflicted tuple in each of them.
+	maxForward = 200
+	// maxForwardOf bounds the forward extremities by one server's users. A server builds on its own events, so an honest one has
+	// one or two, as many as events are made on its devices at the same time.
+	maxForwardOf = 10
+	maxBackward  = 1000
+)
+
+// tip is a forward extremity.
+type tip struct {
+	id     eventgraph.EventID
+	server eventgraph.ServerName // of the sender
+	order  int64                 // when it got its place here
+	depth  int64                 // as its sender claims
+	after  eventgraph.Hash
+}
+
+func newTip(s *store.StoredEvent) tip {
+	return tip{id: s.ID(), server: s.Sender().Server(), order: s.Order, depth: s.Depth(), after: s.StateAfter}
+}
+
+// bounded leaves out tips until there are not too many: each time the newest by the server that has the most. Neither depth nor time
+// decides, which a sender chooses: a flood of forks could then push out what it forks from, and a ban be forgotten that
+// nobody took back. By this rule a server can only push out what its own users did.
+//
+// An event left out stays in the graph, accepted; the room's current state comes to know of it with the first event that builds on it.
+func bounded(tips []tip) []tip {
+	of := make(map[eventgraph.ServerName]int, len(tips))
+	for _, t := range tips {
+		of[t.server]++
+	}
+	for {
+		out := 0
+		for i, t := range tips {
+			if o := tips[out]; of[t.server] > of[o.server] || of[t.server] == of[o.server] && t.order > o.order {
+				out = i
+			}
+		}
+		if len(tips) <= maxForward && (len(tips) == 0 || of[tips[out].server] <= maxForwardOf) {
+			return tips
+		}
+		of[tips[out].server]--
+		tips = slices.Delete(tips, out, out+1)
+	}
+}
+
+// fairly orders tips for building on the first of them: our own before all, then one of each server in turn, the oldest first.
+// However many one server has made, and however deep it says they are, those of others are merged, and what our users rest on is.
+func fairly(tips []tip, own eventgraph.ServerName) []tip {
+	tips = slices.Clone(tips)
+	slices.SortFunc(tips, func(a, b tip) int { return cmp.Compare(a.order, b.order) })
+	turn := make(map[eventgraph.EventID]int, len(tips))
+	of := make(map[eventgraph.ServerName]int)
+	for _, t := range tips {
+		if t.server != own {
+			of[t.server]++
+			turn[t.id] = of[t.server]
+		}
+	}
+	slices.SortStableFunc(tips, func(a, b tip) int { return cmp.Compare(turn[a.id], turn[b.id]) })
+	return tips
+}
