@@ -29,11 +29,11 @@ func Build(v RoomVersion, d Draft, k SigningKey) (*Event, error) {
 	if err != nil {
 		return nil, err
 	}
-	members, err := d.members(&t)
+	members, err := d.members(t)
 	if err != nil {
 		return nil, err
 	}
-	return seal(v, &t, members, k)
+	return seal(v, t, members, k)
 }
 
 // Proto renders a draft as the "event" template of make_join, make_leave and make_knock: no hashes, no signatures.
@@ -42,7 +42,7 @@ func Proto(v RoomVersion, d Draft) (json.RawMessage, error) {
 	if err != nil {
 		return nil, err
 	}
-	members, err := d.members(&t)
+	members, err := d.members(t)
 	if err != nil {
 		return nil, err
 	}
@@ -69,7 +69,7 @@ func Finish(v RoomVersion, proto json.RawMessage, originServerTS int64, k Signin
 	}
 	// event_id is of versions 1 and 2 only; hashes and signatures of a template mean nothing.
 	members = dropMembers(members, "hashes", "signatures", "event_id")
-	return seal(v, &t, setMember(members, "origin_server_ts", number(originServerTS)), k)
+	return seal(v, t, setMember(members, "origin_server_ts", number(originServerTS)), k)
 }
 
 // members of the event without hashes and signatures.
@@ -125,20 +125,21 @@ func (d *Draft) members(t *Traits) ([]canonicaljson.Member, error) {
 
 // seal adds hash and signature and checks the result as any event from a peer (SS API, Adding hashes and signatures to outgoing events).
 func seal(v RoomVersion, t *Traits, members []canonicaljson.Member, k SigningKey) (*Event, error) {
-	h := contentHash(members)
-	hashes := canonicaljson.Join([]canonicaljson.Member{{Key: "sha256", Value: quote(encodeBase64(h[:]))}})
-	members = append(members, canonicaljson.Member{Key: "hashes", Value: hashes})
-	eventType := ""
-	for _, m := range members {
-		if m.Key == "type" {
-			eventType = text(m.Value)
-		}
-	}
-	redacted, err := t.redactMembers(eventType, members)
+	fields, err := canonicaljson.Fields(nil, canonicaljson.Join(members))
 	if err != nil {
 		return nil, fmt.Errorf("%w: %v", ErrFormat, err)
 	}
-	signatures, err := addSignature(nil, k, signedBytes(redacted))
+	h := contentHash(fields)
+	members = append(members, canonicaljson.Member{Key: "hashes", Value: []byte(`{"sha256":"` + encodeBase64(h[:]) + `"}`)})
+	hashed := canonicaljson.Join(members)
+	if fields, err = canonicaljson.Fields(fields[:0], hashed); err != nil {
+		return nil, fmt.Errorf("%w: %v", ErrFormat, err)
+	}
+	message, err := t.appendRedacted(nil, typeOf(fields), fields, false)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %v", ErrFormat, err)
+	}
+	signatures, err := addSignature(nil, k, message)
 	if err != nil {
 		return nil, err
 	}

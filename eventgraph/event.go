@@ -1,12 +1,13 @@
 package eventgraph
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
-	"slices"
 	"strings"
+	"sync/atomic"
 
 	"github.com/plexus-p2p/plexus/eventgraph/canonicaljson"
 )
@@ -27,7 +28,8 @@ const (
 // StateTuple keys room state: event type and state key.
 type StateTuple struct{ Type, Key string }
 
-// Event is one PDU, immutable. It never carries "unsigned". Its fields are read once; content stays bytes.
+// Event is one PDU, immutable. It never carries "unsigned". Its fields are read once; content stays bytes. All that it
+// refers to but its own ID is substrings of one string: who keeps one of those keeps them all.
 type Event struct {
 	version  RoomVersion
 	id       EventID
@@ -35,17 +37,24 @@ type Event struct {
 	roomID   RoomID
 	sender   UserID
 	tuple    StateTuple // Key only where isState
-	isState  bool
-	content  []byte // within raw
-	hashes   []byte // within raw
+	content  []byte     // within raw
 	prev     []EventID
 	auth     []EventID
 	depth    int64
 	ts       int64
 	redacts  EventID
 	member   string // content.membership
+	isState  bool
 	mismatch bool
+	derived  atomic.Pointer[any]
 }
+
+// What lies on the stack while an event is read: enough for nearly all, and what is larger goes to the heap.
+const (
+	usualMembers    = 24
+	usualSignatures = 4
+	usualBytes      = 2048
+)
 
 // ParseEvent parses a PDU from a peer: limits, format, content hash, and from the reference hash its
 // ID. "unsigned" is dropped. With a wrong content hash the result is the redacted event and
@@ -63,7 +72,7 @@ func ParseEvent(v RoomVersion, raw []byte) (*Event, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %v", ErrFormat, err)
 	}
-	return parseCanonical(v, &t, canonical)
+	return parseCanonical(v, t, canonical)
 }
 
 // ReferenceID is the ID of an event that ParseEvent refuses, so that the refusal can be told under it (SS API, Transactions): the hash of
@@ -77,22 +86,26 @@ func ReferenceID(v RoomVersion, raw []byte) (EventID, error) {
 	if err != nil {
 		return "", fmt.Errorf("%w: %v", ErrFormat, err)
 	}
-	members, err := canonicaljson.Split(canonical)
+	var usual [usualMembers]canonicaljson.Field
+	members, err := canonicaljson.Fields(usual[:0], canonical)
 	if err != nil {
 		return "", fmt.Errorf("%w: %v", ErrFormat, err)
 	}
-	var e Event
+	redacted, err := t.appendRedacted(nil, typeOf(members), members, false)
+	if err != nil {
+		return "", fmt.Errorf("%w: %v", ErrFormat, err)
+	}
+	return t.referenceID(redacted), nil
+}
+
+// typeOf the event with those members, "" if it has none.
+func typeOf(members []canonicaljson.Field) string {
 	for _, m := range members {
-		if m.Key == "type" {
-			e.tuple.Type = text(m.Value)
+		if string(m.Name) == "type" {
+			return text(m.Value)
 		}
 	}
-	redacted, err := t.redactMembers(e.tuple.Type, members)
-	if err != nil {
-		return "", fmt.Errorf("%w: %v", ErrFormat, err)
-	}
-	e.setID(&t, redacted)
-	return e.id, nil
+	return ""
 }
 
 // parseCanonical takes canonical bytes without "unsigned" and makes all the checks of ParseEvent.
@@ -100,7 +113,8 @@ func parseCanonical(v RoomVersion, t *Traits, canonical []byte) (*Event, error) 
 	if len(canonical) > maxEvent {
 		return nil, fmt.Errorf("%w: %d bytes, the limit is %d", ErrTooLarge, len(canonical), maxEvent)
 	}
-	members, err := canonicaljson.Split(canonical)
+	var usual [usualMembers]canonicaljson.Field
+	members, err := canonicaljson.Fields(usual[:0], canonical)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %v", ErrFormat, err)
 	}
@@ -111,23 +125,19 @@ func parseCanonical(v RoomVersion, t *Traits, canonical []byte) (*Event, error) 
 	if err := e.checkFormat(t, members); err != nil {
 		return nil, err
 	}
-	redacted, err := t.redactMembers(e.tuple.Type, members)
+	var space [usualBytes]byte
+	redacted, err := t.appendRedacted(space[:0], e.tuple.Type, members, false)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %v", ErrFormat, err)
 	}
-	e.setID(t, redacted)
-	claimed, err := contentHashOf(e.hashes)
-	if err != nil {
+	e.setID(t.referenceID(redacted))
+	var claimed [64]byte
+	if ok, err := hashFits(claimed[:0], members); err != nil {
 		return nil, err
-	}
-	actual := contentHash(members)
-	if string(claimed) == string(actual[:]) {
+	} else if ok {
 		return e, nil
 	}
-	r, err := e.withMembers(t, redacted)
-	if err != nil {
-		return nil, err
-	}
+	r := e.Redact()
 	r.mismatch = true
 	return r, nil
 }
@@ -139,92 +149,145 @@ func LoadEvent(v RoomVersion, id EventID, raw []byte) (*Event, error) {
 	if err != nil {
 		return nil, err
 	}
-	members, err := canonicaljson.Split(raw)
-	if err != nil {
-		return nil, fmt.Errorf("stored event %s: %w: %v", id, ErrFormat, err)
-	}
-	e := &Event{version: v, id: id, raw: raw}
-	if err := e.read(&t, members); err != nil {
+	e := &Event{version: v, raw: raw}
+	if err := e.readRaw(t); err != nil {
 		return nil, fmt.Errorf("stored event %s: %w", id, err)
 	}
-	if e.roomID == "" {
-		e.roomID = RoomID("!" + strings.TrimPrefix(string(id), "$"))
-	}
+	e.setID(id)
 	return e, nil
 }
 
-func traitsOf(v RoomVersion) (Traits, error) {
-	t, ok := v.Traits()
-	if !ok {
-		return t, fmt.Errorf("%w: room version %.20q is not supported", ErrFormat, v)
+func traitsOf(v RoomVersion) (*Traits, error) {
+	t := v.row()
+	if t == nil {
+		return nil, fmt.Errorf("%w: room version %.20q is not supported", ErrFormat, v)
 	}
 	return t, nil
 }
 
+// readRaw sets the fields from raw.
+func (e *Event) readRaw(t *Traits) error {
+	var usual [usualMembers]canonicaljson.Field
+	members, err := canonicaljson.Fields(usual[:0], e.raw)
+	if err != nil {
+		return fmt.Errorf("%w: %v", ErrFormat, err)
+	}
+	return e.read(t, members)
+}
+
 // read sets the fields from the top-level members. It checks the types that it needs, not the grammar.
-func (e *Event) read(t *Traits, members []canonicaljson.Member) error {
-	var have struct{ typ, sender, room, content, hashes, prev, auth, depth, ts bool }
-	var redacts []byte
-	ok := true
+func (e *Event) read(t *Traits, members []canonicaljson.Field) error {
+	var v struct{ typ, stateKey, sender, room, hashes, prev, auth, depth, ts, redacts []byte }
 	for _, m := range members {
-		var s string
-		switch m.Key {
+		ok := true
+		switch string(m.Name) {
 		case "type":
-			e.tuple.Type, ok = canonicaljson.String(m.Value)
-			have.typ = ok
+			v.typ, ok = m.Value, isString(m.Value)
 		case "state_key":
-			e.tuple.Key, ok = canonicaljson.String(m.Value)
+			v.stateKey, ok = m.Value, isString(m.Value)
 			e.isState = ok
 		case "sender":
-			s, ok = canonicaljson.String(m.Value)
-			e.sender, have.sender = UserID(s), ok
+			v.sender, ok = m.Value, isString(m.Value)
 		case "room_id":
-			s, ok = canonicaljson.String(m.Value)
-			e.roomID, have.room = RoomID(s), ok
+			v.room, ok = m.Value, isString(m.Value)
 		case "content":
 			e.content, ok = m.Value, canonicaljson.IsObject(m.Value)
-			have.content = ok
 		case "hashes":
-			e.hashes, ok = m.Value, canonicaljson.IsObject(m.Value)
-			have.hashes = ok
+			v.hashes, ok = m.Value, canonicaljson.IsObject(m.Value)
 		case "prev_events":
-			e.prev, ok = eventIDs(m.Value)
-			have.prev = ok
+			v.prev = m.Value
 		case "auth_events":
-			e.auth, ok = eventIDs(m.Value)
-			have.auth = ok
+			v.auth = m.Value
 		case "depth":
+			v.depth = m.Value
 			e.depth, ok = canonicaljson.Int64(m.Value)
-			have.depth = ok
 		case "origin_server_ts":
+			v.ts = m.Value
 			e.ts, ok = canonicaljson.Int64(m.Value)
-			have.ts = ok
 		case "redacts":
-			redacts = m.Value
+			v.redacts = m.Value
 		}
 		if !ok {
-			return fmt.Errorf("%w: %s is of the wrong type", ErrFormat, m.Key)
+			return fmt.Errorf("%w: %s is of the wrong type", ErrFormat, m.Name)
 		}
 	}
-	if !have.typ || !have.sender || !have.content || !have.hashes || !have.prev || !have.auth || !have.depth || !have.ts {
-		return fmt.Errorf("%w: a required field is absent", ErrFormat)
+	for _, required := range [][]byte{v.typ, v.sender, e.content, v.hashes, v.prev, v.auth, v.depth, v.ts} {
+		if required == nil {
+			return fmt.Errorf("%w: a required field is absent", ErrFormat)
+		}
 	}
-	if !have.room && !(t.RoomIDFromCreate && e.tuple == StateTuple{Type: "m.room.create"} && e.isState) {
+	if err := e.readStrings(v.typ, v.stateKey, v.sender, v.room, v.prev, v.auth); err != nil {
+		return err
+	}
+	if v.room == nil && !(t.RoomIDFromCreate && e.tuple == StateTuple{Type: "m.room.create"} && e.isState) {
 		return fmt.Errorf("%w: room_id is absent", ErrFormat)
 	}
 	switch e.tuple.Type {
 	case "m.room.member":
-		e.member, _ = canonicaljson.GetString(e.content, "membership")
+		e.member = membership(e.content)
 	case "m.room.redaction":
 		if t.RedactsInContent {
-			redacts, _ = canonicaljson.Get(e.content, "redacts")
+			v.redacts, _ = canonicaljson.Get(e.content, "redacts")
 		}
-		if id, err := ParseEventID(text(redacts)); err == nil {
+		if id, err := ParseEventID(text(v.redacts)); err == nil {
 			e.redacts = id
 		}
 	}
 	return nil
 }
+
+// readStrings decodes the fields that are strings into one, and cuts that.
+func (e *Event) readStrings(typ, stateKey, sender, room, prev, auth []byte) error {
+	var usual [4 + maxPrevEvents + maxAuthEvents][]byte
+	values, ok := canonicaljson.AppendElements(append(usual[:0], typ, stateKey, sender, room), prev)
+	if !ok {
+		return fmt.Errorf("%w: prev_events is of the wrong type", ErrFormat)
+	}
+	firstAuth := len(values)
+	if values, ok = canonicaljson.AppendElements(values, auth); !ok {
+		return fmt.Errorf("%w: auth_events is of the wrong type", ErrFormat)
+	}
+	var space [usualBytes]byte
+	var usualEnds [len(usual)]int
+	all, ends := space[:0], usualEnds[:0]
+	for i, value := range values {
+		if i < 4 && value == nil {
+			ends = append(ends, len(all)) // absent
+			continue
+		}
+		if all, ok = canonicaljson.AppendText(all, value); !ok {
+			return fmt.Errorf("%w: prev_events or auth_events hold what is no string", ErrFormat)
+		}
+		ends = append(ends, len(all))
+	}
+	rest, from := string(all), 0
+	cut := func(i int) string {
+		start := from
+		from = ends[i]
+		return rest[start:from]
+	}
+	e.tuple.Type, e.tuple.Key, e.sender, e.roomID = cut(0), cut(1), UserID(cut(2)), RoomID(cut(3))
+	ids := make([]EventID, len(values)-4)
+	for i := range ids {
+		ids[i] = EventID(cut(4 + i))
+	}
+	firstAuth -= 4
+	e.prev, e.auth = ids[:firstAuth:firstAuth], ids[firstAuth:]
+	return nil
+}
+
+// membership is content.membership, "" if it is no string.
+func membership(content []byte) string {
+	value, _ := canonicaljson.Get(content, "membership")
+	for _, known := range [...]string{"join", "leave", "invite", "ban", "knock"} {
+		if len(value) == len(known)+2 && string(value[1:len(value)-1]) == known && isString(value) {
+			return known // no string of its own
+		}
+	}
+	return text(value)
+}
+
+func isString(value []byte) bool { return len(value) > 0 && value[0] == '"' }
 
 // text is the string that value is, else "".
 func text(value []byte) string {
@@ -232,24 +295,8 @@ func text(value []byte) string {
 	return s
 }
 
-func eventIDs(array []byte) ([]EventID, bool) {
-	elements, ok := canonicaljson.Elements(array)
-	if !ok {
-		return nil, false
-	}
-	ids := make([]EventID, len(elements))
-	for i, el := range elements {
-		s, ok := canonicaljson.String(el)
-		if !ok {
-			return nil, false
-		}
-		ids[i] = EventID(s)
-	}
-	return ids, true
-}
-
 // checkFormat checks limits and grammar (room versions, Event format; CS API, Size limits).
-func (e *Event) checkFormat(t *Traits, members []canonicaljson.Member) error {
+func (e *Event) checkFormat(t *Traits, members []canonicaljson.Field) error {
 	switch {
 	case len(e.tuple.Type) > maxField:
 		return fmt.Errorf("%w: type of %d bytes", ErrTooLarge, len(e.tuple.Type))
@@ -274,13 +321,15 @@ func (e *Event) checkFormat(t *Traits, members []canonicaljson.Member) error {
 			return err
 		}
 	}
-	for _, id := range slices.Concat(e.prev, e.auth) {
-		if !isHashID(string(id), '$', t.idEncoding()) {
-			return fmt.Errorf("%w: refers to %.80q, which is no event ID of this room version", ErrFormat, id)
+	for _, ids := range [...][]EventID{e.prev, e.auth} {
+		for _, id := range ids {
+			if !isHashID(string(id), '$', t.idEncoding()) {
+				return fmt.Errorf("%w: refers to %.80q, which is no event ID of this room version", ErrFormat, id)
+			}
 		}
 	}
 	for _, m := range members {
-		if m.Key == "signatures" {
+		if string(m.Name) == "signatures" {
 			return checkSignatures(m.Value)
 		}
 	}
@@ -290,7 +339,7 @@ func (e *Event) checkFormat(t *Traits, members []canonicaljson.Member) error {
 // checkRoomID: up to version 11 with a server name, from version 12 the create event's hash.
 func (t *Traits) checkRoomID(id RoomID) error {
 	if t.RoomIDFromCreate {
-		if !isHashID(string(id), '!', base64.RawURLEncoding) {
+		if !isHashID(string(id), '!', urlSafeIDs) {
 			return fmt.Errorf("%w: room_id %.80q is not a create event's hash", ErrFormat, id)
 		}
 		return nil
@@ -303,18 +352,19 @@ func (t *Traits) checkRoomID(id RoomID) error {
 
 // checkSignatures: an object of objects of strings.
 func checkSignatures(signatures []byte) error {
-	servers, err := canonicaljson.Split(signatures)
+	var space, spaceKeys [usualSignatures]canonicaljson.Field
+	servers, err := canonicaljson.Fields(space[:0], signatures)
 	if err != nil {
 		return fmt.Errorf("%w: signatures are not an object", ErrFormat)
 	}
+	keys := spaceKeys[:0]
 	for _, s := range servers {
-		keys, err := canonicaljson.Split(s.Value)
-		if err != nil {
-			return fmt.Errorf("%w: signatures of %.80q are not an object", ErrFormat, s.Key)
+		if keys, err = canonicaljson.Fields(keys[:0], s.Value); err != nil {
+			return fmt.Errorf("%w: signatures of %.80q are not an object", ErrFormat, s.Name)
 		}
 		for _, k := range keys {
-			if _, ok := canonicaljson.String(k.Value); !ok {
-				return fmt.Errorf("%w: signature %.80q is not a string", ErrFormat, k.Key)
+			if !isString(k.Value) {
+				return fmt.Errorf("%w: signature %.80q is not a string", ErrFormat, k.Name)
 			}
 		}
 	}
@@ -322,27 +372,38 @@ func checkSignatures(signatures []byte) error {
 }
 
 // contentHash covers all but "unsigned", "signatures" and "hashes" (SS API, Calculating the content hash).
-func contentHash(members []canonicaljson.Member) [32]byte {
-	covered := make([]canonicaljson.Member, 0, len(members))
+func contentHash(members []canonicaljson.Field) [32]byte {
+	var space [usualBytes]byte
+	covered := append(space[:0], '{')
 	for _, m := range members {
-		if m.Key != "signatures" && m.Key != "hashes" && m.Key != "unsigned" {
-			covered = append(covered, m)
+		switch string(m.Name) {
+		case "signatures", "hashes", "unsigned":
+		default:
+			covered = append(append(covered, m.Text...), ',')
 		}
 	}
-	return sha256.Sum256(canonicaljson.Join(covered))
+	return sha256.Sum256(closeObject(covered))
 }
 
-// contentHashOf decodes hashes.sha256.
-func contentHashOf(hashes []byte) ([]byte, error) {
-	s, ok := canonicaljson.GetString(hashes, "sha256")
+// hashFits says whether hashes.sha256 is the content hash. dst is space for what it claims.
+func hashFits(dst []byte, members []canonicaljson.Field) (bool, error) {
+	var value []byte
+	for _, m := range members {
+		if string(m.Name) == "hashes" {
+			value, _ = canonicaljson.Get(m.Value, "sha256")
+		}
+	}
+	var space [64]byte
+	encoded, ok := canonicaljson.AppendText(space[:0], value)
 	if !ok {
-		return nil, fmt.Errorf("%w: hashes.sha256 is absent", ErrFormat)
+		return false, fmt.Errorf("%w: hashes.sha256 is absent", ErrFormat)
 	}
-	h, err := decodeBase64(s)
+	claimed, err := base64.RawStdEncoding.AppendDecode(dst, bytes.TrimRight(encoded, "="))
 	if err != nil {
-		return nil, fmt.Errorf("%w: hashes.sha256 is not base64", ErrFormat)
+		return false, fmt.Errorf("%w: hashes.sha256 is not base64", ErrFormat)
 	}
-	return h, nil
+	actual := contentHash(members)
+	return string(claimed) == string(actual[:]), nil
 }
 
 // decodeBase64 takes it with and without padding (appendices, Unpadded Base64).
@@ -352,38 +413,30 @@ func decodeBase64(s string) ([]byte, error) {
 
 func encodeBase64(b []byte) string { return base64.RawStdEncoding.EncodeToString(b) }
 
-// signedBytes of the members of a redacted event: what signatures cover, and the reference hash too.
-func signedBytes(redacted []canonicaljson.Member) []byte {
-	covered := make([]canonicaljson.Member, 0, len(redacted))
-	for _, m := range redacted {
-		if m.Key != "signatures" && m.Key != "unsigned" {
-			covered = append(covered, m)
-		}
-	}
-	return canonicaljson.Join(covered)
+// referenceID is the event ID that is the hash of those bytes (room versions 4, Event IDs).
+func (t *Traits) referenceID(signed []byte) EventID {
+	h := sha256.Sum256(signed)
+	var id [44]byte
+	id[0] = '$'
+	t.idEncoding().Encode(id[1:], h[:])
+	return EventID(id[:])
 }
 
-// setID: the ID is the reference hash, and from version 12 the room's ID is the create event's.
-func (e *Event) setID(t *Traits, redacted []canonicaljson.Member) {
-	h := sha256.Sum256(signedBytes(redacted))
-	e.id = EventID("$" + t.idEncoding().EncodeToString(h[:]))
+// setID: from version 12 the room's ID is the create event's.
+func (e *Event) setID(id EventID) {
+	e.id = id
 	if e.roomID == "" {
-		e.roomID = RoomID("!" + string(e.id[1:]))
+		e.roomID = RoomID("!" + strings.TrimPrefix(string(id), "$"))
 	}
 }
 
-// withMembers is the same event, by ID, with other members.
-func (e *Event) withMembers(t *Traits, members []canonicaljson.Member) (*Event, error) {
-	r := &Event{version: e.version, id: e.id, raw: canonicaljson.Join(members), mismatch: e.mismatch}
-	// The fields are read anew, for they are slices of raw.
-	members, err := canonicaljson.Split(r.raw)
-	if err != nil {
+// withRaw is the same event, by ID, with other bytes.
+func (e *Event) withRaw(raw []byte) (*Event, error) {
+	r := &Event{version: e.version, raw: raw, mismatch: e.mismatch}
+	if err := r.readRaw(e.version.row()); err != nil {
 		return nil, err
 	}
-	if err := r.read(t, members); err != nil {
-		return nil, err
-	}
-	r.roomID = e.roomID
+	r.id, r.roomID = e.id, e.roomID
 	return r, nil
 }
 
@@ -425,26 +478,41 @@ func (e *Event) Raw() []byte { return e.raw }
 // Membership is content.membership of an m.room.member, else "".
 func (e *Event) Membership() string { return e.member }
 
+// Derived returns what derive made of the event when it was first asked for, and keeps that as long as the event: package
+// auth keeps here what its rules read from create events, power levels and join rules, of which one is asked for each
+// event of a room. derive must be a function of the event alone, and its result must not change. There is one such place
+// on an event, for one caller. It may be called by many at a time: then derive may run more than once, and all get the
+// same result.
+func (e *Event) Derived(derive func(*Event) any) any {
+	if kept := e.derived.Load(); kept != nil {
+		return *kept
+	}
+	made := derive(e)
+	if !e.derived.CompareAndSwap(nil, &made) {
+		return *e.derived.Load()
+	}
+	return made
+}
+
 // Redact returns the event reduced as its room version's redaction rules say; same ID.
 func (e *Event) Redact() *Event {
-	t, members := e.split()
-	redacted, err := t.redactMembers(e.tuple.Type, members)
-	if err != nil {
-		panic("eventgraph: content of " + string(e.id) + " was parsed and is not an object")
-	}
-	r, err := e.withMembers(t, redacted)
+	var space [usualBytes]byte
+	r, err := e.withRaw(bytes.Clone(e.redacted(space[:0], true)))
 	if err != nil {
 		panic("eventgraph: redaction of " + string(e.id) + " dropped a required field")
 	}
 	return r
 }
 
-// split returns the top-level members. Every Event was made from bytes that split.
-func (e *Event) split() (*Traits, []canonicaljson.Member) {
-	t, _ := e.version.Traits()
-	members, err := canonicaljson.Split(e.raw)
-	if err != nil {
-		panic("eventgraph: event " + string(e.id) + " was parsed and is not an object")
+// redacted appends the redacted form to dst. Every Event was made from bytes that have one.
+func (e *Event) redacted(dst []byte, signatures bool) []byte {
+	var usual [usualMembers]canonicaljson.Field
+	members, err := canonicaljson.Fields(usual[:0], e.raw)
+	if err == nil {
+		dst, err = e.version.row().appendRedacted(dst, e.tuple.Type, members, signatures)
 	}
-	return &t, members
+	if err != nil {
+		panic("eventgraph: event " + string(e.id) + " was parsed and is not an object, or its content is not")
+	}
+	return dst
 }

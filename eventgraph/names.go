@@ -186,7 +186,7 @@ func (u UserID) Server() ServerName { return domain(string(u)) }
 
 // ParseRoomID accepts "!opaque:server" and, as room versions from 12 have them, "!" and a hash.
 func ParseRoomID(s string) (RoomID, error) {
-	if isHashID(s, '!', base64.RawURLEncoding) {
+	if isHashID(s, '!', urlSafeIDs) {
 		return RoomID(s), nil
 	}
 	if err := checkID(s, '!'); err != nil {
@@ -293,13 +293,12 @@ func isAlphanumeric(c byte) bool {
 	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9'
 }
 
-// isHashID says whether s is the sigil and the one spelling of 32 bytes in that base64.
+// isHashID says whether s is the sigil and the one spelling of 32 bytes in that encoding, which is strict.
 func isHashID(s string, sigil byte, enc *base64.Encoding) bool {
 	if len(s) != 44 || s[0] != sigil {
 		return false
 	}
 	var h [32]byte
-	// Strict: unused bits of the last character must be zero, or one hash had four spellings.
-	n, err := enc.Strict().Decode(h[:], []byte(s[1:]))
+	n, err := enc.Decode(h[:], []byte(s[1:]))
 	return err == nil && n == len(h)
 }

@@ -58,54 +58,69 @@ func (t *Traits) keepsContent(eventType string) (keys []string, all bool) {
 	return keys, false
 }
 
-// redactMembers returns the members of an event that redaction keeps, in a new slice.
-func (t *Traits) redactMembers(eventType string, members []canonicaljson.Member) ([]canonicaljson.Member, error) {
-	kept := make([]canonicaljson.Member, 0, len(members))
+// appendRedacted appends the redacted form of an event of that type with those members. Without signatures it is what
+// signatures cover, and the reference hash too (SS API, Calculating the reference hash; Signing events).
+func (t *Traits) appendRedacted(dst []byte, eventType string, members []canonicaljson.Field, signatures bool) ([]byte, error) {
+	dst = append(dst, '{')
 	for _, m := range members {
-		if !t.keepsMember(m.Key) {
+		switch name := string(m.Name); {
+		case !t.keepsMember(name), name == "signatures" && !signatures:
 			continue
-		}
-		if m.Key == "content" {
-			content, err := t.redactContent(eventType, m.Value)
-			if err != nil {
+		case name == "content":
+			dst = append(dst, `"content":`...)
+			var err error
+			if dst, err = t.appendRedactedContent(dst, eventType, m.Value); err != nil {
 				return nil, err
 			}
-			m.Value = content
+		default:
+			dst = append(dst, m.Text...)
 		}
-		kept = append(kept, m)
+		dst = append(dst, ',')
 	}
-	return kept, nil
+	return closeObject(dst), nil
 }
 
-func (t *Traits) redactContent(eventType string, content []byte) ([]byte, error) {
+func (t *Traits) appendRedactedContent(dst []byte, eventType string, content []byte) ([]byte, error) {
 	keys, all := t.keepsContent(eventType)
-	if all {
-		return content, nil
+	switch {
+	case all:
+		return append(dst, content...), nil
+	case len(keys) == 0:
+		return append(dst, "{}"...), nil
 	}
-	if len(keys) == 0 {
-		return []byte("{}"), nil
-	}
-	members, err := canonicaljson.Split(content)
+	var usual [usualMembers]canonicaljson.Field
+	members, err := canonicaljson.Fields(usual[:0], content)
 	if err != nil {
 		return nil, err
 	}
-	kept := members[:0]
+	dst = append(dst, '{')
 	for _, m := range members {
-		if !slices.Contains(keys, m.Key) {
+		switch name := string(m.Name); {
+		case !slices.Contains(keys, name):
 			continue
-		}
-		if m.Key == "third_party_invite" {
+		case name == "third_party_invite":
 			// Room version 11 keeps the "signed" key of this object, and so the object itself.
 			if !canonicaljson.IsObject(m.Value) {
 				continue
 			}
-			var inner []canonicaljson.Member
+			dst = append(dst, `"third_party_invite":{`...)
 			if signed, ok := canonicaljson.Get(m.Value, "signed"); ok {
-				inner = append(inner, canonicaljson.Member{Key: "signed", Value: signed})
+				dst = append(dst, `"signed":`...)
+				dst = append(dst, signed...)
 			}
-			m.Value = canonicaljson.Join(inner)
+			dst = append(dst, '}')
+		default:
+			dst = append(dst, m.Text...)
 		}
-		kept = append(kept, m)
+		dst = append(dst, ',')
 	}
-	return canonicaljson.Join(kept), nil
+	return closeObject(dst), nil
+}
+
+// closeObject ends an object each of whose members has a comma after it.
+func closeObject(dst []byte) []byte {
+	if dst[len(dst)-1] == ',' {
+		dst = dst[:len(dst)-1]
+	}
+	return append(dst, '}')
 }

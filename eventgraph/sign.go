@@ -32,8 +32,7 @@ func (e *Event) requiredSigners() ([]ServerName, bool) {
 		signers = append(signers, e.sender.Server())
 	}
 	// Room version 8, authorization rules, 4.2: whatever the membership.
-	t, _ := e.version.Traits()
-	if v, ok := canonicaljson.Get(e.content, "join_authorised_via_users_server"); ok && t.Restricted {
+	if v, ok := canonicaljson.Get(e.content, "join_authorised_via_users_server"); ok && e.version.row().Restricted {
 		user, err := ParseUserID(text(v))
 		if err != nil {
 			return signers, false
@@ -57,12 +56,9 @@ func (e *Event) VerifySignatures(ring KeyRing) error {
 	if len(signers) == 0 {
 		return nil
 	}
-	t, members := e.split()
-	redacted, err := t.redactMembers(e.tuple.Type, members)
-	if err != nil {
-		return fmt.Errorf("%w: %v", ErrFormat, err)
-	}
-	message := signedBytes(redacted)
+	t := e.version.row()
+	var space [usualBytes]byte
+	message := e.redacted(space[:0], false)
 	signatures := e.signatures()
 	for _, server := range signers {
 		byKey, _ := canonicaljson.Get(signatures, string(server))
@@ -143,19 +139,15 @@ func keyIDs(byKey []byte) []KeyID {
 
 // WithSignature returns the event with our signature added; the ID stays.
 func (e *Event) WithSignature(k SigningKey) (*Event, error) {
-	t, members := e.split()
-	redacted, err := t.redactMembers(e.tuple.Type, members)
+	signatures, err := addSignature(e.signatures(), k, e.redacted(nil, false))
+	if err != nil {
+		return nil, err
+	}
+	members, err := canonicaljson.Split(e.raw)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %v", ErrFormat, err)
 	}
-	i := slices.IndexFunc(members, func(m canonicaljson.Member) bool { return m.Key == "signatures" })
-	if i < 0 {
-		return nil, fmt.Errorf("%w: signatures are absent", ErrFormat)
-	}
-	if members[i].Value, err = addSignature(members[i].Value, k, signedBytes(redacted)); err != nil {
-		return nil, err
-	}
-	signed, err := e.withMembers(t, members)
+	signed, err := e.withRaw(canonicaljson.Join(setMember(members, "signatures", signatures)))
 	if err != nil {
 		return nil, err
 	}

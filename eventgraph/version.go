@@ -2,7 +2,6 @@ package eventgraph
 
 import (
 	"encoding/base64"
-	"strconv"
 
 	"github.com/plexus-p2p/plexus/eventgraph/canonicaljson"
 )
@@ -13,60 +12,87 @@ type RoomVersion string
 // DefaultRoomVersion is the version of new rooms.
 const DefaultRoomVersion RoomVersion = "12"
 
-// Traits is what differs between room versions: one row of the table.
+// Traits is what differs between room versions: one row of the table below.
 type Traits struct {
-	URLSafeEventIDs     bool // 4: event IDs in URL-safe base64
-	StrictKeyValidity   bool // 5
-	StrictJSON          bool // 6: canonical JSON enforced
-	NotificationLevels  bool // 6: notifications levels checked by auth
-	NoAliasAuth         bool // 6: m.room.aliases loses its special rules
-	Knock               bool // 7
-	Restricted          bool // 8
-	RestrictedRedaction bool // 9: redaction keeps join_authorised_via_users_server
-	IntegerLevels       bool // 10
-	KnockRestricted     bool // 10
-	RedactsInContent    bool // 11, with the redaction rules of 11
-	NoCreatorField      bool // 11: the creator is the create event's sender
-	RoomIDFromCreate    bool // 12: with create absent from auth_events
-	PrivilegedCreators  bool // 12
-	StateResolutionV21  bool // 12
+	URLSafeEventIDs     bool // event IDs in URL-safe base64
+	StrictKeyValidity   bool // a signing key must be valid at the event's time
+	StrictJSON          bool // canonical JSON enforced
+	NotificationLevels  bool // notifications levels checked by auth
+	NoAliasAuth         bool // m.room.aliases loses its special rules
+	Knock               bool
+	Restricted          bool // the restricted join rule; redaction keeps allow
+	RestrictedRedaction bool // redaction keeps join_authorised_via_users_server
+	IntegerLevels       bool // power levels are integers, no strings
+	KnockRestricted     bool
+	RedactsInContent    bool // with the redaction rules of version 11
+	NoCreatorField      bool // the creator is the create event's sender
+	RoomIDFromCreate    bool // with create absent from auth_events
+	PrivilegedCreators  bool
+	StateResolutionV21  bool
 }
 
-const (
-	oldestVersion = 3 // 1 and 2 have event IDs that senders choose
-	newestVersion = 12
-)
+// versionTable has the room versions in ascending order. 1 and 2 are not supported: their event IDs are what senders
+// choose. Nobody changes it.
+var versionTable = func() []versionRow {
+	const x, o = true, false
+	return []versionRow{
+		//   URLSafeEventIDs
+		//   |  StrictKeyValidity
+		//   |  |  StrictJSON
+		//   |  |  |  NotificationLevels
+		//   |  |  |  |  NoAliasAuth
+		//   |  |  |  |  |  Knock
+		//   |  |  |  |  |  |  Restricted
+		//   |  |  |  |  |  |  |  RestrictedRedaction
+		//   |  |  |  |  |  |  |  |  IntegerLevels
+		//   |  |  |  |  |  |  |  |  |  KnockRestricted
+		//   |  |  |  |  |  |  |  |  |  |  RedactsInContent
+		//   |  |  |  |  |  |  |  |  |  |  |  NoCreatorField
+		//   |  |  |  |  |  |  |  |  |  |  |  |  RoomIDFromCreate
+		//   |  |  |  |  |  |  |  |  |  |  |  |  |  PrivilegedCreators
+		//   |  |  |  |  |  |  |  |  |  |  |  |  |  |  StateResolutionV21
+		{"3", Traits{o, o, o, o, o, o, o, o, o, o, o, o, o, o, o}},
+		{"4", Traits{x, o, o, o, o, o, o, o, o, o, o, o, o, o, o}},
+		{"5", Traits{x, x, o, o, o, o, o, o, o, o, o, o, o, o, o}},
+		{"6", Traits{x, x, x, x, x, o, o, o, o, o, o, o, o, o, o}},
+		{"7", Traits{x, x, x, x, x, x, o, o, o, o, o, o, o, o, o}},
+		{"8", Traits{x, x, x, x, x, x, x, o, o, o, o, o, o, o, o}},
+		{"9", Traits{x, x, x, x, x, x, x, x, o, o, o, o, o, o, o}},
+		{"10", Traits{x, x, x, x, x, x, x, x, x, x, o, o, o, o, o}},
+		{"11", Traits{x, x, x, x, x, x, x, x, x, x, x, x, o, o, o}},
+		{"12", Traits{x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}},
+	}
+}()
+
+type versionRow struct {
+	version RoomVersion
+	traits  Traits
+}
 
 // Traits returns the version's row; false for a version that is not supported.
 func (v RoomVersion) Traits() (Traits, bool) {
-	n, err := strconv.Atoi(string(v))
-	if err != nil || n < oldestVersion || n > newestVersion || strconv.Itoa(n) != string(v) {
+	t := v.row()
+	if t == nil {
 		return Traits{}, false
 	}
-	return Traits{
-		URLSafeEventIDs:     n >= 4,
-		StrictKeyValidity:   n >= 5,
-		StrictJSON:          n >= 6,
-		NotificationLevels:  n >= 6,
-		NoAliasAuth:         n >= 6,
-		Knock:               n >= 7,
-		Restricted:          n >= 8,
-		RestrictedRedaction: n >= 9,
-		IntegerLevels:       n >= 10,
-		KnockRestricted:     n >= 10,
-		RedactsInContent:    n >= 11,
-		NoCreatorField:      n >= 11,
-		RoomIDFromCreate:    n >= 12,
-		PrivilegedCreators:  n >= 12,
-		StateResolutionV21:  n >= 12,
-	}, true
+	return *t, true
+}
+
+// row is the version's place in the table, nil if it has none.
+func (v RoomVersion) row() *Traits {
+	for i := range versionTable {
+		if versionTable[i].version == v {
+			return &versionTable[i].traits
+		}
+	}
+	return nil
 }
 
 // SupportedVersions in ascending order.
 func SupportedVersions() []RoomVersion {
-	var all []RoomVersion
-	for n := oldestVersion; n <= newestVersion; n++ {
-		all = append(all, RoomVersion(strconv.Itoa(n)))
+	all := make([]RoomVersion, len(versionTable))
+	for i := range versionTable {
+		all[i] = versionTable[i].version
 	}
 	return all
 }
@@ -79,10 +105,16 @@ func (t *Traits) jsonRules() canonicaljson.Rules {
 	return canonicaljson.Lenient
 }
 
+// The encodings of event IDs, in which unused bits of the last character must be zero: or one hash had four spellings.
+var (
+	urlSafeIDs  = base64.RawURLEncoding.Strict()
+	standardIDs = base64.RawStdEncoding.Strict()
+)
+
 // idEncoding of the version's event IDs.
 func (t *Traits) idEncoding() *base64.Encoding {
 	if t.URLSafeEventIDs {
-		return base64.RawURLEncoding
+		return urlSafeIDs
 	}
-	return base64.RawStdEncoding
+	return standardIDs
 }
