@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"maps"
 	"regexp"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -168,28 +167,6 @@ func keyOf(server string) eventgraph.SigningKey {
 	k := eventgraph.SigningKey{Server: eventgraph.ServerName(server), ID: "ed25519:1", Private: ed25519.NewKeyFromSeed(seed)}
 	keys.Store(server, k)
 	return k
-}
-
-// wanted reads "3:5.1 6:4.1 12:5.1": from version 3 on refused by rule 5.1, from 6 on by 4.1, from 12 on by 5.1;
-// "ok" is allowed, "-" says that the row is not for those versions, as it is for those before the first.
-func wanted(t *testing.T, want string, v eventgraph.RoomVersion) (rule string, ok bool) {
-	t.Helper()
-	n, err := strconv.Atoi(string(v))
-	if err != nil {
-		t.Fatal(err)
-	}
-	rule = "-"
-	for _, part := range strings.Fields(want) {
-		from, r, found := strings.Cut(part, ":")
-		f, err := strconv.Atoi(from)
-		if err != nil || !found {
-			t.Fatalf("bad expectation %q", want)
-		}
-		if f <= n {
-			rule = r
-		}
-	}
-	return rule, rule != "-"
 }
 
 // expect compares a verdict.
