@@ -3,9 +3,7 @@ package auth
 import (
 	"encoding/json"
 	"errors"
-	"path/filepath"
 	"slices"
-	"strconv"
 	"testing"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
@@ -25,51 +23,6 @@ func TestAuthEventsGiven(t *testing.T) {
 		var refused *Refused
 		if err := CheckAuthEvents(e, []*eventgraph.Event{r.create}, nil); err == nil || errors.As(err, &refused) {
 			t.Errorf("version %s: %v, want an error that is no verdict", v, err)
-		}
-	}
-}
-
-// TestSelectionVectors runs the vectors of the auth events selection.
-func TestSelectionVectors(t *testing.T) {
-	t.Parallel()
-	var file struct {
-		About   string
-		Vectors []struct {
-			Name, Reason string
-			Event        vectorEvent
-			Expect       []struct {
-				From, To int
-				Selects  []vectorTuple
-			}
-		}
-	}
-	readJSON(t, filepath.Join(vectorDir, "../auth_selection/selection.json"), &file)
-	for _, version := range eventgraph.SupportedVersions() {
-		n, _ := strconv.Atoi(string(version))
-		for _, v := range file.Vectors {
-			ran := false
-			for _, want := range v.Expect {
-				if n < want.From || want.To < n {
-					continue
-				}
-				ran = true
-				got := make(map[vectorTuple]int)
-				draft := eventgraph.Draft{Type: v.Event.Type, StateKey: v.Event.StateKey, Sender: v.Event.Sender, Content: v.Event.Content}
-				for _, tuple := range Selection(version, draft) {
-					got[vectorTuple{tuple.Type, tuple.Key}]++
-				}
-				for _, tuple := range want.Selects {
-					got[tuple]--
-				}
-				for tuple, n := range got {
-					if n != 0 {
-						t.Errorf("version %s, %s: %v is selected %+d times too often", version, v.Name, tuple, n)
-					}
-				}
-			}
-			if !ran {
-				t.Errorf("version %s: no verdict on %s", version, v.Name)
-			}
 		}
 	}
 }

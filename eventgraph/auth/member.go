@@ -3,7 +3,6 @@ package auth
 import (
 	"crypto/ed25519"
 	"encoding/base64"
-	"slices"
 	"strings"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
@@ -17,8 +16,7 @@ func (c *check) member() *Refused {
 	if !isState {
 		return refuse(c.n.member+".1", "m.room.member without state_key")
 	}
-	membership, has := canonicaljson.Get(c.content, "membership")
-	if !has {
+	if _, has := canonicaljson.Get(c.content, "membership"); !has {
 		return refuse(c.n.member+".1", "m.room.member without membership")
 	}
 	target := eventgraph.UserID(stateKey)
@@ -31,7 +29,7 @@ func (c *check) member() *Refused {
 		}
 	}
 
-	switch m, _ := canonicaljson.String(membership); m {
+	switch c.e.Membership() {
 	case "join":
 		return c.joining(target)
 	case "invite":
@@ -45,13 +43,14 @@ func (c *check) member() *Refused {
 			return c.knocking(target)
 		}
 	}
+	// 5.8
 	return refuse(c.n.unknown, "unknown membership")
 }
 
 // joining is rule 5.3.
 func (c *check) joining(target eventgraph.UserID) *Refused {
 	// 5.3.1
-	if prev := c.e.PrevEvents(); len(prev) == 1 && prev[0] == c.create.ID() && target == creator(c.create) {
+	if prev := c.e.PrevEvents(); len(prev) == 1 && prev[0] == c.create.ID() && target == createFactsOf(c.create).creator {
 		return nil
 	}
 	// 5.3.2
@@ -72,9 +71,11 @@ func (c *check) joining(target eventgraph.UserID) *Refused {
 		}
 	// 5.3.5
 	case rule == "restricted" && c.traits.Restricted, rule == "knock_restricted" && c.traits.KnockRestricted:
+		// 5.3.5.1
 		if current == "invite" || current == "join" {
 			return nil
 		}
+		// 5.3.5.2
 		user, _ := canonicaljson.GetString(c.content, "join_authorised_via_users_server")
 		via := eventgraph.UserID(user)
 		if c.membership(via) != "join" {
@@ -83,7 +84,7 @@ func (c *check) joining(target eventgraph.UserID) *Refused {
 		if !c.power(via).AtLeast(c.powerLevels().Invite) {
 			return refuse(c.n.join+".5.2", "join_authorised_via_users_server may not invite")
 		}
-		return nil
+		return nil // 5.3.5.3
 	// 5.3.6
 	case rule == "public":
 		return nil
@@ -92,14 +93,13 @@ func (c *check) joining(target eventgraph.UserID) *Refused {
 	return refuse(c.n.joinElse, "the join rule does not let the sender in")
 }
 
-// joinRule is the room's join rule. A room without one is closed: "invite".
+// joinRule is the room's join rule. A room without one is closed, "invite": no page says what holds there.
 func (c *check) joinRule() string {
 	e := c.read(tupleJoinRules)
 	if e == nil {
 		return "invite"
 	}
-	rule, _ := canonicaljson.GetString(e.Content(), "join_rule")
-	return rule
+	return joinFactsOf(e).rule
 }
 
 // inviting is rule 5.4.
@@ -128,31 +128,39 @@ func (c *check) inviting(target eventgraph.UserID) *Refused {
 // thirdPartyInvite is rule 5.4.1. The sender need not be joined.
 func (c *check) thirdPartyInvite(target eventgraph.UserID, current string, raw []byte) *Refused {
 	rule := c.n.invite + ".1"
+	// 5.4.1.1
 	if current == "ban" {
 		return refuse(rule+".1", "the target user is banned")
 	}
+	// 5.4.1.2
 	signed, has := canonicaljson.Get(raw, "signed")
 	if !has {
 		return refuse(rule+".2", "third_party_invite without signed")
 	}
+	// 5.4.1.3
 	mxid, hasMXID := canonicaljson.GetString(signed, "mxid")
 	token, hasToken := canonicaljson.GetString(signed, "token")
 	if !hasMXID || !hasToken {
 		return refuse(rule+".3", "signed without mxid or token")
 	}
+	// 5.4.1.4
 	if mxid != string(target) {
 		return refuse(rule+".4", "mxid is not the target user")
 	}
+	// 5.4.1.5
 	invite := c.read(eventgraph.StateTuple{Type: typeThirdParty, Key: token})
 	if invite == nil {
 		return refuse(rule+".5", "no m.room.third_party_invite with that token")
 	}
+	// 5.4.1.6
 	if invite.Sender() != c.e.Sender() {
 		return refuse(rule+".6", "the sender is not that of the m.room.third_party_invite")
 	}
+	// 5.4.1.7
 	if signedByAny(signed, inviteKeys(invite)) {
 		return nil
 	}
+	// 5.4.1.8
 	return refuse(rule+".8", "no signature by a key of the m.room.third_party_invite")
 }
 
@@ -184,8 +192,8 @@ func signedByAny(signed []byte, keys []ed25519.PublicKey) bool {
 	return false
 }
 
-// inviteKeys are the public keys in an m.room.third_party_invite, in unpadded base64 of either alphabet (CS API,
-// m.room.third_party_invite).
+// inviteKeys are the public keys in an m.room.third_party_invite (5.4.1.7.1 and 5.4.1.7.2), in unpadded base64 of either
+// alphabet (CS API, m.room.third_party_invite).
 func inviteKeys(invite *eventgraph.Event) []ed25519.PublicKey {
 	single, _ := canonicaljson.GetString(invite.Content(), "public_key")
 	written := []string{single}
@@ -197,18 +205,21 @@ func inviteKeys(invite *eventgraph.Event) []ed25519.PublicKey {
 	}
 
 	var keys []ed25519.PublicKey
+	seen := make(map[string]bool)
 	for _, s := range written {
-		s = strings.NewReplacer("-", "+", "_", "/").Replace(strings.TrimRight(s, "="))
-		key, err := base64.RawStdEncoding.DecodeString(s)
-		if err != nil || len(key) != ed25519.PublicKeySize {
+		key, err := base64.RawStdEncoding.DecodeString(standardBase64.Replace(strings.TrimRight(s, "=")))
+		if err != nil || len(key) != ed25519.PublicKeySize || seen[string(key)] {
 			continue
 		}
-		if !slices.ContainsFunc(keys, func(k ed25519.PublicKey) bool { return k.Equal(ed25519.PublicKey(key)) }) {
-			keys = append(keys, key)
+		seen[string(key)] = true
+		if keys = append(keys, key); len(keys) == maxInviteVerifications {
+			break // no more of them will be tried
 		}
 	}
 	return keys
 }
+
+var standardBase64 = strings.NewReplacer("-", "+", "_", "/")
 
 // leaving is rule 5.5.
 func (c *check) leaving(target eventgraph.UserID) *Refused {
@@ -262,7 +273,7 @@ func (c *check) knocking(target eventgraph.UserID) *Refused {
 	if c.e.Sender() != target {
 		return refuse(c.n.knock+".2", "a knock sent by somebody else")
 	}
-	// 5.7.3
+	// 5.7.3 and 5.7.4
 	if current := c.membership(target); current == "ban" || current == "invite" || current == "join" {
 		return refuse(c.n.knock+".4", "the sender's membership is "+current)
 	}
