@@ -10,7 +10,6 @@
 package auth
 
 import (
-	"slices"
 	"strings"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
@@ -56,7 +55,11 @@ func (r *Refused) Error() string { return "not authorized by rule " + r.Rule + "
 // auth_events (CheckAuthEvents has it). It returns *Refused if they refuse it, and other errors only from
 // state.
 func Check(e *eventgraph.Event, state State) error {
-	c := newCheck(e, state)
+	traits, ok := e.Version().Traits()
+	if !ok {
+		panic("auth: an event of unsupported room version " + string(e.Version()))
+	}
+	c := check{e: e, traits: traits, n: numbering[e.Version()], content: e.Content(), state: state}
 	refused := c.event()
 	if c.err != nil {
 		return c.err
@@ -72,21 +75,13 @@ func Check(e *eventgraph.Event, state State) error {
 type check struct {
 	e       *eventgraph.Event
 	traits  eventgraph.Traits
-	n       numbers
+	n       *numbers
 	content []byte // canonical
 	state   State
 	err     error
 
 	create *eventgraph.Event
 	levels *Levels // nil until asked for
-}
-
-func newCheck(e *eventgraph.Event, state State) *check {
-	traits, ok := e.Version().Traits()
-	if !ok {
-		panic("auth: an event of unsupported room version " + string(e.Version()))
-	}
-	return &check{e: e, traits: traits, n: numbersOf(traits), content: e.Content(), state: state}
 }
 
 func (c *check) read(t eventgraph.StateTuple) *eventgraph.Event {
@@ -119,8 +114,7 @@ func (c *check) event() *Refused {
 	}
 
 	// Rule 4.
-	if federate, _ := canonicaljson.Get(c.create.Content(), "m.federate"); string(federate) == "false" &&
-		c.e.Sender().Server() != c.create.Sender().Server() {
+	if createFactsOf(c.create).local && c.e.Sender().Server() != c.create.Sender().Server() {
 		return refuse(c.n.federate, "the room does not federate, and the sender is on another server")
 	}
 
@@ -241,33 +235,8 @@ func (c *check) powerLevels() *Levels {
 }
 
 func (c *check) power(u eventgraph.UserID) PowerLevel {
-	return powerOf(u, c.create, c.powerLevels)
-}
-
-// creator is the user whom rule 5.3.1 lets join first.
-func creator(create *eventgraph.Event) eventgraph.UserID {
-	if traits, _ := create.Version().Traits(); traits.NoCreatorField {
-		return create.Sender()
+	if isCreator(u, c.create) {
+		return infinite
 	}
-	s, _ := canonicaljson.GetString(create.Content(), "creator")
-	return eventgraph.UserID(s)
-}
-
-// isCreator says whether u has infinite power in the room of that create event (version 12).
-func isCreator(u eventgraph.UserID, create *eventgraph.Event) bool {
-	if traits, _ := create.Version().Traits(); !traits.PrivilegedCreators {
-		return false
-	}
-	return u == create.Sender() || slices.Contains(additionalCreators(create), u)
-}
-
-func additionalCreators(create *eventgraph.Event) []eventgraph.UserID {
-	raw, _ := canonicaljson.Get(create.Content(), "additional_creators")
-	elements, _ := canonicaljson.Elements(raw)
-	users := make([]eventgraph.UserID, len(elements))
-	for i, element := range elements {
-		s, _ := canonicaljson.String(element)
-		users[i] = eventgraph.UserID(s)
-	}
-	return users
+	return PowerLevel{Level: c.powerLevels().User(u)}
 }

@@ -19,45 +19,41 @@ import (
 //
 // A listed event that is not among authEvents is the caller's mistake: a plain error, no *Refused.
 func CheckAuthEvents(e *eventgraph.Event, authEvents []*eventgraph.Event, rejected func(eventgraph.EventID) bool) error {
+	state := new(listed)
 	if e.Type() == typeCreate {
-		return Check(e, given(nil))
+		return Check(e, state)
 	}
 	traits, ok := e.Version().Traits()
 	if !ok {
 		panic("auth: an event of unsupported room version " + string(e.Version()))
 	}
-	n := numbersOf(traits)
+	n := numbering[e.Version()]
 
-	held := make(map[eventgraph.EventID]*eventgraph.Event, len(authEvents))
-	for _, a := range authEvents {
-		held[a.ID()] = a
-	}
-
-	state := make(given, len(authEvents))
 	// Version 12, rule 2.
 	if traits.RoomIDFromCreate {
 		id := CreateOf(e.RoomID())
-		create := held[id]
+		create := byID(authEvents, id)
 		if create == nil || create.Type() != typeCreate || rejected != nil && rejected(id) {
 			return refuse(n.noCreate, "the room ID is not that of an accepted create event")
 		}
-		state[tupleCreate] = create
+		state.create = create
 	}
 
 	// Version 12, rule 3.
-	selected := selection(traits, draftOf(e))
-	seen := make(map[eventgraph.StateTuple]bool, len(authEvents))
+	var space [maxSelection]eventgraph.StateTuple
+	stateKey, isState := e.StateKey()
+	selected := selection(space[:0], traits, e.Type(), stateKey, isState, e.Sender(), e.Content())
+	state.events = state.space[:0]
 	for _, id := range e.AuthEvents() {
-		a := held[id]
+		a := byID(authEvents, id)
 		if a == nil {
 			return fmt.Errorf("authorizing %s: its auth event %s was not given", e.ID(), id)
 		}
 		tuple, isState := a.Tuple()
 		// 3.1
-		if seen[tuple] {
+		if state.at(tuple) != nil {
 			return refuse(n.duplicate, "two auth events of type "+tuple.Type)
 		}
-		seen[tuple] = true
 		// 3.2
 		if !isState || !slices.Contains(selected, tuple) {
 			return refuse(n.unneeded, "an auth event that such an event does not need, of type "+a.Type())
@@ -70,10 +66,46 @@ func CheckAuthEvents(e *eventgraph.Event, authEvents []*eventgraph.Event, reject
 		if a.RoomID() != e.RoomID() {
 			return refuse(n.room, "an auth event of another room")
 		}
-		state[tuple] = a
+		state.events = append(state.events, a)
 	}
 	// Before version 12, rule 2.4 is Check's: there is no create event in this state.
 	return Check(e, state)
+}
+
+// byID finds an event among few.
+func byID(events []*eventgraph.Event, id eventgraph.EventID) *eventgraph.Event {
+	for _, e := range events {
+		if e.ID() == id {
+			return e
+		}
+	}
+	return nil
+}
+
+// listed is the state that the auth events of one event make: few, each of another tuple, so that looking through them
+// costs less than a map of them.
+type listed struct {
+	events []*eventgraph.Event
+	create *eventgraph.Event // in version 12, which does not list it
+	space  [maxSelection]*eventgraph.Event
+}
+
+// at is the listed event at the tuple, which is one of a state event.
+func (l *listed) at(t eventgraph.StateTuple) *eventgraph.Event {
+	for _, e := range l.events {
+		if tuple, _ := e.Tuple(); tuple == t {
+			return e
+		}
+	}
+	return nil
+}
+
+// Event makes it a State.
+func (l *listed) Event(t eventgraph.StateTuple) (*eventgraph.Event, error) {
+	if e := l.at(t); e != nil || t != tupleCreate {
+		return e, nil
+	}
+	return l.create, nil
 }
 
 // CreateOf is the event ID of the create event of a room of version 12.
@@ -82,19 +114,6 @@ func CreateOf(room eventgraph.RoomID) eventgraph.EventID {
 		return ""
 	}
 	return eventgraph.EventID("$" + room[1:])
-}
-
-// given is a state of few events.
-type given map[eventgraph.StateTuple]*eventgraph.Event
-
-func (g given) Event(t eventgraph.StateTuple) (*eventgraph.Event, error) { return g[t], nil }
-
-func draftOf(e *eventgraph.Event) eventgraph.Draft {
-	d := eventgraph.Draft{Type: e.Type(), Sender: e.Sender(), Content: e.Content()}
-	if key, ok := e.StateKey(); ok {
-		d.StateKey = &key
-	}
-	return d
 }
 
 // Selection lists the tuples whose events become auth_events of such an event, without duplicates (SS API, Auth
@@ -108,44 +127,46 @@ func Selection(v eventgraph.RoomVersion, d eventgraph.Draft) []eventgraph.StateT
 	if canonical, err := canonicaljson.Canonicalize(d.Content, canonicaljson.Lenient); err == nil {
 		d.Content = canonical
 	}
-	return selection(traits, d)
+	var stateKey string
+	if d.StateKey != nil {
+		stateKey = *d.StateKey
+	}
+	return selection(nil, traits, d.Type, stateKey, d.StateKey != nil, d.Sender, d.Content)
 }
 
-// selection is Selection for a draft whose content is canonical.
-func selection(traits eventgraph.Traits, d eventgraph.Draft) []eventgraph.StateTuple {
-	var tuples []eventgraph.StateTuple
-	add := func(t eventgraph.StateTuple) {
-		if !slices.Contains(tuples, t) {
-			tuples = append(tuples, t)
-		}
-	}
+// maxSelection is how many tuples a selection can have.
+const maxSelection = 7
+
+// selection appends the Selection for an event that is not the create event and has those fields and canonical content.
+func selection(tuples []eventgraph.StateTuple, traits eventgraph.Traits, eventType, stateKey string, isState bool, sender eventgraph.UserID, content []byte) []eventgraph.StateTuple {
 	if !traits.RoomIDFromCreate {
-		add(tupleCreate)
+		tuples = append(tuples, tupleCreate)
 	}
-	add(tuplePower)
-	add(tupleMember(d.Sender))
-	if d.Type != typeMember {
+	tuples = append(tuples, tuplePower, tupleMember(sender))
+	if eventType != typeMember {
 		return tuples
 	}
 
-	if d.StateKey != nil {
-		add(tupleMember(eventgraph.UserID(*d.StateKey)))
+	if target := eventgraph.UserID(stateKey); isState && target != sender {
+		tuples = append(tuples, tupleMember(target))
 	}
-	membership, _ := canonicaljson.GetString(d.Content, "membership")
+	membership, _ := canonicaljson.GetString(content, "membership")
 	switch membership {
 	case "join", "invite", "knock":
-		add(tupleJoinRules)
+		tuples = append(tuples, tupleJoinRules)
 	}
 	if membership == "invite" {
-		invite, _ := canonicaljson.Get(d.Content, "third_party_invite")
+		invite, _ := canonicaljson.Get(content, "third_party_invite")
 		signed, _ := canonicaljson.Get(invite, "signed")
 		if token, ok := canonicaljson.GetString(signed, "token"); ok {
-			add(eventgraph.StateTuple{Type: typeThirdParty, Key: token})
+			tuples = append(tuples, eventgraph.StateTuple{Type: typeThirdParty, Key: token})
 		}
 	}
 	if membership == "join" && traits.Restricted {
-		if user, ok := canonicaljson.GetString(d.Content, "join_authorised_via_users_server"); ok {
-			add(tupleMember(eventgraph.UserID(user)))
+		if user, ok := canonicaljson.GetString(content, "join_authorised_via_users_server"); ok {
+			if via := tupleMember(eventgraph.UserID(user)); !slices.Contains(tuples, via) {
+				tuples = append(tuples, via)
+			}
 		}
 	}
 	return tuples

@@ -29,6 +29,17 @@ type numbers struct {
 	usersNow, usersNew  string
 }
 
+// numbering has the numbers of each room version. Nobody changes it.
+var numbering = func() map[eventgraph.RoomVersion]*numbers {
+	of := make(map[eventgraph.RoomVersion]*numbers)
+	for _, v := range eventgraph.SupportedVersions() {
+		t, _ := v.Traits()
+		n := numbersOf(t)
+		of[v] = &n
+	}
+	return of
+}()
+
 func numbersOf(t eventgraph.Traits) numbers {
 	at := func(n int) string { return strconv.Itoa(n) }
 

@@ -34,15 +34,14 @@ func UserPower(user eventgraph.UserID, state State) (PowerLevel, error) {
 	if err != nil {
 		return PowerLevel{}, err
 	}
-	return powerOf(user, create, func() *Levels { return levelsOf(create, power) }), nil
+	if create != nil && isCreator(user, create) {
+		return infinite, nil
+	}
+	return PowerLevel{Level: levelsOf(create, power).User(user)}, nil
 }
 
-func powerOf(user eventgraph.UserID, create *eventgraph.Event, levels func() *Levels) PowerLevel {
-	if create != nil && isCreator(user, create) {
-		return PowerLevel{Level: math.MaxInt64, IsCreator: true}
-	}
-	return PowerLevel{Level: levels().User(user)}
-}
+// infinite is the power of a creator in room version 12.
+var infinite = PowerLevel{Level: math.MaxInt64, IsCreator: true}
 
 // Levels is a parsed m.room.power_levels with the defaults filled in. The creators of a room of version 12 are not in it.
 type Levels struct {
@@ -69,7 +68,8 @@ func (l *Levels) Required(eventType string, isState bool) int64 {
 	return l.EventsDefault
 }
 
-// PowerLevels reads the levels from that state; with the defaults where there is no such event.
+// PowerLevels reads the levels from that state; with the defaults where there is no such event. They are shared: the caller
+// must not change them.
 func PowerLevels(state State) (*Levels, error) {
 	create, err := state.Event(tupleCreate)
 	if err != nil {
@@ -82,17 +82,22 @@ func PowerLevels(state State) (*Levels, error) {
 	return levelsOf(create, power), nil
 }
 
-// levelsOf fills in the defaults of the CS API, m.room.power_levels: without the event the creator has 100 in
-// versions 1 to 11; the other defaults are the same with and without it. Either event may be nil.
+// levelsOf are the levels that count in a state with those events; either may be nil.
 func levelsOf(create, power *eventgraph.Event) *Levels {
-	var w written
 	switch {
 	case power != nil:
-		traits, _ := power.Version().Traits()
-		w, _ = parseLevels(power.Content(), traits)
-	case create != nil && !isCreator(create.Sender(), create):
-		w.users = map[string]int64{string(creator(create)): 100}
+		return powerFactsOf(power).levels
+	case create != nil:
+		return createFactsOf(create).levels
 	}
+	return noLevels
+}
+
+var noLevels = written{}.withDefaults()
+
+// withDefaults fills in the defaults of the CS API, m.room.power_levels: without the event the creator has 100 in
+// versions 1 to 11; the other defaults are the same with and without it.
+func (w written) withDefaults() *Levels {
 	level := func(name string, otherwise int64) int64 {
 		if level, ok := w.scalars[name]; ok {
 			return level
@@ -236,7 +241,8 @@ func parseLevel(raw []byte, t eventgraph.Traits) (int64, bool) {
 // alteration is rule 10.
 func (c *check) alteration(sender PowerLevel) *Refused {
 	// 10.1 to 10.3
-	now, bad := parseLevels(c.content, c.traits)
+	facts := powerFactsOf(c.e)
+	now, bad := facts.written, facts.bad
 	switch bad.kind {
 	case scalarMalformed:
 		return refuse(c.n.levelNotInteger, bad.property+" is not an integer")
@@ -260,7 +266,7 @@ func (c *check) alteration(sender PowerLevel) *Refused {
 	if event == nil {
 		return nil
 	}
-	old, _ := parseLevels(event.Content(), c.traits)
+	old := powerFactsOf(event).written
 
 	// 10.6
 	for _, name := range scalarLevels {

@@ -25,6 +25,19 @@ type room struct {
 	ts      int64
 }
 
+// given is a state.
+type given map[eventgraph.StateTuple]*eventgraph.Event
+
+func (g given) Event(t eventgraph.StateTuple) (*eventgraph.Event, error) { return g[t], nil }
+
+func draftOf(e *eventgraph.Event) eventgraph.Draft {
+	d := eventgraph.Draft{Type: e.Type(), Sender: e.Sender(), Content: e.Content()}
+	if key, ok := e.StateKey(); ok {
+		d.StateKey = &key
+	}
+	return d
+}
+
 // base is the state that the rows start from. Only @alice has created the room, only @admin has 100.
 var base = []string{
 	`m.room.member @alice @alice {"membership":"join"}`,
