@@ -6,7 +6,7 @@ import (
 )
 
 // A table is the first byte of a key. The layout, with str = escaped and terminated string, u64 and
-// i64 = 8 bytes in an order that sorts as the number does, hash = 32 raw bytes:
+// i64 = 8 bytes in an order that sorts as the number does, hash = the bytes of an eventgraph.Hash:
 //
 //	table           rest of the key                       value
 //	tableMeta       str name                              see open.go, federation.go
@@ -14,7 +14,7 @@ import (
 //	tableCommit     u64 commit number modulo commitRing   commitRecord, binary
 //	tableChange     u64 position                          Change, binary (changes.go)
 //	tableRoomChange str room, u64 position                event ID
-//	tableTrie       hash                                  trie node
+//	tableTrie       hash                                  trie node (eventgraph/trienode.go)
 //	tableEvent      str event ID                          event record, binary (events.go)
 //	tableOrder      str room, i64 order                   verdict byte, event ID
 //	tableEdge       str parent event ID, str child        empty
@@ -39,7 +39,7 @@ import (
 //	tableMeeting    str peer ID                           token
 //
 //	tableAccount    str user                              Account, JSON
-//	tableSession    hash of the token                     Session, JSON
+//	tableSession    32 bytes, hash of the token           Session, JSON
 //	tableDevice     str user, str device                  Device, JSON
 //	tableFilter     str user, str filter ID               Filter, JSON
 //	tableProfile    str user                              fields, JSON

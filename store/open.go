@@ -11,8 +11,9 @@ import (
 	"strconv"
 )
 
-// schemaVersion is that of the layout in keys.go.
-const schemaVersion = 1
+// schemaVersion is that of the layout in keys.go. Schema 1 had trie nodes and event records of another form; no release wrote it, so
+// nothing here reads it.
+const schemaVersion = 2
 
 var (
 	keySchema      = key(tableMeta).str("schema")
@@ -20,7 +21,7 @@ var (
 )
 
 // Open opens or creates the store in dir. Loss tells in words what a damaged log has lost ("" if nothing); a
-// loss begins a new incarnation. Errors: ErrLocked, ErrNewer, ErrDiskFull, ErrDamaged, or those of the file system.
+// loss begins a new incarnation. Errors: ErrLocked, ErrNewer, ErrOlder, ErrDiskFull, ErrDamaged, or those of the file system.
 func Open(dir string, o Options) (*Store, error) {
 	s := &Store{
 		dir:       dir,
@@ -102,8 +103,12 @@ func (s *Store) resume() error {
 	if err != nil && !isNew {
 		return err
 	}
-	if n, err := strconv.Atoi(string(v)); !isNew && (err != nil || n > schemaVersion) {
+	switch n, err := strconv.Atoi(string(v)); {
+	case isNew:
+	case err != nil || n > schemaVersion:
 		return fmt.Errorf("%w: schema %s, this one knows %d", ErrNewer, v, schemaVersion)
+	case n < schemaVersion:
+		return fmt.Errorf("%w (schema %d, this one knows %d)", ErrOlder, n, schemaVersion)
 	}
 
 	ring, err := r.commitRing()

@@ -102,18 +102,22 @@ func TestFilesOfAnotherLife(t *testing.T) {
 	}
 }
 
-func TestNewerSchema(t *testing.T) {
+func TestOtherSchema(t *testing.T) {
 	t.Parallel()
-	dir := ramDir(t)
-	s, err := Open(dir, Options{small: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	mustUpdate(t, s, func(tx *Tx) error { return tx.put(keySchema, []byte("2")) })
-	if err := s.Close(); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := Open(dir, Options{small: true}); !errors.Is(err, ErrNewer) {
-		t.Errorf("open: %v, want ErrNewer", err)
+	for schema, want := range map[string]error{"1": ErrOlder, "3": ErrNewer, "": ErrNewer, "x": ErrNewer} {
+		dir := ramDir(t)
+		s, err := Open(dir, Options{small: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		mustUpdate(t, s, func(tx *Tx) error { return tx.put(keySchema, []byte(schema)) })
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 { // it is left as it is
+			if _, err := Open(dir, Options{small: true}); !errors.Is(err, want) {
+				t.Errorf("schema %q: %v, want %v", schema, err, want)
+			}
+		}
 	}
 }

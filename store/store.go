@@ -26,8 +26,10 @@ var (
 	ErrNotFound = errors.New("not found in the store")
 	ErrDiskFull = errors.New("the disk is nearly full: writes are refused until there is room")
 	ErrNewer    = errors.New("the data directory was written by a newer plexus")
-	ErrLocked   = errors.New("another plexus is using this data directory")
-	ErrClosed   = errors.New("store is closed")
+	ErrOlder    = errors.New("the store was written by an unreleased plexus, which laid out the state of rooms in another way: " +
+		"use that plexus, or move the directory \"store\" away, and this one begins anew under the same server name")
+	ErrLocked = errors.New("another plexus is using this data directory")
+	ErrClosed = errors.New("store is closed")
 	// ErrTooLarge: one function given to Update wrote more than fits into one Badger transaction.
 	ErrTooLarge = errors.New("too much for one transaction")
 )
