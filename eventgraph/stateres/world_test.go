@@ -120,6 +120,9 @@ func (w *world) send(s state, line string) *eventgraph.Event {
 		}
 	}
 	d.AuthEvents = append(d.AuthEvents, plus...)
+	if len(w.events) == 1 {
+		d.PrevEvents = []eventgraph.EventID{w.id("create")} // the rule for the creator's join looks at it
+	}
 
 	e, err := eventgraph.Build(w.version, d, signer)
 	if err != nil {
