@@ -319,7 +319,13 @@ type Difference struct {
 // Diff calls f for each tuple on which a and b differ, in an order that depends on the tuples only; its cost is the
 // size of the difference.
 func Diff(nodes NodeReader, a, b Hash, f func(Difference) error) error {
-	return diff(nodes, 0, &OpenTrie(nodes, a).root, &OpenTrie(nodes, b).root, f)
+	return OpenTrie(nodes, a).Diff(b, f)
+}
+
+// Diff compares the trie, as it was last committed, with another. The nodes on the way to the differences stay with the
+// trie, so that changes there read nothing again.
+func (t *Trie) Diff(other Hash, f func(Difference) error) error {
+	return diff(t.nodes, 0, &t.root, &OpenTrie(t.nodes, other).root, f)
 }
 
 // diff compares slots of nodes of the level above.
@@ -331,7 +337,7 @@ func diff(nodes NodeReader, level int, a, b *slot, f func(Difference) error) err
 		if a.hash == b.hash {
 			return nil
 		}
-		na, err := a.read(nodes, level)
+		na, err := a.load(nodes, level)
 		if err != nil {
 			return err
 		}
@@ -368,4 +374,35 @@ func diff(nodes NodeReader, level int, a, b *slot, f func(Difference) error) err
 		return err
 	}
 	return f(rest)
+}
+
+// WalkNodes calls f for nodes of the state root, each before those below it, for collection of what nothing refers to. Nodes that stand
+// at the same place in the state base are left out, and what is below a node for which f says no.
+func WalkNodes(nodes NodeReader, base, root Hash, f func(Hash) (below bool, err error)) error {
+	return walkNodes(nodes, 0, &OpenTrie(nodes, base).root, &OpenTrie(nodes, root).root, f)
+}
+
+func walkNodes(nodes NodeReader, level int, base, s *slot, f func(Hash) (bool, error)) error {
+	if s.kind != slotChild || base.kind == slotChild && base.hash == s.hash {
+		return nil
+	}
+	if below, err := f(s.hash); err != nil || !below {
+		return err
+	}
+	n, err := s.read(nodes, level)
+	if err != nil {
+		return err
+	}
+	known := &node{}
+	if base.kind == slotChild {
+		if known, err = base.read(nodes, level); err != nil {
+			return err
+		}
+	}
+	for i := range n.slots {
+		if err := walkNodes(nodes, level+1, &known.slots[i], &n.slots[i], f); err != nil {
+			return err
+		}
+	}
+	return nil
 }

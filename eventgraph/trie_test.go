@@ -153,23 +153,49 @@ func checkAbove(t fataler, trie *Trie, state map[StateTuple]EventID, above uint3
 func reachable(t fataler, nodes *memoryNodes, root Hash) map[Hash]bool {
 	t.Helper()
 	seen := map[Hash]bool{}
-	if root == (Hash{}) {
-		return seen
-	}
-	for todo := []Hash{root}; len(todo) > 0; {
-		h := todo[len(todo)-1]
-		todo = todo[:len(todo)-1]
-		if seen[h] {
-			continue
-		}
+	err := WalkNodes(nodes, Hash{}, root, func(h Hash) (bool, error) {
 		seen[h] = true
-		children, err := NodeChildren(nodes.nodes[h])
-		if err != nil {
-			t.Fatalf("NodeChildren(%x): %v", h, err)
-		}
-		todo = append(todo, children...)
+		return true, nil
+	})
+	if err != nil {
+		t.Fatalf("WalkNodes(%x): %v", root, err)
 	}
 	return seen
+}
+
+// TestWalkNodesBeyond: what WalkNodes leaves out of a state are nodes of the base, and it reads little where little differs.
+func TestWalkNodesBeyond(t *testing.T) {
+	t.Parallel()
+	nodes := newNodes()
+	state := bigState(1000)
+	base := buildTrie(t, nodes, state)
+	for i := range 5 {
+		state[member(100*i)] = numberedID(-1 - i)
+		delete(state, member(1+100*i))
+	}
+	root := buildTrie(t, nodes, state)
+	all, known := reachable(t, nodes, root), reachable(t, nodes, base)
+	nodes.reads = 0
+	found := map[Hash]bool{}
+	err := WalkNodes(nodes, base, root, func(h Hash) (bool, error) { found[h] = true; return true, nil })
+	if err != nil || nodes.reads > 2*10*10 {
+		t.Errorf("%d nodes read, %v", nodes.reads, err)
+	}
+	for h := range all {
+		if !known[h] && !found[h] {
+			t.Errorf("node %x is in the state and not in the base, and is left out", h)
+		}
+	}
+	for h := range found {
+		if !all[h] {
+			t.Errorf("node %x is not in the state", h)
+		}
+	}
+	// No further than f wants.
+	calls := 0
+	if err := WalkNodes(nodes, Hash{}, root, func(Hash) (bool, error) { calls++; return false, nil }); err != nil || calls != 1 {
+		t.Errorf("%d calls, %v", calls, err)
+	}
 }
 
 // TestDiffAgainstMaps: Diff says on which tuples two maps differ, each once.
@@ -337,12 +363,9 @@ func TestTrieDamage(t *testing.T) {
 	t.Parallel()
 	nodes := newNodes()
 	root := buildTrie(t, nodes, bigState(100))
-	children, err := NodeChildren(nodes.nodes[root])
-	if err != nil || len(children) == 0 {
-		t.Fatalf("%d children, %v", len(children), err)
-	}
-	kept := nodes.nodes[children[0]]
-	nodes.nodes[children[0]] = append([]byte(nil), append(kept[:len(kept)-1:len(kept)-1], kept[len(kept)-1]^1)...)
+	damaged := must(decodeNode(nodes.nodes[root])).slots[1].hash
+	kept := nodes.nodes[damaged]
+	nodes.nodes[damaged] = append([]byte(nil), append(kept[:len(kept)-1:len(kept)-1], kept[len(kept)-1]^1)...)
 	trie := OpenTrie(nodes, root)
 	failed := 0
 	for k := range bigState(100) {
@@ -362,7 +385,7 @@ func TestTrieDamage(t *testing.T) {
 	if err := trie.Walk(func(StateTuple, EventID) error { return nil }); !errors.Is(err, ErrTrieNode) {
 		t.Errorf("Walk: %v", err)
 	}
-	nodes.nodes[children[0]] = kept
+	nodes.nodes[damaged] = kept
 	if err := trie.Walk(func(StateTuple, EventID) error { return nil }); err != nil {
 		t.Errorf("Walk after mending: %v", err)
 	}

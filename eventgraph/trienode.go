@@ -351,18 +351,3 @@ func decodeID(b []byte) EventID {
 		return EventID(id)
 	}
 }
-
-// NodeChildren lists the nodes that a node refers to, for collection of what nothing refers to.
-func NodeChildren(node []byte) ([]Hash, error) {
-	n, err := decodeNode(node)
-	if err != nil {
-		return nil, err
-	}
-	children := make([]Hash, 0, slots)
-	for i := range n.slots {
-		if s := &n.slots[i]; s.kind == slotChild {
-			children = append(children, s.hash)
-		}
-	}
-	return children, nil
-}

@@ -257,7 +257,7 @@ func (run *run) stageLarge() error {
 				batch[h] = node
 				delete(run.fresh, h)
 			}
-			_, err := run.r.store.Update(run.ctx, func(tx *store.Tx) error { return tx.PutTrieNodes(batch) })
+			_, err := run.r.store.Update(run.ctx, func(tx *store.Tx) error { return tx.StageTrieNodes(batch) })
 			if err != nil {
 				return err
 			}
