@@ -2,43 +2,12 @@ package eventgraph
 
 import (
 	"crypto/ed25519"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
 	"testing"
-
-	"github.com/plexus-p2p/plexus/eventgraph/canonicaljson"
 )
-
-func TestRequiredSigners(t *testing.T) {
-	t.Parallel()
-	a, b := testKey(1), testKey(2)
-	onBoth := fmt.Sprintf(`{"membership":"join","join_authorised_via_users_server":%q}`, user("bob", b))
-	onSelf := fmt.Sprintf(`{"membership":"join","join_authorised_via_users_server":%q}`, user("carol", a))
-	for _, c := range []struct {
-		name, versions, typ, content string
-		want                         []ServerName
-	}{
-		{"message", "3 12", "m.room.message", onBoth, []ServerName{a.Server}},
-		{"join", "3 12", "m.room.member", `{"membership":"join"}`, []ServerName{a.Server}},
-		{"restricted join", "8 9 12", "m.room.member", onBoth, []ServerName{a.Server, b.Server}},
-		{"before restricted joins", "3 7", "m.room.member", onBoth, []ServerName{a.Server}},
-		{"restricted join by its own server", "8 12", "m.room.member", onSelf, []ServerName{a.Server}},
-		{"third-party invite", "3 12", "m.room.member", `{"membership":"invite","third_party_invite":{"signed":{}}}`, nil},
-		{"join with a third-party invite", "3 12", "m.room.member", `{"membership":"join","third_party_invite":{"signed":{}}}`, []ServerName{a.Server}},
-		{"message with a third-party invite", "3 12", "m.room.message", `{"membership":"invite","third_party_invite":{}}`, []ServerName{a.Server}},
-	} {
-		for _, v := range strings.Fields(c.versions) {
-			d := draft(RoomVersion(v), c.typ, c.content, a)
-			d.StateKey = pointer(string(d.Sender))
-			if got := mustBuild(t, RoomVersion(v), d, a).RequiredSigners(); !slices.Equal(got, c.want) {
-				t.Errorf("%s, version %s: %v, want %v", c.name, v, got, c.want)
-			}
-		}
-	}
-}
 
 // ringFunc answers for one key ID after another.
 type ringFunc func(server ServerName, id KeyID, ts int64, strict bool) (ed25519.PublicKey, error)
@@ -47,6 +16,7 @@ func (f ringFunc) Key(server ServerName, id KeyID, ts int64, strict bool) (ed255
 	return f(server, id, ts, strict)
 }
 
+// TestVerifySignatures: what a KeyRing is asked, and what becomes of its answers. Vectors hold the rest.
 func TestVerifySignatures(t *testing.T) {
 	t.Parallel()
 	a, b := testKey(1), testKey(2)
@@ -71,8 +41,6 @@ func TestVerifySignatures(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	wrongSecond := tamper(t, byThree, a.Server, a2.ID)
-	badUser := draft("12", "m.room.member", `{"membership":"join","join_authorised_via_users_server":"bob"}`, a)
 	broken := errors.New("disk on fire")
 
 	unknown := func(known ...SigningKey) KeyRing { return testRing(known) }
@@ -90,9 +58,7 @@ func TestVerifySignatures(t *testing.T) {
 		ring KeyRing
 		want error
 	}{
-		{"both", byBoth, unknown(a, b), nil},
 		{"both, redacted", byBoth.Redact(), unknown(a, b), nil},
-		{"the second missing", byA, unknown(a, b), ErrSignature},
 		{"the second's key unknown", byBoth, unknown(a), ErrKeyUnknown},
 		{"the second's document too old", byBoth, answer(b.ID, ErrKeyNotValid, a), ErrKeyNotValid},
 		{"the second's key expired", byBoth, answer(b.ID, fmt.Errorf("expired: %w", ErrSignature), a), ErrSignature},
@@ -100,14 +66,8 @@ func TestVerifySignatures(t *testing.T) {
 		{"another key under that ID", byBoth, ringFunc(func(ServerName, KeyID, int64, bool) (ed25519.PublicKey, error) {
 			return other.Private.Public().(ed25519.PublicKey), nil
 		}), ErrSignature},
-		{"two of one server", byThree, unknown(a, a2, b), nil},
 		{"two of one server, one unknown", byThree, unknown(a2, b), nil},
 		{"two of one server, one expired", byThree, answer(a.ID, ErrSignature, a2, b), nil},
-		{"two of one server, one wrong", wrongSecond, unknown(a, a2, b), ErrSignature},
-		{"two of one server, one wrong and unknown", wrongSecond, unknown(a, b), nil},
-		{"the wrong signature", tamper(t, byBoth, a.Server, a.ID), unknown(a, b), ErrSignature},
-		{"authorised by nobody", mustBuild(t, "12", badUser, a), unknown(a, b), ErrSignature},
-		{"authorised by nobody, before restricted joins", mustBuild(t, "7", draft("7", "m.room.member", `{"join_authorised_via_users_server":"bob"}`, a), a), unknown(a), nil},
 	} {
 		if err := c.e.VerifySignatures(c.ring); (c.want == nil) != (err == nil) || !errors.Is(err, c.want) {
 			t.Errorf("%s: %v, want %v", c.name, err, c.want)
@@ -131,73 +91,17 @@ func TestVerifySignatures(t *testing.T) {
 	}
 }
 
-// tamper exchanges a signature for that of another key.
-func tamper(t *testing.T, e *Event, server ServerName, id KeyID) *Event {
-	t.Helper()
-	var members map[string]any
-	if err := json.Unmarshal(e.Raw(), &members); err != nil {
-		t.Fatal(err)
-	}
-	wrong := encodeBase64(ed25519.Sign(testKey(99).Private, []byte("x")))
-	members["signatures"].(map[string]any)[string(server)].(map[string]any)[string(id)] = wrong
-	members["signatures"].(map[string]any)[string(server)].(map[string]any)["other:1"] = "x"
-	changed, err := ParseEvent(e.Version(), must(canonicaljson.Marshal(members)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return changed
-}
-
-func TestSignatureBounds(t *testing.T) {
-	t.Parallel()
-	k := testKey(1)
-	e := mustBuild(t, "12", draft("12", "m.room.message", `{}`, k), k)
-	for i := range maxSignaturesPerServer {
-		if err := e.VerifySignatures(testRing{k}); err != nil {
-			t.Fatalf("%d signatures: %v", i+1, err)
-		}
-		more := testKey(byte(10 + i))
-		more.Server = k.Server
-		e = must(e.WithSignature(more))
-	}
-	if err := e.VerifySignatures(testRing{k}); !errors.Is(err, ErrSignature) {
-		t.Errorf("%d signatures: %v", maxSignaturesPerServer+1, err)
-	}
-}
-
-func TestVerifyJSON(t *testing.T) {
+func TestSignJSON(t *testing.T) {
 	t.Parallel()
 	a, b := testKey(1), testKey(2)
-	public := a.Private.Public().(ed25519.PublicKey)
 	signed := must(SignJSON([]byte(`{"x":1,"unsigned":{"y":2},"signatures":{"old":{"ed25519:1":"x"}}}`), a))
 	signed = must(SignJSON(signed, b))
 	if !strings.Contains(string(signed), `"old":{"ed25519:1":"x"}`) || !strings.Contains(string(signed), `"unsigned":{"y":2}`) {
 		t.Errorf("signing lost members: %s", signed)
 	}
-	replace := func(old, new string) []byte { return []byte(strings.Replace(string(signed), old, new, 1)) }
-	for _, c := range []struct {
-		name   string
-		object []byte
-		server ServerName
-		id     KeyID
-		key    ed25519.PublicKey
-		ok     bool
-	}{
-		{"as signed", signed, a.Server, a.ID, public, true},
-		{"unsigned changed", replace(`"y":2`, `"y":3`), a.Server, a.ID, public, true},
-		{"a member changed", replace(`"x":1`, `"x":2`), a.Server, a.ID, public, false},
-		{"a member more", replace(`"x":1`, `"w":2,"x":1`), a.Server, a.ID, public, false},
-		{"of another server", signed, "old", a.ID, public, false},
-		{"under another key ID", signed, a.Server, b.ID, public, false},
-		{"by another key", signed, a.Server, a.ID, b.Private.Public().(ed25519.PublicKey), false},
-		{"with a key of wrong length", signed, a.Server, a.ID, public[:31], false},
-		{"not JSON", []byte("{"), a.Server, a.ID, public, false},
-		{"no object", []byte("[]"), a.Server, a.ID, public, false},
-		{"repeated members", replace(`"x":1`, `"x":1,"x":1`), a.Server, a.ID, public, false},
-	} {
-		err := VerifyJSON(c.object, c.server, c.id, c.key)
-		if (err == nil) != c.ok || err != nil && !errors.Is(err, ErrSignature) {
-			t.Errorf("%s: %v", c.name, err)
+	for _, k := range []SigningKey{a, b} {
+		if err := VerifyJSON(signed, k.Server, k.ID, public(k)); err != nil {
+			t.Errorf("signed by %s: %v", k.Server, err)
 		}
 	}
 	for _, bad := range []string{"", "[]", `{"signatures":1}`, `{"signatures":{` + `"` + string(a.Server) + `":1}}`, `{"x":0.5}`} {

@@ -12,136 +12,21 @@ import (
 	"testing"
 )
 
-// TestSpecExamples: appendices, Canonical JSON, Examples. The last one there, {"a":-0,"b":1e10}, is not among
-// them: room versions from 6 on refuse it, and those before keep the literals.
-func TestSpecExamples(t *testing.T) {
+func TestAppendString(t *testing.T) {
 	t.Parallel()
-	for in, want := range map[string]string{
-		`{}`: `{}`,
-		`{
-    "one": 1,
-    "two": "Two"
-}`: `{"one":1,"two":"Two"}`,
-		`{
-    "b": "2",
-    "a": "1"
-}`: `{"a":"1","b":"2"}`,
-		`{"b":"2","a":"1"}`: `{"a":"1","b":"2"}`,
-		`{
-    "auth": {
-        "success": true,
-        "mxid": "@john.doe:example.com",
-        "profile": {
-            "display_name": "John Doe",
-            "three_pids": [
-                {
-                    "medium": "email",
-                    "address": "john.doe@example.org"
-                },
-                {
-                    "medium": "msisdn",
-                    "address": "123456789"
-                }
-            ]
-        }
-    }
-}`: `{"auth":{"mxid":"@john.doe:example.com","profile":{"display_name":"John Doe","three_pids":[{"address":"john.doe@example.org","medium":"email"},{"address":"123456789","medium":"msisdn"}]},"success":true}}`,
-		`{"a": "日本語"}`:        `{"a":"日本語"}`,
-		`{"本": 2, "日": 1}`:    `{"日":1,"本":2}`,
-		`{"a": "\u65E5"}`:     `{"a":"日"}`,
-		`{"a": null}`:         `{"a":null}`,
-		` [ 1 , true,false ]`: `[1,true,false]`,
-	} {
-		for _, rules := range []Rules{Strict, Lenient} {
-			got, err := Canonicalize([]byte(in), rules)
-			if err != nil || string(got) != want {
-				t.Errorf("%s: %s, %v, want %s", in, got, err, want)
-			}
-		}
-	}
-}
-
-func TestStrings(t *testing.T) {
-	t.Parallel()
-	for in, want := range map[string]string{
-		`"\b\t\n\f\r\"\\\/"`: `"\b\t\n\f\r\"\\/"`,
-		`"\u0008\u0009\u000A\u000c\u000D\u0022\u005C\u002F"`: `"\b\t\n\f\r\"\\/"`,
-		`"\u0000\u0007\u000B\u000e\u001F\u007f"`:             `"\u0000\u0007\u000b\u000e\u001f` + "\x7f" + `"`,
-		`"\u2028\u2029\u003c&>"`:                             "\"\u2028\u2029<&>\"",
-		`"\ud83d\ude00😀"`:                                    `"😀😀"`,
-		`"\uD83D\uDE00\uffff\ufffd"`:                         "\"😀\uffff\ufffd\"",
-		"\"\xef\xbf\xbd\"":                                   "\"\ufffd\"",
-	} {
-		got, err := Canonicalize([]byte(in), Strict)
-		if err != nil || string(got) != want {
-			t.Errorf("%s: %s, %v, want %s", in, got, err, want)
-			continue
-		}
-		s, ok := String(got)
-		var decoded string
-		if err := json.Unmarshal(got, &decoded); err != nil || !ok || s != decoded {
-			t.Errorf("%s: String gives %q, encoding/json %q (%v)", got, s, decoded, err)
-		}
-		if again := AppendString(nil, s); !bytes.Equal(again, got) {
-			t.Errorf("AppendString(%q) = %s, want %s", s, again, got)
-		}
-	}
 	if got := AppendString(nil, "a\xffb\xed\xa0\x80"); string(got) != "\"a\ufffdb\ufffd\ufffd\ufffd\"" {
 		t.Errorf("invalid UTF-8 becomes %q", got)
 	}
 }
 
-// TestKeyOrder: by code point, not by UTF-16 unit, and by what an escape stands for.
-func TestKeyOrder(t *testing.T) {
-	t.Parallel()
-	in := `{"😀":1,"\uffff":2,"é":3,"\\":4,"z":5,"\"":6,"\n":7,"":8,"aa":9,"a":10,"A":11,"\u0001":12,"]":13,"\u007f":14}`
-	want := `{"":8,"\u0001":12,"\n":7,"\"":6,"A":11,"\\":4,"]":13,"a":10,"aa":9,"z":5,"` + "\x7f" + `":14,"é":3,"` + "\uffff" + `":2,"😀":1}`
-	got, err := Canonicalize([]byte(in), Strict)
-	if err != nil || string(got) != want {
-		t.Errorf("%s, %v\nwant %s", got, err, want)
-	}
-}
-
-func TestRefused(t *testing.T) {
-	t.Parallel()
-	for _, in := range []string{
-		"", " ", "{", "}", "[", "]", `"`, "nul", "nulL", "True", "tru", "falsy", "undefined", "NaN", "Infinity", "'a'", "{}{}", "[] []", "1 2", "1,", "\x00", "\ufeff{}",
-		"[1,]", "[,1]", "[1 2]", "[1", "[1,", `{"a"}`, `{"a":}`, `{"a":1,}`, `{,"a":1}`, `{a:1}`, `{1:1}`, `{"a":1 "b":2}`, `{"a" 1}`, `{"a":1`, `{"a":1]`, `[1}`, `{"a":1,"b"`,
-		"01", "-", "+1", "-01", "00", ".5", "5.", "1e", "1e+", "1.e1", "0x1", "1_000", "--1",
-		`"\x"`, `"\u12"`, `"\u12g4"`, `"\`, `"\u`, "\"\x01\"", "\"\n\"", "\"\x1f\"", `"abc`, "\"\xff\"", "\"\xc0\x80\"", "\"\xed\xa0\x80\"", "\"\xf4\x90\x80\x80\"", "\"\xe6\x97\"",
-		`"\ud800"`, `"\udc00"`, `"\ud800x"`, `"\ud800\u0041"`, `"\ud800\ud800"`, `"\udc00\ud800"`, `"\ud83d\`, `"\ud83d\u`, `{"\ud800":1}`,
-		`{"a":1,"a":1}`, `{"a":1,"b":2,"a":3}`, `{"b":1,"a":2,"b":3}`, `{"a":1,"\u0061":2}`, `[{"x":{"a":1,"a":1}}]`, `{"\n":1,"\u000a":2}`,
-		strings.Repeat("[", maxDepth+2) + strings.Repeat("]", maxDepth+2), strings.Repeat("[", 1_000_000), strings.Repeat(`{"a":`, 1_000_000),
-		"// x\n1", "/**/1", "1 // x",
-	} {
-		for _, rules := range []Rules{Strict, Lenient} {
-			if got, err := Canonicalize([]byte(in), rules); err == nil || !errors.Is(err, ErrSyntax) {
-				t.Errorf("%.60q: %s, %v", in, got, err)
-			}
-		}
-	}
-	if _, err := Canonicalize([]byte(strings.Repeat("[", maxDepth+1)+strings.Repeat("]", maxDepth+1)), Strict); err != nil {
-		t.Errorf("%d levels: %v", maxDepth, err)
-	}
-}
-
-func TestNumbers(t *testing.T) {
+func TestIntegers(t *testing.T) {
 	t.Parallel()
 	for _, n := range []string{"0", "1", "-1", "10", "9007199254740991", "-9007199254740991"} {
-		if got, err := Canonicalize([]byte(n), Strict); err != nil || string(got) != n {
-			t.Errorf("%s: %s, %v", n, got, err)
-		}
 		if i, ok := Int([]byte(n)); !ok || fmt.Sprint(i) != n {
 			t.Errorf("Int(%s) = %d, %v", n, i, ok)
 		}
 	}
 	for _, n := range []string{"-0", "0.0", "1.0", "1e1", "1E0", "1e10", "-0.5", "9007199254740992", "-9007199254740992", "9223372036854775808", "100000000000000000000", "1e400"} {
-		if got, err := Canonicalize([]byte(n), Strict); err == nil {
-			t.Errorf("strict: %s: %s", n, got)
-		}
-		if got, err := Canonicalize([]byte(`{"b":`+n+`,"a":1}`), Lenient); err != nil || string(got) != `{"a":1,"b":`+n+`}` {
-			t.Errorf("lenient: %s: %s, %v", n, got, err)
-		}
 		if i, ok := Int([]byte(n)); ok {
 			t.Errorf("Int(%s) = %d", n, i)
 		}

@@ -51,7 +51,7 @@ def keys():
         return vectors[-1]
 
     # --- certificates ---
-    spec = "ARCHITECTURE.md, certificates"
+    spec = "eventgraph, Certificate"
     cert = lambda rule, name, reason, expect, c: add(rule, "certificate: " + name, reason, expect, spec, certificate=c)
     d = certified(device, 1000)
     make = lambda *signers, **changes: certificate(identity, *[changes.pop(k, v) for k, v in (("seq", 1), ("devices", [d]))], *signers, **changes)
@@ -103,7 +103,7 @@ def keys():
         add("two-under-one-seq", "in both alike" if ok else "in both, revoked in one", "of two certificates under one seq counts what both say", "accept" if ok else "refuse", spec, certificate=two, other_certificate=other, peer_id=key.peer, ts=600 if key is gone else 1000)
 
     # --- key documents ---
-    spec = "SS API, Publishing Keys; ARCHITECTURE.md, key documents"
+    spec = "SS API, Publishing Keys; eventgraph, KeyDocument"
     doc = lambda rule, name, reason, expect, d: add(rule, "document: " + name, reason, expect, spec, document=d)
     c = certificate(identity, 1, [d])
     whole = lambda **more: document(identity.server, [device], 5, **{"cert": c, **more})
@@ -156,7 +156,7 @@ def keys():
     plain = document(alone.server, [alone.as_(alone.server, "ed25519:auto")], NOW + 7 * DAY)
 
     def key(rule, name, reason, expect, d, id, ts, strict, k=None):
-        v = add(rule, name, reason, expect, "SS API, Publishing Keys; room version 5, Signing key validity period; ARCHITECTURE.md, certificates", document=d, key_id=id, ts=ts, strict=int(strict))
+        v = add(rule, name, reason, expect, "SS API, Publishing Keys; room version 5, Signing key validity period; eventgraph, Certificate", document=d, key_id=id, ts=ts, strict=int(strict))
         v["input"]["strict"] = strict
         if expect == "accept":
             v["result"] = {"key": b64(k.public)}
@@ -196,7 +196,7 @@ def keys():
 
     for name, d, k, ts, ok in [("device", full, device, NOW, True), ("device, document too old", full, device, NOW + 8 * DAY, False), ("identity", full, identity, NOW, True), ("identity not listed", away, identity, NOW, True),
                                ("revoked", full, gone, NOW, False), ("future", full, later, NOW, False), ("old but never certified", full, stranger.device, NOW, False), ("alone", plain, alone, NOW, True), ("another", plain, device, NOW, False)]:
-        add("peer-speaks", name, "a peer speaks for the name if it is the identity key or certified at that time, and the document is valid", "accept" if ok else "refuse", "ARCHITECTURE.md, certificates", document=d, peer_id=k.peer, ts=ts)
+        add("peer-speaks", name, "a peer speaks for the name if it is the identity key or certified at that time, and the document is valid", "accept" if ok else "refuse", "eventgraph, Certificate", document=d, peer_id=k.peer, ts=ts)
     return "keys", "Certificates and key documents: which are well-formed, and which key counts when.", [k.described() for k in (identity, device, gone, later, alone, stranger.identity, stranger.device)], vectors
 
 

@@ -93,7 +93,7 @@ def identifiers():
     row("key_id", "key-length", "129 bytes", "ed25519:" + "a" * 121, False, "at most 128 bytes", "plexus: the spec has no limit; its own IDs have 60 bytes")
 
     # Names of plexus' servers: keys.
-    spelling = "ARCHITECTURE.md, names: one spelling, CIDv1 libp2p-key in base36"
+    spelling = "eventgraph, ServerName: one spelling, CIDv1 libp2p-key in base36"
     cid = lambda b: "k" + base36(b)
     changed = lambda i, b: cid(raw[:i] + bytes([b]) + raw[i + 1:])
     row("server_name", "name-spelling", "a key", name, True, "the one spelling", spelling)
@@ -129,7 +129,7 @@ def identifiers():
             row("server_name", "name-point", f"p + {y}", server_name(p), False, "another spelling of a point: y is not reduced", point)
     assert decode_point((2).to_bytes(32, "little")) is None
     row("server_name", "name-point", "y = 2", server_name((2).to_bytes(32, "little")), False, "not on the curve", point)
-    zone = "ARCHITECTURE.md, names: a DNS zone behind the key's label"
+    zone = "eventgraph, ServerName: a DNS zone behind the key's label"
     for n, value in [("one label", ".org"), ("two labels", ".example.org"), ("digits and hyphens", ".x1.a-b.c"), ("63 characters", "." + "a" * 63 + "." + "b" * 63)]:
         row("server_name", "name-zone", n, name + value, True, "labels of a DNS name in lower case", zone)
     for n, value, reason in [("empty", ".", "an empty label"), ("empty label", ".a..b", "an empty label"), ("point at the end", ".org.", "an empty label"), ("upper case", ".Example.org", "another spelling"),

@@ -116,7 +116,7 @@ def signatures():
     add(rule, "after it, beside one that counts", "signatures of expired keys are skipped", "accept", mine(device, n.identity.as_(n.identity.server, "ed25519:old"), origin_server_ts=TS + 1), documents=[full])
     add(rule, "after it and wrong, beside one that counts", "signatures of expired keys are skipped", "accept",
         lambda v: with_signature(v, mine(device, origin_server_ts=TS + 1)(v), n.identity.server, "ed25519:old", b64(bytes(64))), documents=[full])
-    rule, own = "certified-key", "ARCHITECTURE.md, certificates"
+    rule, own = "certified-key", "eventgraph, Certificate"
     add(rule, "device", "a certified device signs", "accept", mine(device), documents=[full], spec=own)
     add(rule, "device, before it was certified", "from_ts is later", "refuse", mine(device, origin_server_ts=TS - DAY - 1), documents=[full], spec=own)
     add(rule, "revoked device, before", "before revoked_ts", "accept", mine(gone, origin_server_ts=TS - 1), documents=[full], spec=own)
