@@ -44,6 +44,8 @@ func CheckAuthEvents(e *eventgraph.Event, authEvents []*eventgraph.Event, reject
 	stateKey, isState := e.StateKey()
 	selected := selection(space[:0], traits, e.Type(), stateKey, isState, e.Sender(), e.Content())
 	state.events = state.space[:0]
+	// Of several rules that are broken the first of the page counts, whichever entry breaks it.
+	var broken struct{ unneeded, rejected, noCreate, room *Refused }
 	for _, id := range e.AuthEvents() {
 		a := byID(authEvents, id)
 		if a == nil {
@@ -51,24 +53,34 @@ func CheckAuthEvents(e *eventgraph.Event, authEvents []*eventgraph.Event, reject
 		}
 		tuple, isState := a.Tuple()
 		// 3.1
-		if state.at(tuple) != nil {
+		if isState && state.at(tuple) != nil {
 			return refuse(n.duplicate, "two auth events of type "+tuple.Type)
 		}
 		// 3.2
 		if !isState || !slices.Contains(selected, tuple) {
-			return refuse(n.unneeded, "an auth event that such an event does not need, of type "+a.Type())
+			broken.unneeded = refuse(n.unneeded, "an auth event that such an event does not need, of type "+a.Type())
 		}
 		// 3.3
 		if rejected != nil && rejected(id) {
-			return refuse(n.rejected, "a rejected auth event, "+string(id))
+			broken.rejected = refuse(n.rejected, "a rejected auth event, "+string(id))
 		}
 		// 3.5
 		if a.RoomID() != e.RoomID() {
-			return refuse(n.room, "an auth event of another room")
+			broken.room = refuse(n.room, "an auth event of another room")
 		}
-		state.events = append(state.events, a)
+		if isState {
+			state.events = append(state.events, a)
+		}
 	}
-	// Before version 12, rule 2.4 is Check's: there is no create event in this state.
+	// Before version 12, rule 2.4.
+	if !traits.RoomIDFromCreate && state.at(tupleCreate) == nil {
+		broken.noCreate = refuse(n.noCreate, "no create event among the auth events")
+	}
+	for _, refused := range []*Refused{broken.unneeded, broken.rejected, broken.noCreate, broken.room} {
+		if refused != nil {
+			return refused
+		}
+	}
 	return Check(e, state)
 }
 
