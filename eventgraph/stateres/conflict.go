@@ -3,12 +3,26 @@ package stateres
 import (
 	"cmp"
 	"errors"
+	"fmt"
 	"slices"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
 )
 
-// findConflicts fills in conflicted and full.
+// conflict is a tuple on which the states differ.
+type conflict struct {
+	tuple  eventgraph.StateTuple
+	first  eventgraph.EventID // what the first state has there, "" for nothing; likewise each state that is not in others
+	others []stateEvent
+}
+
+// stateEvent is what a state has at a tuple.
+type stateEvent struct {
+	state int
+	id    eventgraph.EventID
+}
+
+// findConflicts fills in conflicts, walked and full.
 func (r *resolver) findConflicts() error {
 	if err := r.diff(); err != nil {
 		return err
@@ -17,19 +31,17 @@ func (r *resolver) findConflicts() error {
 	if err != nil {
 		return err
 	}
-	reached, err := r.walkChains()
-	if err != nil {
+	if err := r.walk(set); err != nil {
 		return err
 	}
-
 	r.full = set
 	for _, n := range set {
 		n.full = true
 	}
 	if r.traits.StateResolutionV21 {
-		r.addSubgraph(set, reached)
+		r.addSubgraph()
 	}
-	if err := r.addAuthDifference(reached); err != nil {
+	if err := r.addAuthDifference(); err != nil {
 		return err
 	}
 	slices.SortFunc(r.full, byID)
@@ -38,17 +50,19 @@ func (r *resolver) findConflicts() error {
 
 func byID(a, b *node) int { return cmp.Compare(a.ID(), b.ID()) }
 
-// diff compares every state with the first. A tuple on which none of them differs is unconflicted.
+// diff compares every state with the first. A tuple on which none of them differs is unconflicted. What is kept is as
+// much as they differ, not every state's event at every tuple.
 func (r *resolver) diff() error {
-	r.conflicted = make(map[eventgraph.StateTuple][]eventgraph.EventID)
 	for i := 1; i < len(r.states); i++ {
-		err := eventgraph.Diff(r.nodes, r.states[0], r.states[i], func(d eventgraph.Difference) error {
-			row := r.conflicted[d.Tuple]
-			if row == nil {
-				row = slices.Repeat([]eventgraph.EventID{d.A}, len(r.states))
-				r.conflicted[d.Tuple] = row
+		err := r.base.Diff(r.states[i], func(d eventgraph.Difference) error {
+			at, ok := r.conflicted[d.Tuple]
+			if !ok {
+				at = len(r.conflicts)
+				r.conflicted[d.Tuple] = at
+				r.conflicts = append(r.conflicts, conflict{tuple: d.Tuple, first: d.A})
 			}
-			row[i] = d.B
+			c := &r.conflicts[at]
+			c.others = append(c.others, stateEvent{i, d.B})
 			return nil
 		})
 		if err != nil {
@@ -58,137 +72,225 @@ func (r *resolver) diff() error {
 	return nil
 }
 
-// conflictedStateSet reads the events of conflicted.
+// conflictedStateSet reads the events of conflicts.
 func (r *resolver) conflictedStateSet() ([]*node, error) {
 	var set []*node
-	for _, row := range r.conflicted {
-		for _, id := range row {
-			if id == "" {
+	read := func(id eventgraph.EventID) (*node, error) {
+		n, err := r.graph.node(id)
+		if err == nil && !n.conflicted {
+			n.conflicted = true
+			set = append(set, n)
+		}
+		return n, err
+	}
+	all := allStates(len(r.states))
+	rest := make(stateSet, len(all))
+	for _, c := range r.conflicts {
+		copy(rest, all)
+		for _, o := range c.others {
+			rest.remove(o.state)
+			if o.id == "" {
 				continue
 			}
-			n, err := r.node(id)
+			n, err := read(o.id)
 			if err != nil {
 				return nil, err
 			}
-			if !n.conflicted {
-				n.conflicted = true
-				set = append(set, n)
-			}
+			n.in.add(o.state)
 		}
+		if c.first == "" {
+			continue
+		}
+		n, err := read(c.first)
+		if err != nil {
+			return nil, err
+		}
+		n.in.union(rest)
 	}
-	slices.SortFunc(set, byID)
 	return set, nil
 }
 
-// walkChains counts for every event in how many states' full auth chains it is, as far as it is reached from conflicted
-// state, and returns all that are in any.
-func (r *resolver) walkChains() ([]*node, error) {
-	var reached []*node
-	for i := range r.states {
-		walk := i + 1 // 0: never walked
-		var stack []*node
-		for _, row := range r.conflicted {
-			if row[i] != "" {
-				stack = append(stack, r.known[row[i]])
-			}
+// walk goes down the auth chains of the conflicted state set and finds of each event in which states' full auth chains it is, as
+// far as conflicted state leads to it. Greater heights come first: so whatever cites an event has been passed before
+// it, and what is known of it then is all.
+//
+// It ends when it has passed the conflicted state set, and all that is left is in the chain of every state; so is all below
+// that. Of the full conflicted set nothing lies deeper, and no path between two of it.
+func (r *resolver) walk(set []*node) error {
+	all := allStates(len(r.states))
+	waiting := len(set) // how many of queue must be passed
+	var queue highest
+	for _, n := range set {
+		n.queued = true
+		queue.push(n)
+	}
+	reached := make(stateSet, len(all))
+	for waiting > 0 {
+		n := queue.pop()
+		r.walked = append(r.walked, n)
+		if n.conflicted || !n.shared {
+			waiting--
 		}
-		for len(stack) > 0 {
-			n := stack[len(stack)-1]
-			stack = stack[:len(stack)-1]
-			auth, err := r.auth(n)
-			if err != nil {
-				return nil, err
+		if err := r.graph.link(n); err != nil {
+			return err
+		}
+		copy(reached, n.in)
+		reached.union(n.chain)
+		for _, a := range n.auth {
+			if !a.queued {
+				a.queued = true
+				queue.push(a)
+				waiting++
 			}
-			for _, a := range auth {
-				if a.walk == walk {
-					continue
-				}
-				a.walk = walk
-				if a.chains++; a.chains == 1 {
-					reached = append(reached, a)
-				}
-				stack = append(stack, a)
+			if a.shared {
+				continue
+			}
+			a.chain.union(reached)
+			if a.shared = slices.Equal(a.chain, all); a.shared && !a.conflicted {
+				waiting--
 			}
 		}
 	}
-	return reached, nil
+	return nil
+}
+
+// highest is a heap of nodes, the one of the greatest height on top.
+type highest []*node
+
+func (q *highest) push(n *node) {
+	h := append(*q, n)
+	i := len(h) - 1
+	for i > 0 {
+		up := (i - 1) / 2
+		if h[up].Height >= n.Height {
+			break
+		}
+		h[i] = h[up]
+		i = up
+	}
+	h[i] = n
+	*q = h
+}
+
+func (q *highest) pop() *node {
+	h := *q
+	top, last := h[0], h[len(h)-1]
+	h = h[:len(h)-1]
+	*q = h
+	if len(h) == 0 {
+		return top
+	}
+	i := 0
+	for {
+		down := 2*i + 1
+		if down >= len(h) {
+			break
+		}
+		if down+1 < len(h) && h[down+1].Height > h[down].Height {
+			down++
+		}
+		if last.Height >= h[down].Height {
+			break
+		}
+		h[i] = h[down]
+		i = down
+	}
+	h[i] = last
+	return top
 }
 
 // addSubgraph adds the conflicted state subgraph (version 2.1): the events on the paths from one conflicted event to
-// another. All of reached are ends of paths from a conflicted event; those from which a path leads to another are found
-// backwards.
-func (r *resolver) addSubgraph(set, reached []*node) {
-	citedBy := make(map[*node][]*node)
-	for _, n := range reached {
-		for _, a := range n.auth {
-			citedBy[a] = append(citedBy[a], n)
+// another. A path from a conflicted event leads to all of walked; those from which one leads to another are found upwards.
+func (r *resolver) addSubgraph() {
+	for _, n := range slices.Backward(r.walked) {
+		n.leads = slices.ContainsFunc(n.auth, func(a *node) bool { return a.conflicted || a.leads })
+		if n.leads && !n.full {
+			n.full = true
+			r.full = append(r.full, n)
 		}
 	}
-	stack := slices.Clone(set)
-	for len(stack) > 0 {
-		n := stack[len(stack)-1]
-		stack = stack[:len(stack)-1]
-		for _, c := range citedBy[n] {
-			if !c.full {
-				c.full = true
-				r.full = append(r.full, c)
-				stack = append(stack, c)
-			}
-		}
+	for _, n := range r.walked {
+		n.leads = false
 	}
 }
 
 // addAuthDifference adds the events that are in some full auth chain but not in all.
-func (r *resolver) addAuthDifference(reached []*node) error {
-	candidates := make(map[eventgraph.EventID]*node)
-	for _, n := range reached {
-		if n.chains < len(r.states) && !n.full {
-			candidates[n.ID()] = n
+func (r *resolver) addAuthDifference() error {
+	var candidates []*node
+	for _, n := range r.walked {
+		if !n.shared && !n.full {
+			n.candidate = true
+			candidates = append(candidates, n)
 		}
 	}
 	if err := r.dropShared(candidates); err != nil {
 		return err
 	}
 	for _, n := range candidates {
-		n.full = true
-		r.full = append(r.full, n)
+		if n.candidate {
+			n.full = true
+			r.full = append(r.full, n)
+		}
 	}
 	return nil
 }
 
-// dropShared takes out of candidates what unconflicted state leads to, for that is in every full auth chain. Events read
-// on the way are not kept: a large room has many.
-func (r *resolver) dropShared(candidates map[eventgraph.EventID]*node) error {
-	if len(candidates) == 0 {
+// dropShared lets go of the candidates, given by falling height, that unconflicted state leads to, for these are in
+// every full auth chain. Only what is higher than the lowest can lead to one. Events read on the way are not kept: a
+// large room has many.
+func (r *resolver) dropShared(candidates []*node) error {
+	left := len(candidates)
+	if left == 0 {
 		return nil
 	}
+	lowest := candidates[left-1].Height
 	errDone := errors.New("no candidate left")
-	seen := make(map[eventgraph.EventID]struct{})
+	passed := make(map[eventgraph.EventID]struct{}) // of those not in known
 	var stack []eventgraph.EventID
 
-	err := r.base.Walk(func(tuple eventgraph.StateTuple, id eventgraph.EventID) error {
+	// pass looks at the auth events of an event.
+	pass := func(id eventgraph.EventID) error {
+		n := r.graph.known[id]
+		var held Held
+		switch {
+		case n == nil:
+			if _, ok := passed[id]; ok {
+				return nil
+			}
+			passed[id] = struct{}{}
+			var err error
+			if held, err = r.events.Event(id); err != nil {
+				return fmt.Errorf("resolving state: %w", err)
+			}
+		case n.passed || n.shared: // what an event in all the chains cites is in all the chains, so no candidate
+			return nil
+		default:
+			n.passed = true
+			held = n.Held
+		}
+		if held.Height <= lowest {
+			return nil
+		}
+		for _, a := range held.AuthEvents() {
+			if n := r.graph.known[a]; n != nil && n.candidate {
+				n.candidate = false
+				if left--; left == 0 {
+					return errDone
+				}
+			}
+			stack = append(stack, a)
+		}
+		return nil
+	}
+	err := r.base.WalkAbove(lowest, func(tuple eventgraph.StateTuple, id eventgraph.EventID) error {
 		if _, ok := r.conflicted[tuple]; ok {
 			return nil
 		}
 		for stack = append(stack, id); len(stack) > 0; {
 			id := stack[len(stack)-1]
 			stack = stack[:len(stack)-1]
-			auth, err := r.authIDs(id)
-			if err != nil {
+			if err := pass(id); err != nil {
 				return err
-			}
-			for _, a := range auth {
-				if _, ok := seen[a]; ok {
-					continue
-				}
-				seen[a] = struct{}{}
-				if delete(candidates, a); len(candidates) == 0 {
-					return errDone
-				}
-				// What an event in all the chains cites is in all the chains, so no candidate.
-				if n := r.known[a]; n == nil || n.chains < len(r.states) {
-					stack = append(stack, a)
-				}
 			}
 		}
 		return nil
@@ -197,15 +299,4 @@ func (r *resolver) dropShared(candidates map[eventgraph.EventID]*node) error {
 		return nil
 	}
 	return err
-}
-
-func (r *resolver) authIDs(id eventgraph.EventID) ([]eventgraph.EventID, error) {
-	if n := r.known[id]; n != nil {
-		return n.AuthEvents(), nil
-	}
-	e, err := r.events.Event(id)
-	if err != nil {
-		return nil, err
-	}
-	return e.AuthEvents(), nil
 }

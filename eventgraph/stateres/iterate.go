@@ -35,14 +35,23 @@ func (r *resolver) partial(t eventgraph.StateTuple) (*node, error) {
 	if r.traits.StateResolutionV21 {
 		return nil, nil
 	}
-	if _, ok := r.conflicted[t]; ok {
-		return nil, nil
+	if n, ok := r.under[t]; ok {
+		return n, nil
 	}
-	id, ok, err := r.base.Get(t)
-	if err != nil || !ok {
-		return nil, err
+	var n *node
+	if _, ok := r.conflicted[t]; !ok {
+		id, ok, err := r.base.Get(t)
+		if err != nil {
+			return nil, err
+		}
+		if ok {
+			if n, err = r.graph.node(id); err != nil {
+				return nil, err
+			}
+		}
 	}
-	return r.node(id)
+	r.under[t] = n
+	return n, nil
 }
 
 // stateFor is the state that an event is checked against: the partially resolved state, and where that has nothing,
@@ -55,13 +64,13 @@ type stateFor struct {
 func (s stateFor) Event(t eventgraph.StateTuple) (*eventgraph.Event, error) {
 	n, err := s.r.partial(t)
 	if n == nil && err == nil {
-		n, err = s.r.authEvent(s.n, t)
+		n, err = s.r.graph.authEvent(s.n, t)
 		if n != nil && n.Rejected {
 			n = nil
 		}
 	}
 	if n == nil && err == nil && t == tupleCreate && s.r.traits.RoomIDFromCreate {
-		n, err = s.r.node(auth.CreateOf(s.n.RoomID()))
+		n, err = s.r.createOf(s.n)
 	}
 	if n == nil || err != nil {
 		return nil, err

@@ -3,6 +3,7 @@ package stateres
 import (
 	"cmp"
 	"container/heap"
+	"math"
 	"slices"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
@@ -32,34 +33,24 @@ func isPowerEvent(n *node) bool {
 
 // powerEvents selects the set X of step 1: the power events of the full conflicted set, and what of that set is in
 // their auth chains. It marks them as ordered.
-func (r *resolver) powerEvents() ([]*node, error) {
-	var set, stack []*node
-	walk := len(r.states) + 1
-	for _, n := range r.full {
-		if isPowerEvent(n) {
-			n.walk = walk
-			stack = append(stack, n)
+func (r *resolver) powerEvents() []*node {
+	var set []*node
+	for _, n := range r.walked {
+		if n.full && isPowerEvent(n) {
+			n.powerful = true
 		}
-	}
-	for len(stack) > 0 {
-		n := stack[len(stack)-1]
-		stack = stack[:len(stack)-1]
+		if !n.powerful {
+			continue
+		}
 		if n.full {
 			n.ordered = true
 			set = append(set, n)
 		}
-		auth, err := r.auth(n)
-		if err != nil {
-			return nil, err
-		}
-		for _, a := range auth {
-			if a.walk != walk {
-				a.walk = walk
-				stack = append(stack, a)
-			}
+		for _, a := range n.auth {
+			a.powerful = true
 		}
 	}
-	return set, nil
+	return set
 }
 
 // byPower sorts into the reverse topological power ordering, with Kahn's algorithm.
@@ -67,48 +58,54 @@ func (r *resolver) powerEvents() ([]*node, error) {
 // The DAG is that of all auth events: two events of the set may also be tied by a path through events outside it. Those
 // outside events take part as silent vertices, passed as soon as they are free.
 func (r *resolver) byPower(set []*node) ([]*node, error) {
-	levels := make(map[*node]auth.PowerLevel, len(set))
 	for _, n := range set {
 		level, err := r.senderPower(n)
 		if err != nil {
 			return nil, err
 		}
-		levels[n] = level
+		n.level = level
 	}
-	free := &vertices{less: func(a, b *node) bool {
-		switch la, lb := levels[a], levels[b]; {
-		case la.Above(lb):
-			return true
-		case lb.Above(la):
-			return false
-		}
-		return byTime(a, b) < 0
-	}}
 
-	cites := r.tied(set)
+	tied := r.tied()
+	// Who cites whom: the citers of vertex v are citers[ends[v-1]:ends[v]]. Of each, how many auth events must come first.
+	waits := make([]int, len(tied)+1)
+	ends := make([]int, len(tied)+2)
+	edges := func(f func(citer, cited int)) {
+		for _, n := range tied {
+			for _, a := range n.auth {
+				if a.vertex > 0 {
+					f(n.vertex, a.vertex)
+				}
+			}
+		}
+	}
+	edges(func(citer, cited int) {
+		waits[citer]++
+		ends[cited+1]++
+	})
+	for v := range tied {
+		ends[v+2] += ends[v+1]
+	}
+	citers := make([]*node, ends[len(tied)+1])
+	edges(func(citer, cited int) {
+		citers[ends[cited]] = tied[citer-1]
+		ends[cited]++
+	})
+
+	free := &vertices{}
 	var silent []*node
 	release := func(n *node) {
-		if n.waits > 0 {
-			return
-		}
-		if n.ordered {
+		switch {
+		case waits[n.vertex] > 0:
+		case n.ordered:
 			heap.Push(free, n)
-		} else {
+		default:
 			silent = append(silent, n)
 		}
 	}
-	for n := range cites {
-		n.waits = 0
-	}
-	for _, citing := range cites {
-		for _, c := range citing {
-			c.waits++
-		}
-	}
-	for n := range cites {
+	for _, n := range tied {
 		release(n)
 	}
-
 	sorted := make([]*node, 0, len(set))
 	for len(silent) > 0 || free.Len() > 0 {
 		var n *node
@@ -119,50 +116,23 @@ func (r *resolver) byPower(set []*node) ([]*node, error) {
 			n = heap.Pop(free).(*node)
 			sorted = append(sorted, n)
 		}
-		for _, c := range cites[n] {
-			c.waits--
+		for _, c := range citers[ends[n.vertex-1]:ends[n.vertex]] {
+			waits[c.vertex]--
 			release(c)
 		}
 	}
 	return sorted, nil
 }
 
-// tied returns the vertices of the DAG that sorting set needs, each with those that cite it: the set, and
-// the events on paths between two of it. powerEvents has read the auth chains.
-func (r *resolver) tied(set []*node) map[*node][]*node {
-	// Who cites whom, in the auth chains of the set.
-	citedBy := make(map[*node][]*node)
-	walk := len(r.states) + 2
-	stack := slices.Clone(set)
-	for _, n := range set {
-		n.walk = walk
-	}
-	for len(stack) > 0 {
-		n := stack[len(stack)-1]
-		stack = stack[:len(stack)-1]
-		for _, a := range n.auth {
-			citedBy[a] = append(citedBy[a], n)
-			if a.walk != walk {
-				a.walk = walk
-				stack = append(stack, a)
-			}
-		}
-	}
-
-	// Of them those from which a path leads into the set.
-	vertices := make(map[*node][]*node, len(set))
-	for _, n := range set {
-		vertices[n] = citedBy[n]
-	}
-	stack = append(stack, set...)
-	for len(stack) > 0 {
-		n := stack[len(stack)-1]
-		stack = stack[:len(stack)-1]
-		for _, c := range citedBy[n] {
-			if _, ok := vertices[c]; !ok {
-				vertices[c] = citedBy[c]
-				stack = append(stack, c)
-			}
+// tied returns, and numbers, the vertices of the DAG that sorting needs: the set that powerEvents marked, and the events on
+// paths between two of it.
+func (r *resolver) tied() []*node {
+	var vertices []*node
+	for _, n := range slices.Backward(r.walked) {
+		n.leads = slices.ContainsFunc(n.auth, func(a *node) bool { return a.ordered || a.leads })
+		if n.ordered || n.powerful && n.leads {
+			vertices = append(vertices, n)
+			n.vertex = len(vertices)
 		}
 	}
 	return vertices
@@ -176,19 +146,27 @@ func byTime(a, b *node) int {
 	return byID(a, b)
 }
 
-// vertices is a heap of nodes.
-type vertices struct {
-	list []*node
-	less func(a, b *node) bool
+// vertices is a heap of nodes, in the order of the reverse topological power ordering.
+type vertices []*node
+
+func (v vertices) Len() int { return len(v) }
+
+func (v vertices) Less(i, j int) bool {
+	switch a, b := v[i], v[j]; {
+	case a.level.Above(b.level):
+		return true
+	case b.level.Above(a.level):
+		return false
+	default:
+		return byTime(a, b) < 0
+	}
 }
 
-func (v *vertices) Len() int           { return len(v.list) }
-func (v *vertices) Less(i, j int) bool { return v.less(v.list[i], v.list[j]) }
-func (v *vertices) Swap(i, j int)      { v.list[i], v.list[j] = v.list[j], v.list[i] }
-func (v *vertices) Push(n any)         { v.list = append(v.list, n.(*node)) }
+func (v vertices) Swap(i, j int) { v[i], v[j] = v[j], v[i] }
+func (v *vertices) Push(n any)   { *v = append(*v, n.(*node)) }
 func (v *vertices) Pop() any {
-	n := v.list[len(v.list)-1]
-	v.list = v.list[:len(v.list)-1]
+	n := (*v)[len(*v)-1]
+	*v = (*v)[:len(*v)-1]
 	return n
 }
 
@@ -206,10 +184,7 @@ func (r *resolver) senderPower(n *node) (power, error) {
 	if err != nil {
 		return power{}, err
 	}
-	levels, err := r.authEvent(n, tuplePower)
-	if err != nil {
-		return power{}, err
-	}
+	levels := n.power
 	key := powerKey{levels, create, n.Sender()}
 	if p, ok := r.levels[key]; ok {
 		return p, nil
@@ -223,12 +198,24 @@ func (r *resolver) senderPower(n *node) (power, error) {
 }
 
 // createOf is the create event that authorizes n: of its auth events, or from room version 12 that of the room's ID.
-// Nil if it has none, as the create event itself.
+// Nil if it has none, as the create event itself. n is linked.
 func (r *resolver) createOf(n *node) (*node, error) {
 	if !r.traits.RoomIDFromCreate {
-		return r.authEvent(n, tupleCreate)
+		for _, a := range n.auth {
+			if a.isCreate {
+				return a, nil
+			}
+		}
+		return nil, nil
 	}
-	return r.node(auth.CreateOf(n.RoomID()))
+	if r.create == nil || r.room != n.RoomID() {
+		create, err := r.graph.node(auth.CreateOf(n.RoomID()))
+		if err != nil {
+			return nil, err
+		}
+		r.room, r.create = n.RoomID(), create
+	}
+	return r.create, nil
 }
 
 // pair is a state of at most two events.
@@ -250,39 +237,18 @@ func (r *resolver) byMainline(list []*node) ([]*node, error) {
 	if err != nil {
 		return nil, err
 	}
-	position := make(map[*node]int) // of power level events: where the first of them and theirs stands in the mainline
-	length := 0
-	for p := levels; p != nil; length++ {
-		position[p] = length
-		if p, err = r.authEvent(p, tuplePower); err != nil {
-			return nil, err
-		}
+	if levels == nil { // all are at infinity
+		slices.SortFunc(list, byTime)
+		return list, nil
 	}
-
-	infinite := length // greater than every position
+	m := mainline{&r.graph, levels}
+	levels.position = 1
 	of := make(map[*node]int, len(list))
 	for _, n := range list {
-		var passed []*node
-		p, err := r.authEvent(n, tuplePower)
-		for p != nil && err == nil {
-			if _, ok := position[p]; ok {
-				break
-			}
-			passed = append(passed, p)
-			p, err = r.authEvent(p, tuplePower)
-		}
-		if err != nil {
+		if of[n], err = m.position(n); err != nil {
 			return nil, err
 		}
-		of[n] = infinite
-		if p != nil {
-			of[n] = position[p]
-		}
-		for _, q := range passed {
-			position[q] = of[n]
-		}
 	}
-
 	slices.SortFunc(list, func(a, b *node) int {
 		if c := cmp.Compare(of[b], of[a]); c != 0 {
 			return c // the greater position comes first
@@ -290,4 +256,48 @@ func (r *resolver) byMainline(list []*node) ([]*node, error) {
 		return byTime(a, b)
 	})
 	return list, nil
+}
+
+// mainline is the mainline of some power levels as far down as it was needed.
+type mainline struct {
+	graph *graph
+	tail  *node // the last of it that is known
+}
+
+// infinite is the mainline position of what is based on nothing of the mainline.
+const infinite = math.MaxInt
+
+// position is the mainline position of n, plus 1.
+func (m *mainline) position(n *node) (int, error) {
+	var passed []*node
+	found := infinite
+	for {
+		if err := m.graph.link(n); err != nil {
+			return 0, err
+		}
+		if n = n.power; n == nil {
+			break
+		}
+		// Below the height of n, the mainline does not have n.
+		for m.tail.Height > n.Height {
+			if err := m.graph.link(m.tail); err != nil {
+				return 0, err
+			}
+			next := m.tail.power
+			if next == nil {
+				break
+			}
+			next.position = m.tail.position + 1
+			m.tail = next
+		}
+		if n.position > 0 {
+			found = n.position
+			break
+		}
+		passed = append(passed, n)
+	}
+	for _, p := range passed {
+		p.position = found
+	}
+	return found, nil
 }

@@ -1,0 +1,225 @@
+package stateres
+
+import (
+	"crypto/ed25519"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/eventgraph/auth"
+)
+
+const (
+	levelChanges = 500 // of power levels in the rooms of the benchmarks, each by another member, so that an auth chain is twice as long
+	forkedKeys   = 50  // that both forks change
+)
+
+// allowed sends an event and checks that the rules allow it after s.
+func (w *world) allowed(s state, format string, args ...any) {
+	w.t.Helper()
+	old := make(state)
+	line := fmt.Sprintf(format, args...)
+	e := w.send(s, line)
+	if tuple, ok := e.Tuple(); ok {
+		for _, id := range e.AuthEvents() {
+			t, _ := w.events[id].Tuple()
+			old[t] = id
+		}
+		old[where("m.room.create")] = w.id("create")
+		if err := auth.Check(e, checked{w, old}); err != nil {
+			w.t.Fatalf("%v: %s: %v", tuple, line, err)
+		}
+	}
+}
+
+// oldRoom is a public room with that many state entries. The power to change the power levels goes from hand to hand: each
+// change is made by a member who gives power to the next and lays down their own; every fiftieth by one of ten
+// lasting moderators, @s0 to @s9. Members join all along.
+func (w *world) oldRoom(entries int) state {
+	w.t.Helper()
+	s := w.begin()
+	ts := 10
+	join := func(user string) {
+		ts++
+		w.allowed(s, `@%d m.room.member @%s @%s {"membership":"join"}`, ts, user, user)
+	}
+	change := func(sender, next string) {
+		ts++
+		w.allowed(s, `@%d m.room.power_levels '' @%s %s`, ts, sender, w.moderators(next, ts))
+	}
+
+	for i := range 10 {
+		join(fmt.Sprintf("s%d", i))
+	}
+	change("alice", "h0")
+	for i := range levelChanges {
+		holder, next := fmt.Sprintf("h%d", i), fmt.Sprintf("h%d", i+1)
+		join(holder)
+		change(holder, next)
+		if i%50 == 49 {
+			change(fmt.Sprintf("s%d", i/50), next)
+		}
+		for members := (entries - len(s)) / (levelChanges - i); members > 0; members-- {
+			join(fmt.Sprintf("m%d", ts))
+		}
+	}
+	for len(s) < entries {
+		join(fmt.Sprintf("m%d", ts))
+	}
+	return s
+}
+
+// moderators is the content of power levels.
+func (w *world) moderators(holder string, n int) string {
+	users := ""
+	for i := range 10 {
+		users += fmt.Sprintf(`"@s%d":50,`, i)
+	}
+	return w.levels(fmt.Sprintf(`%s"@%s":50`, users, holder), fmt.Sprintf(`,"n":%d`, n))
+}
+
+// forks are two continuations of a room that change the same keys: notes, memberships, and the power levels.
+func (w *world) forks(s state) []state {
+	w.t.Helper()
+	members := make([]string, 0, len(s))
+	for tuple := range s {
+		if tuple.Type == "m.room.member" && tuple.Key[1] == 'm' {
+			members = append(members, strings.TrimSuffix(tuple.Key, ":a.example"))
+		}
+	}
+	slices.Sort(members)
+
+	var states []state
+	for fork := range 2 {
+		f := maps.Clone(s)
+		ts := 1_000_000 + fork
+		for i := range forkedKeys {
+			ts += 2
+			moderator := fmt.Sprintf("@s%d", (i+fork)%10)
+			member := members[i*len(members)/forkedKeys]
+			switch {
+			case i == forkedKeys/2:
+				w.allowed(f, `@%d m.room.power_levels '' %s %s`, ts, moderator, w.moderators(fmt.Sprintf("h%d", levelChanges), ts))
+			case i%2 == 0:
+				w.allowed(f, `@%d org.example.note note%d %s {"n":%d}`, ts, i, moderator, ts)
+			case i%4 == 1:
+				w.allowed(f, `@%d m.room.member @new%d @new%d {"membership":"join","n":%d}`, ts, i, i, ts)
+			case fork == 0:
+				w.allowed(f, `@%d m.room.member %s %s {"membership":"leave"}`, ts, member, moderator)
+			default:
+				w.allowed(f, `@%d m.room.member %s %s {"membership":"join","displayname":"%d"}`, ts, member, member, ts)
+			}
+		}
+		states = append(states, f)
+	}
+	return states
+}
+
+// BenchmarkResolveForks resolves two forks of a room. Of BenchmarkResolveForks/both each key is changed by both; of /one
+// by one of them, so that what it was before, as old as the room, is in conflict too. The metric "verifications" is the time as
+// a multiple of one ed25519 verification of 1 KiB, measured between the resolutions.
+func BenchmarkResolveForks(b *testing.B) {
+	for _, entries := range []int{10_000, 100_000} {
+		for _, v := range []eventgraph.RoomVersion{"11", "12"} {
+			var w *world
+			var both, one []eventgraph.Hash
+			build := func(b *testing.B) {
+				if w != nil {
+					return
+				}
+				w = newWorld(b, v)
+				s := w.oldRoom(entries)
+				states := w.forks(s)
+				both = []eventgraph.Hash{w.root(states[0]), w.root(states[1])}
+				// Every second key of the one, the others of the other.
+				i := 0
+				for tuple := range maps.Clone(states[0]) {
+					if states[0][tuple] == states[1][tuple] {
+						continue
+					}
+					back := states[i%2]
+					if id, ok := s[tuple]; ok {
+						back[tuple] = id
+					} else {
+						delete(back, tuple)
+					}
+					i++
+				}
+				one = []eventgraph.Hash{w.root(states[0]), w.root(states[1])}
+			}
+			b.Run(fmt.Sprintf("both/%d/v%s", entries, v), func(b *testing.B) { build(b); benchmarkResolve(b, w, both) })
+			b.Run(fmt.Sprintf("one/%d/v%s", entries, v), func(b *testing.B) { build(b); benchmarkResolve(b, w, one) })
+		}
+	}
+}
+
+func benchmarkResolve(b *testing.B, w *world, roots []eventgraph.Hash) {
+	message := make([]byte, 1024)
+	signature := ed25519.Sign(signer.Private, message)
+	public := signer.Private.Public().(ed25519.PublicKey)
+	var resolving, verifying []time.Duration
+
+	cache := &cachedEvents{events: make(map[eventgraph.EventID]Held, len(w.events))}
+	for id := range w.events {
+		cache.events[id], _ = w.Event(id)
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		start := time.Now()
+		if _, _, err := Resolve(w.version, roots, w, cache); err != nil {
+			b.Fatal(err)
+		}
+		resolving = append(resolving, time.Since(start))
+		b.StopTimer()
+		start = time.Now()
+		if !ed25519.Verify(public, message, signature) {
+			b.Fatal("not verified")
+		}
+		verifying = append(verifying, time.Since(start))
+		b.StartTimer()
+	}
+	slices.Sort(resolving)
+	slices.Sort(verifying)
+	verification := verifying[len(verifying)/2]
+	b.ReportMetric(float64(resolving[len(resolving)/2])/float64(verification), "verifications")
+	b.ReportMetric(float64(verification)/1000, "µs/verification")
+	b.ReportMetric(float64(cache.reads)/float64(b.N), "reads/op")
+}
+
+// cachedEvents is an EventReader that costs one lookup in a map.
+type cachedEvents struct {
+	events map[eventgraph.EventID]Held
+	reads  int
+}
+
+func (c *cachedEvents) Event(id eventgraph.EventID) (Held, error) {
+	held, ok := c.events[id]
+	if !ok {
+		return Held{}, errNoEvent
+	}
+	c.reads++
+	return held, nil
+}
+
+// BenchmarkResolveStates resolves many states, each with a note, a name and a member of its own on a room of 1,000 entries.
+func BenchmarkResolveStates(b *testing.B) {
+	for _, n := range []int{2, 20, 1000} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			w := newWorld(b, "12")
+			s := w.oldRoom(1000)
+			var roots []eventgraph.Hash
+			for i := range n {
+				f := maps.Clone(s)
+				w.allowed(f, `@%d m.room.name '' @s%d {"name":"%d"}`, 1_000_000+i, i%10, i)
+				w.allowed(f, `@%d org.example.note note%d @s%d {"n":%d}`, 1_000_000+i, i, i%10, i)
+				w.allowed(f, `@%d m.room.member @new%d @new%d {"membership":"join"}`, 1_000_000+i, i, i)
+				roots = append(roots, w.root(f))
+			}
+			benchmarkResolve(b, w, roots)
+		})
+	}
+}
