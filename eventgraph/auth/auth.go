@@ -133,7 +133,7 @@ func (c *check) event() *Refused {
 		return refuse(c.n.joined, "the sender is not joined")
 	}
 
-	// Rule 7.
+	// Rule 7, with 7.1 alone in its list.
 	sender := c.power(c.e.Sender())
 	if c.e.Type() == typeThirdParty {
 		if !sender.AtLeast(c.powerLevels().Invite) {
@@ -204,10 +204,11 @@ func (c *check) creation() *Refused {
 			}
 		}
 	}
+	// Otherwise, allow.
 	return nil
 }
 
-// aliases is rule 4 of versions 3 to 5.
+// aliases is rule 4 of versions 3 to 5: 4.1, 4.2, and otherwise 4.3.
 func (c *check) aliases() *Refused {
 	stateKey, isState := c.e.StateKey()
 	if !isState {

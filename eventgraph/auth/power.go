@@ -317,6 +317,7 @@ func (c *check) alteration(sender PowerLevel) *Refused {
 			return refuse(c.n.usersNew+".1", "users would have an entry above the sender's power level")
 		}
 	}
+	// The second rule 10.10 of the page: otherwise, allow.
 	return nil
 }
 
