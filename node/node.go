@@ -272,6 +272,7 @@ func (n *Node) Run(ctx context.Context) error {
 		n.serveHTTP(ctx, group, l, n.api.Handler())
 	}
 	n.serveHTTP(ctx, group, n.admin, n.adminHandler())
+	group.Go(func() error { collectTrieNodes(ctx, n.store, n.config.Now, n.log); return nil })
 	group.Go(n.writeNodeFile) // all listeners are open
 	defer os.Remove(filepath.Join(n.config.Dir, nodeFile))
 	err := group.Wait()
