@@ -383,6 +383,32 @@ func TestAttackForksOfTheBanned(t *testing.T) {
 	})
 }
 
+// Who has given up power and then sends power levels from before that, dated before it too: state resolution by itself would let them
+// come first (stateres, TestAttacks). Where the removal is known they are soft-failed, and come to nothing unless a server builds on
+// them that did not know it; then all resolve alike.
+func TestAttackPowerGivenUp(t *testing.T) {
+	underAttack(t, func(t *testing.T, version eventgraph.RoomVersion) {
+		a, b, alice, bob, room := shared(t, version)
+		a.setState(room, alice, "m.room.power_levels", "", a.levels(version, map[eventgraph.UserID]int{alice: 100, bob: 50}))
+		old := a.record(room).Forward
+		levels := func(users map[eventgraph.UserID]int) Draft {
+			return Draft{Room: room, Sender: bob, Type: "m.room.power_levels", StateKey: stateKey(""), Content: json.RawMessage(a.levels(version, users))}
+		}
+		given := b.lie(a, levels(map[eventgraph.UserID]int{alice: 100}), claim{depth: 10, ts: b.now, parents: old})
+		a.accept(given, Basis{Origin: b.Server()}, store.Accepted)
+		taken := b.lie(a, levels(map[eventgraph.UserID]int{alice: 100, bob: 50, b.user("mallory"): 50}), claim{depth: 10, ts: b.now.Add(-time.Hour), parents: old})
+		a.accept(taken, Basis{Origin: b.Server()}, store.SoftFailed)
+		on := claim{depth: 11, ts: b.now, parents: []eventgraph.EventID{given.ID()}}
+		a.accept(b.lie(a, levels(map[eventgraph.UserID]int{alice: 100, bob: 50}), on), Basis{Origin: b.Server()}, store.Rejected)
+		if e := a.current(room, "m.room.power_levels", ""); e.ID() != given.ID() {
+			t.Errorf("the power levels are %s", e.Content())
+		}
+		if got := a.record(room).Forward; !slices.Equal(got, []eventgraph.EventID{given.ID()}) {
+			t.Errorf("forward extremities %v", got)
+		}
+	})
+}
+
 // A clock far in the past, of a key that is valid: times are no reason to refuse an event, and where two of the same power levels
 // are in conflict the earlier loses (room versions, Mainline ordering). One far in the future waits until our clock has come near
 // (room version 5, Signing key validity period: the lesser of valid_until_ts and 7 days from now), and is judged then as if it came then.
