@@ -7,7 +7,7 @@
 // rule or step on the room version's page (content/rooms/vN.md of the specification).
 //
 // Two things are left to the caller, as they need keys that are not part of a room's events: the signature by the
-// sender's server, and that by the server of join_authorised_via_users_server. The format checks of a PDU are left to
+// sender's server, and whether that by the server of join_authorised_via_users_server is valid, which must be there. The format checks of a PDU are left to
 // the caller too: a field of the wrong type reads as absent unless a rule speaks of it.
 //
 // Room versions other than 3 to 12 panic.

@@ -469,7 +469,7 @@ func TestJoin(t *testing.T) {
 		{"8", "restricted", "", "bob", "4.2.1"}, {"8", "public", "", 7, "4.2.1"}, {"7", "public", "", 7, ""},
 		{"9", "knock_restricted", "invite", nil, "4.3.7"}, {"10", "knock_restricted", "", bob, ""},
 		{"11", "knock_restricted", "", carol, "4.3.5.2"}, {"12", "knock_restricted", "", alice, ""},
-		{"12", "private", "invite", nil, "5.3.7"}, {"11", "", "join", nil, "4.3.7"},
+		{"12", "private", "invite", nil, "5.3.7"}, {"11", "", "join", nil, ""}, {"11", "", "", nil, "4.3.7"},
 	} {
 		h, state := base(t, row.version, row.rule, object{"invite": 10})
 		if row.rule == "" {
@@ -483,6 +483,11 @@ func TestJoin(t *testing.T) {
 			content["join_authorised_via_users_server"] = row.via
 		}
 		e := h.add("$e", dave, "m.room.member", dave, content, nil, "$previous")
+		e.JSON["signatures"] = object{}
+		if via, ok := row.via.(string); ok {
+			server, _ := domain(via)
+			e.JSON["signatures"] = object{server: object{"ed25519:1": "AA"}}
+		}
 		wants(t, fmt.Sprintf("%+v", row), Authorize(row.version, e, state, h.get), row.want)
 	}
 	for _, version := range []string{"3", "10", "11", "12"} {

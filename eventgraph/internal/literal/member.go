@@ -15,11 +15,12 @@ func (r *room) membershipOf(user string) string {
 	return ""
 }
 
-// joinRule is the join rule that the state holds, "" if none: the pages give no default.
+// joinRule is the join rule that the state holds. The pages say nothing of a state without one; the convention here is that
+// such a room is closed: "invite".
 func (r *room) joinRule() string {
 	e := r.event("m.room.join_rules", "")
 	if e == nil {
-		return ""
+		return "invite"
 	}
 	rule, _ := e.content()["join_rule"].(string)
 	return rule
@@ -38,10 +39,13 @@ func (r *room) member(e *Event) error {
 	}
 	// 2 from version 8 on. "If content has a join_authorised_via_users_server property: 1. If the event is not validly
 	// signed by the homeserver of the user ID denoted by the key, reject." Where it denotes no user ID no server can have
-	// signed; the signature is the caller's to check.
+	// signed. Here a signature must be there; whether it is valid is the caller's to check.
 	if via, ok := e.content()["join_authorised_via_users_server"]; ok && p.via != 0 {
-		if user, ok := via.(string); !ok || !validUserID(user) {
-			return fmt.Errorf("%d.%d.1: join_authorised_via_users_server is no user ID", p.member, p.via)
+		user, _ := via.(string)
+		server, _ := domain(user)
+		signatures, _ := e.JSON["signatures"].(map[string]any)
+		if of, _ := signatures[server].(map[string]any); !validUserID(user) || len(of) == 0 {
+			return fmt.Errorf("%d.%d.1: no signature by the server of join_authorised_via_users_server", p.member, p.via)
 		}
 	}
 	switch membership := e.membership(); {
