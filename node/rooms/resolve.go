@@ -171,8 +171,8 @@ func (run *run) keepNodes(wanted bool) (takeBack func()) {
 	if !wanted {
 		return func() {}
 	}
-	fresh := maps.Clone(run.fresh)
-	return func() { run.fresh = fresh }
+	nodes, fresh := maps.Clone(run.nodes), maps.Clone(run.fresh)
+	return func() { run.nodes, run.fresh = nodes, fresh } // else merge would take them for written
 }
 
 // with is the state root with one tuple set.
