@@ -2,6 +2,7 @@ package node_test
 
 import (
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -12,6 +13,7 @@ var layers = map[string]struct {
 	reason string
 }{
 	"eventgraph/canonicaljson": {nil, "it is the bottom: bytes in, canonical bytes out"},
+	literal:                    {nil, "it is worth something only as long as it shares nothing with what it is compared with"},
 	"eventgraph":               {[]string{"eventgraph/canonicaljson"}, "events must be judged the same everywhere, so nothing of this node may reach them"},
 	"eventgraph/auth":          {[]string{"eventgraph/canonicaljson", "eventgraph"}, "the rules depend on events alone"},
 	"eventgraph/stateres":      {[]string{"eventgraph/canonicaljson", "eventgraph", "eventgraph/auth"}, "resolution depends on events and rules alone"},
@@ -25,6 +27,9 @@ var layers = map[string]struct {
 	"node/clientapi":           {[]string{"eventgraph/canonicaljson", "eventgraph", "eventgraph/auth", "eventgraph/stateres", "store", "node/ephemeral", "node/pushrules", "node/rooms", "node/federation"}, "the client API asks the layers below and no transport"},
 }
 
+// literal is imported by tests alone.
+const literal = "eventgraph/internal/literal"
+
 func TestLayers(t *testing.T) {
 	const module = "github.com/plexus-p2p/plexus/"
 	out, err := exec.Command("go", "list", "-f", `{{.ImportPath}} {{join .Imports " "}}`, module+"...").Output()
@@ -34,6 +39,9 @@ func TestLayers(t *testing.T) {
 	seen := 0
 	for line := range strings.Lines(string(out)) {
 		words := strings.Fields(strings.ReplaceAll(line, module, ""))
+		if slices.Contains(words[1:], literal) {
+			t.Errorf("%s must not import %s: the slow second implementation is for tests to compare with", words[0], literal)
+		}
 		layer, ok := layers[words[0]]
 		if !ok {
 			continue // node, cmd and what uses them may import all
