@@ -8,7 +8,7 @@ import (
 	"github.com/plexus-p2p/plexus/eventgraph"
 )
 
-// eventCacheBytes bounds the parsed events kept in memory, each counted as three times its JSON and some fixed cost.
+// eventCacheBytes bounds the parsed events kept in memory, each counted as no less than it takes (TestEventCacheCountsEnough).
 const eventCacheBytes = 8 << 20
 
 // eventCache keeps events as of the newest durable commit. Only readers of exactly that commit fill it, and a commit
@@ -25,7 +25,15 @@ type cachedEvent struct {
 	since uint64 // the commit at which it was read
 }
 
-func (c cachedEvent) cost() int { return 3*len(c.e.Raw()) + 512 }
+// cost is three times the event's JSON and some fixed bytes. With create events and power levels goes what the rules read
+// from them, once they judged by it: of many short user IDs, several times their bytes.
+func (c cachedEvent) cost() int {
+	switch c.e.Type() {
+	case "m.room.create", "m.room.power_levels":
+		return 8*len(c.e.Raw()) + 512
+	}
+	return 3*len(c.e.Raw()) + 512
+}
 
 func newEventCache() *eventCache {
 	c := &eventCache{}
