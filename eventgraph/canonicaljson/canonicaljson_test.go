@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"reflect"
 	"slices"
@@ -236,8 +237,15 @@ func FuzzCanonicalize(f *testing.F) {
 		if err != nil || !bytes.Equal(again, out) {
 			t.Fatalf("%q is not a fixpoint: %q, %v", out, again, err)
 		}
-		if a, b := decode(t, in), decode(t, out); !reflect.DeepEqual(a, b) {
+		tree := decode(t, in)
+		if !reflect.DeepEqual(tree, decode(t, out)) {
 			t.Fatalf("%q means something else than %q", out, in)
+		}
+		if want := written(t, tree); want != string(out) {
+			t.Fatalf("%q, want %q", out, want)
+		}
+		if other, err := Canonicalize(in, Lenient); err != nil || !bytes.Equal(other, out) {
+			t.Fatalf("%q, and with fewer rules %q, %v", out, other, err)
 		}
 		if len(out) > len(in) {
 			t.Fatalf("%q is longer than %q", out, in)
@@ -255,8 +263,48 @@ func FuzzCanonicalize(f *testing.F) {
 		if s, ok := String(out); ok && !bytes.Equal(AppendString(nil, s), out) {
 			t.Fatalf("%q is another string", out)
 		}
-		CanonicalizeWithout(in, rules, "unsigned")
+		rest, err := CanonicalizeWithout(in, rules, "unsigned")
+		if object, ok := tree.(map[string]any); ok {
+			delete(object, "unsigned")
+		}
+		if want := written(t, tree); err != nil || string(rest) != want {
+			t.Fatalf("without unsigned %q, %v, want %q", rest, err, want)
+		}
 	})
+}
+
+// written writes a value that encoding/json read, as the appendices define it.
+func written(t *testing.T, v any) string {
+	switch v := v.(type) {
+	case map[string]any:
+		var members []string
+		for _, key := range slices.Sorted(maps.Keys(v)) {
+			members = append(members, written(t, key)+":"+written(t, v[key]))
+		}
+		return "{" + strings.Join(members, ",") + "}"
+	case []any:
+		elements := make([]string, len(v))
+		for i := range v {
+			elements[i] = written(t, v[i])
+		}
+		return "[" + strings.Join(elements, ",") + "]"
+	case string:
+		out := `"`
+		for _, r := range v {
+			if short := strings.IndexRune("\b\t\n\f\r\"\\", r); short >= 0 {
+				out += `\` + `btnfr"\`[short:short+1]
+			} else if r < ' ' {
+				out += fmt.Sprintf(`\u%04x`, r)
+			} else {
+				out += string(r)
+			}
+		}
+		return out + `"`
+	case json.Number:
+		return v.String()
+	default:
+		return fmt.Sprint(map[any]string{nil: "null", true: "true", false: "false"}[v])
+	}
 }
 
 func decode(t *testing.T, raw []byte) any {
