@@ -63,13 +63,13 @@ func (t *Traits) keepsContent(eventType string) (keys []string, all bool) {
 func (t *Traits) appendRedacted(dst []byte, eventType string, members []canonicaljson.Field, signatures bool) ([]byte, error) {
 	dst = append(dst, '{')
 	for _, m := range members {
-		switch name := string(m.Name); {
+		switch name := string(m.Name()); {
 		case !t.keepsMember(name), name == "signatures" && !signatures:
 			continue
 		case name == "content":
 			dst = append(dst, `"content":`...)
 			var err error
-			if dst, err = t.appendRedactedContent(dst, eventType, m.Value); err != nil {
+			if dst, err = t.appendRedactedContent(dst, eventType, m.Value()); err != nil {
 				return nil, err
 			}
 		default:
@@ -95,16 +95,16 @@ func (t *Traits) appendRedactedContent(dst []byte, eventType string, content []b
 	}
 	dst = append(dst, '{')
 	for _, m := range members {
-		switch name := string(m.Name); {
+		switch name := string(m.Name()); {
 		case !slices.Contains(keys, name):
 			continue
 		case name == "third_party_invite":
 			// Room version 11 keeps the "signed" key of this object, and so the object itself.
-			if !canonicaljson.IsObject(m.Value) {
+			if !canonicaljson.IsObject(m.Value()) {
 				continue
 			}
 			dst = append(dst, `"third_party_invite":{`...)
-			if signed, ok := canonicaljson.Get(m.Value, "signed"); ok {
+			if signed, ok := canonicaljson.Get(m.Value(), "signed"); ok {
 				dst = append(dst, `"signed":`...)
 				dst = append(dst, signed...)
 			}
@@ -115,6 +115,55 @@ func (t *Traits) appendRedactedContent(dst []byte, eventType string, content []b
 		dst = append(dst, ',')
 	}
 	return closeObject(dst), nil
+}
+
+// RedactKeepingRules is Redact, but leaves in content what the authorization rules look at beyond that: the redaction rules of no
+// room version keep all of it. Who stores a redacted event stores this form, or it would be chance, whether the redaction came first or
+// what rests on the event, that decides on the latter. It has the same ID and signatures, and Redact makes the same of it as of
+// the whole event.
+func (e *Event) RedactKeepingRules() *Event {
+	extra := rulesLookAt(e.tuple.Type)
+	keys, all := e.version.row().keepsContent(e.tuple.Type)
+	redacted := e.Redact()
+	if all || len(extra) == 0 {
+		return redacted
+	}
+	var content []canonicaljson.Member
+	members, _ := canonicaljson.Split(e.content) // every Event was made from bytes that split
+	for _, m := range members {
+		switch {
+		case m.Key == "third_party_invite":
+			signed, ok := canonicaljson.Get(m.Value, "signed")
+			if !ok {
+				continue
+			}
+			m.Value = canonicaljson.Join([]canonicaljson.Member{{Key: "signed", Value: signed}})
+		case !slices.Contains(keys, m.Key) && !slices.Contains(extra, m.Key):
+			continue
+		}
+		content = append(content, m)
+	}
+	members, _ = canonicaljson.Split(redacted.raw)
+	r, err := redacted.withRaw(canonicaljson.Join(setMember(members, "content", canonicaljson.Join(content))))
+	if err != nil {
+		panic("eventgraph: redaction of " + string(e.id) + " dropped a required field")
+	}
+	return r
+}
+
+// rulesLookAt lists members of content at which the authorization rules of some room version look, and that its redaction may drop.
+func rulesLookAt(eventType string) []string {
+	switch eventType {
+	case "m.room.create":
+		return []string{"m.federate", "room_version"}
+	case "m.room.member":
+		return []string{"join_authorised_via_users_server", "third_party_invite"}
+	case "m.room.power_levels":
+		return []string{"invite", "notifications"}
+	case "m.room.third_party_invite":
+		return []string{"public_key", "public_keys"}
+	}
+	return nil
 }
 
 // closeObject ends an object each of whose members has a comma after it.

@@ -354,7 +354,7 @@ func (run *run) replace(held *store.StoredEvent, e *eventgraph.Event) {
 	s := run.changeable(held)
 	s.Event = e
 	if s.RedactedBy != "" {
-		s.Event = e.Redact()
+		s.Event = e.RedactKeepingRules()
 	}
 	run.put(&write{event: s})
 }

@@ -46,7 +46,7 @@ func (s *server) lie(holder *server, d Draft, c claim) *eventgraph.Event {
 	s.t.Helper()
 	version := holder.record(d.Room).Version
 	full := eventgraph.Draft{
-		RoomID: d.Room, Type: d.Type, StateKey: d.StateKey, Sender: d.Sender, Content: d.Content,
+		RoomID: d.Room, Type: d.Type, StateKey: d.StateKey, Sender: d.Sender, Content: d.Content, Redacts: d.Redacts,
 		PrevEvents: c.parents, Depth: c.depth, OriginServerTS: c.ts.UnixMilli(),
 	}
 	before := holder.StateAt(d.Room, holder.event(c.parents[0]).StateAfter)
@@ -532,6 +532,48 @@ func TestAttackWrongHashFirst(t *testing.T) {
 
 func withNotifications(levels string, room int) string {
 	return fmt.Sprintf(`{"notifications":{"room":%d},%s`, room, levels[1:])
+}
+
+// Redaction drops from power levels what the rules look at: those of notifications in every version, who may invite up to version 10.
+// Somebody redacts such power levels, and makes new ones that the old do not allow, beside the redaction: whether a server saw the one or the
+// other first must not decide what it makes of them.
+func TestAttackRedactedPowerLevels(t *testing.T) {
+	t.Parallel()
+	for version, more := range map[eventgraph.RoomVersion][2]string{
+		"10": {`{"invite":100,`, `{"invite":0,`},
+		"11": {`{"notifications":{"room":100},`, `{"notifications":{"room":0},`},
+		"12": {`{"notifications":{"room":100},`, `{"notifications":{"room":0},`},
+	} {
+		t.Run(string(version), func(t *testing.T) {
+			t.Parallel()
+			a, b, alice, bob, room := shared(t, version)
+			c := newServer(t, "c", a, b)
+			users := a.levels(version, map[eventgraph.UserID]int{alice: 100, bob: 50})
+			old := a.setState(room, alice, "m.room.power_levels", "", more[0]+users[1:])
+			position := a.store.Position()
+			c.join(a, room, c.user("carol"))
+			a.give(c, room, position)
+
+			tip := a.record(room).Forward
+			redacts := redaction(room, bob, old)
+			taken := claim{depth: 20, ts: b.now, parents: tip}
+			e := b.lie(a, redacts, taken)
+			// Not allowed: a level above one's own is taken away.
+			levels := b.lie(a, Draft{Room: room, Sender: bob, Type: "m.room.power_levels", StateKey: stateKey(""), Content: json.RawMessage(more[1] + users[1:])}, taken)
+
+			a.accept(e, Basis{Origin: b.Server()}, store.Accepted)
+			a.accept(levels, Basis{Origin: b.Server()}, store.Rejected)
+			c.accept(levels, Basis{Origin: b.Server()}, store.Rejected)
+			c.accept(e, Basis{Origin: b.Server()}, store.Accepted)
+			a.sameState(c, room)
+			for _, s := range []*server{a, c} {
+				held := s.event(old)
+				if held.RedactedBy != e.ID() || bytes.Contains(held.Redact().Raw(), []byte(more[0][2:8])) {
+					t.Errorf("the power levels are %s", held.Content())
+				}
+			}
+		})
+	}
 }
 
 // Conflicting create events: one in a room's events is rejected (TestSecondCreateEvent); from version 12 a second create event is another

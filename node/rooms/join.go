@@ -194,7 +194,7 @@ func (r *Rooms) stage(ctx context.Context, i *imported) error {
 				if held != nil { // the right copy of an event held without its content
 					*s = *held
 					if s.Event = e; s.RedactedBy != "" {
-						s.Event = e.Redact()
+						s.Event = e.RedactKeepingRules()
 					}
 				}
 				if err := tx.PutEvent(s); err != nil {

@@ -81,13 +81,14 @@ func (run *run) hidden(redaction *store.StoredEvent) bool {
 	})
 }
 
-// redact stores the target in its redacted form. The first redaction that applies stays the one named.
+// redact stores the target in its redacted form, but with what the authorization rules look at: verdicts must not depend on whether the
+// redaction or what rests on its target came first. The first redaction that applies stays the one named.
 func (run *run) redact(target *store.StoredEvent, by eventgraph.EventID) {
 	if target.RedactedBy != "" {
 		return
 	}
 	t := run.changeable(target)
-	t.Event, t.RedactedBy = t.Redact(), by
+	t.Event, t.RedactedBy = t.RedactKeepingRules(), by
 	run.put(&write{event: t, change: store.ChangeRedaction})
 }
 
