@@ -107,11 +107,16 @@ func TestParseIsLinear(t *testing.T) {
 					}
 				}
 			}
-			a, b := fastest(parse(of(small))), fastest(parse(of(large)))
-			t.Logf("%s for %d bytes, %s for %d", a, small, b, large)
-			if b > limit*a {
-				t.Errorf("%s for %d bytes, %s for %d", a, small, b, large)
+			raws := [2][]byte{of(small), of(large)}
+			// What else the machine does makes a large event slow rather than a small one: then it is measured again.
+			for range 3 {
+				a, b := fastest(parse(raws[0])), fastest(parse(raws[1]))
+				if b <= limit*a {
+					return
+				}
+				t.Logf("%s for %d bytes, %s for %d", a, small, b, large)
 			}
+			t.Error("not linear")
 		})
 	}
 }

@@ -101,8 +101,8 @@ func ReferenceID(v RoomVersion, raw []byte) (EventID, error) {
 // typeOf the event with those members, "" if it has none.
 func typeOf(members []canonicaljson.Field) string {
 	for _, m := range members {
-		if string(m.Name) == "type" {
-			return text(m.Value)
+		if string(m.Name()) == "type" {
+			return text(m.Value())
 		}
 	}
 	return ""
@@ -180,35 +180,35 @@ func (e *Event) read(t *Traits, members []canonicaljson.Field) error {
 	var v struct{ typ, stateKey, sender, room, hashes, prev, auth, depth, ts, redacts []byte }
 	for _, m := range members {
 		ok := true
-		switch string(m.Name) {
+		switch string(m.Name()) {
 		case "type":
-			v.typ, ok = m.Value, isString(m.Value)
+			v.typ, ok = m.Value(), isString(m.Value())
 		case "state_key":
-			v.stateKey, ok = m.Value, isString(m.Value)
+			v.stateKey, ok = m.Value(), isString(m.Value())
 			e.isState = ok
 		case "sender":
-			v.sender, ok = m.Value, isString(m.Value)
+			v.sender, ok = m.Value(), isString(m.Value())
 		case "room_id":
-			v.room, ok = m.Value, isString(m.Value)
+			v.room, ok = m.Value(), isString(m.Value())
 		case "content":
-			e.content, ok = m.Value, canonicaljson.IsObject(m.Value)
+			e.content, ok = m.Value(), canonicaljson.IsObject(m.Value())
 		case "hashes":
-			v.hashes, ok = m.Value, canonicaljson.IsObject(m.Value)
+			v.hashes, ok = m.Value(), canonicaljson.IsObject(m.Value())
 		case "prev_events":
-			v.prev = m.Value
+			v.prev = m.Value()
 		case "auth_events":
-			v.auth = m.Value
+			v.auth = m.Value()
 		case "depth":
-			v.depth = m.Value
-			e.depth, ok = canonicaljson.Int64(m.Value)
+			v.depth = m.Value()
+			e.depth, ok = canonicaljson.Int64(m.Value())
 		case "origin_server_ts":
-			v.ts = m.Value
-			e.ts, ok = canonicaljson.Int64(m.Value)
+			v.ts = m.Value()
+			e.ts, ok = canonicaljson.Int64(m.Value())
 		case "redacts":
-			v.redacts = m.Value
+			v.redacts = m.Value()
 		}
 		if !ok {
-			return fmt.Errorf("%w: %s is of the wrong type", ErrFormat, m.Name)
+			return fmt.Errorf("%w: %s is of the wrong type", ErrFormat, m.Name())
 		}
 	}
 	for _, required := range [][]byte{v.typ, v.sender, e.content, v.hashes, v.prev, v.auth, v.depth, v.ts} {
@@ -329,8 +329,8 @@ func (e *Event) checkFormat(t *Traits, members []canonicaljson.Field) error {
 		}
 	}
 	for _, m := range members {
-		if string(m.Name) == "signatures" {
-			return checkSignatures(m.Value)
+		if string(m.Name()) == "signatures" {
+			return checkSignatures(m.Value())
 		}
 	}
 	return fmt.Errorf("%w: signatures are absent", ErrFormat)
@@ -359,12 +359,12 @@ func checkSignatures(signatures []byte) error {
 	}
 	keys := spaceKeys[:0]
 	for _, s := range servers {
-		if keys, err = canonicaljson.Fields(keys[:0], s.Value); err != nil {
-			return fmt.Errorf("%w: signatures of %.80q are not an object", ErrFormat, s.Name)
+		if keys, err = canonicaljson.Fields(keys[:0], s.Value()); err != nil {
+			return fmt.Errorf("%w: signatures of %.80q are not an object", ErrFormat, s.Name())
 		}
 		for _, k := range keys {
-			if !isString(k.Value) {
-				return fmt.Errorf("%w: signature %.80q is not a string", ErrFormat, k.Name)
+			if !isString(k.Value()) {
+				return fmt.Errorf("%w: signature %.80q is not a string", ErrFormat, k.Name())
 			}
 		}
 	}
@@ -376,7 +376,7 @@ func contentHash(members []canonicaljson.Field) [32]byte {
 	var space [usualBytes]byte
 	covered := append(space[:0], '{')
 	for _, m := range members {
-		switch string(m.Name) {
+		switch string(m.Name()) {
 		case "signatures", "hashes", "unsigned":
 		default:
 			covered = append(append(covered, m.Text...), ',')
@@ -389,8 +389,8 @@ func contentHash(members []canonicaljson.Field) [32]byte {
 func hashFits(dst []byte, members []canonicaljson.Field) (bool, error) {
 	var value []byte
 	for _, m := range members {
-		if string(m.Name) == "hashes" {
-			value, _ = canonicaljson.Get(m.Value, "sha256")
+		if string(m.Name()) == "hashes" {
+			value, _ = canonicaljson.Get(m.Value(), "sha256")
 		}
 	}
 	var space [64]byte

@@ -24,12 +24,18 @@ func Split(object []byte) ([]Member, error) {
 	return members, err
 }
 
-// Field is one member of an object where it stands there. Its slices are of that object, except for a name with escapes.
+// Field is one member of an object where it stands there. What it returns are slices of that object, except for a name with
+// escapes.
 type Field struct {
-	Name  []byte // decoded
-	Value []byte // canonical
-	Text  []byte // name and value as written: "name":value
+	Text []byte // name and value as written: "name":value
+	key  int    // of which this is the name with its quotes
 }
+
+// Name is decoded.
+func (f *Field) Name() []byte { return unescape(f.Text[1 : f.key-1]) }
+
+// Value is canonical.
+func (f *Field) Value() []byte { return f.Text[f.key+1:] }
 
 // Fields is Split without copies: it appends to dst, which may lie on the caller's stack.
 func Fields(dst []Field, object []byte) ([]Field, error) {
@@ -41,7 +47,7 @@ func Fields(dst []Field, object []byte) ([]Field, error) {
 		if end == 0 {
 			return dst, errNoObject
 		}
-		dst = append(dst, Field{Name: unescape(rest[1 : key-1]), Value: rest[key+1 : end : end], Text: rest[:end:end]})
+		dst = append(dst, Field{rest[:end:end], key})
 		rest = rest[min(end+1, len(rest)):]
 	}
 	return dst, nil
