@@ -71,9 +71,10 @@ func (r *room) join(e *Event, target string) error {
 		return fmt.Errorf("%d.%d.%s: %s", p.member, p.join, sub, reason)
 	}
 	// 1. "If the only previous event is an m.room.create and the state_key is the creator (version 11 and 12: the sender
-	// of the m.room.create), allow."
+	// of the m.room.create), allow." A room has one create event; others, rejected or of another room, are not meant.
 	if previous := e.ids("prev_events"); len(previous) == 1 {
-		if create := r.get(previous[0]); create != nil && create.typ() == "m.room.create" && target == r.creatorFor(create) {
+		if create := r.get(previous[0]); create != nil && create.typ() == "m.room.create" && create.ID == r.state[Key{"m.room.create", ""}] &&
+			target == r.creatorFor(create) {
 			return nil
 		}
 	}

@@ -255,11 +255,11 @@ func (r *room) powerLevels(e *Event) error {
 }
 
 // badMap tells what is wrong with a map of levels that is present: it is not an object, or a value is not an integer.
-// Before version 10 null counts as absent in events and notifications.
+// Before version 10 an entry of events or notifications that is null counts as absent.
 func (r *room) badMap(content map[string]any, name string) string {
 	value, ok := content[name]
 	nullIsAbsent := r.v < 10 && name != "users"
-	if !ok || value == nil && nullIsAbsent {
+	if !ok {
 		return ""
 	}
 	entries, ok := value.(map[string]any)

@@ -206,7 +206,7 @@ func (r *resolution) reverseTopologicalPowerOrdering(set map[string]bool) []stri
 	for len(waiting) > 0 {
 		smallest := ""
 		for id := range waiting {
-			if !r.hasAuthEventIn(id, waiting) && (smallest == "" || less(id, smallest)) {
+			if !r.restsOn(id, waiting) && (smallest == "" || less(id, smallest)) {
 				smallest = id
 			}
 		}
@@ -219,12 +219,11 @@ func (r *resolution) reverseTopologicalPowerOrdering(set map[string]bool) []stri
 	return ordered
 }
 
-func (r *resolution) hasAuthEventIn(id string, set map[string]bool) bool {
-	if e := r.get(id); e != nil {
-		for _, auth := range e.ids("auth_events") {
-			if set[auth] {
-				return true
-			}
+// restsOn tells whether the auth chain of an event has one of the set.
+func (r *resolution) restsOn(id string, set map[string]bool) bool {
+	for ancestor := range r.authChain(id) {
+		if set[ancestor] {
+			return true
 		}
 	}
 	return false
