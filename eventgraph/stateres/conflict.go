@@ -1,7 +1,6 @@
 package stateres
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -41,14 +40,8 @@ func (r *resolver) findConflicts() error {
 	if r.traits.StateResolutionV21 {
 		r.addSubgraph()
 	}
-	if err := r.addAuthDifference(); err != nil {
-		return err
-	}
-	slices.SortFunc(r.full, byID)
-	return nil
+	return r.addAuthDifference()
 }
-
-func byID(a, b *node) int { return cmp.Compare(a.ID(), b.ID()) }
 
 // diff compares every state with the first. A tuple on which none of them differs is unconflicted. What is kept is as
 // much as they differ, not every state's event at every tuple.

@@ -16,21 +16,21 @@ type node struct {
 	in    stateSet // the states in which the event is at a conflicted tuple
 	chain stateSet // the states whose conflicted events have it in their auth chains
 
-	isCreate, isPower bool // the event is at the tuple of that name
-	linked            bool
-	queued            bool // for the walk
-	shared            bool // chain is of all states
-	conflicted        bool // in the conflicted state set
-	candidate         bool // for the auth difference
-	passed            bool // by dropShared
-	full              bool // in the full conflicted set
-	powerful          bool // a power event of the full conflicted set, or in the auth chain of one
-	ordered           bool // in the set X of step 1
-	leads             bool // to one of the set that is looked at
+	linked     bool
+	queued     bool // for the walk
+	shared     bool // chain is of all states
+	conflicted bool // in the conflicted state set
+	candidate  bool // for the auth difference
+	passed     bool // by dropShared
+	full       bool // in the full conflicted set
+	powerful   bool // a power event of the full conflicted set, or in the auth chain of one
+	ordered    bool // in the set X of step 1
+	leads      bool // to one of the set that is looked at
 
 	vertex   int   // while sorting by power: its number, from 1
 	level    power // likewise: of the sender
-	position int   // in the mainline, from 1; 0 is not known
+	place    int   // of power levels: the first place in the mainline that they lead to, from 1; 0 is not known
+	position int   // while sorting by the mainline: the place that the event leads to
 }
 
 // graph reads events, each once, and links them by their auth events.
@@ -46,8 +46,8 @@ type graph struct {
 }
 
 const (
-	slab       = 64  // how many nodes are allocated at once
-	usualKnown = 512 // events for which there is room from the beginning
+	slab       = 64   // how many nodes are allocated at once
+	usualKnown = 1024 // events for which there is room from the beginning: cheaper than making room again and again
 )
 
 func newGraph(events EventReader, states int) graph {
@@ -70,9 +70,6 @@ func (g *graph) node(id eventgraph.EventID) (*node, error) {
 	n := &g.nodes[0]
 	n.Held, n.in, n.chain = held, g.sets[:g.words:g.words], g.sets[g.words:2*g.words:2*g.words]
 	g.nodes, g.sets = g.nodes[1:], g.sets[2*g.words:]
-	if tuple, ok := n.Tuple(); ok {
-		n.isCreate, n.isPower = tuple == tupleCreate, tuple == tuplePower
-	}
 	g.known[id] = n
 	return n, nil
 }
@@ -96,7 +93,7 @@ func (g *graph) link(n *node) error {
 			continue
 		}
 		auth = append(auth, a)
-		if a.isPower && n.power == nil {
+		if n.power == nil && a.is(tuplePower) {
 			n.power = a
 		}
 	}
@@ -110,12 +107,23 @@ func (g *graph) authEvent(n *node, t eventgraph.StateTuple) (*node, error) {
 	if err := g.link(n); err != nil {
 		return nil, err
 	}
+	return n.cites(t), nil
+}
+
+// cites is authEvent of an event that is linked.
+func (n *node) cites(t eventgraph.StateTuple) *node {
 	for _, a := range n.auth {
-		if tuple, ok := a.Tuple(); ok && tuple == t {
-			return a, nil
+		if a.is(t) {
+			return a
 		}
 	}
-	return nil, nil
+	return nil
+}
+
+// is says whether the event is state at that tuple.
+func (n *node) is(t eventgraph.StateTuple) bool {
+	tuple, ok := n.Tuple()
+	return ok && tuple == t
 }
 
 // stateSet is a set of states, by their numbers.

@@ -143,7 +143,7 @@ func byTime(a, b *node) int {
 	if c := cmp.Compare(a.OriginServerTS(), b.OriginServerTS()); c != 0 {
 		return c
 	}
-	return byID(a, b)
+	return cmp.Compare(a.ID(), b.ID())
 }
 
 // vertices is a heap of nodes, in the order of the reverse topological power ordering.
@@ -201,12 +201,7 @@ func (r *resolver) senderPower(n *node) (power, error) {
 // Nil if it has none, as the create event itself. n is linked.
 func (r *resolver) createOf(n *node) (*node, error) {
 	if !r.traits.RoomIDFromCreate {
-		for _, a := range n.auth {
-			if a.isCreate {
-				return a, nil
-			}
-		}
-		return nil, nil
+		return n.cites(tupleCreate), nil
 	}
 	if r.create == nil || r.room != n.RoomID() {
 		create, err := r.graph.node(auth.CreateOf(n.RoomID()))
@@ -242,15 +237,14 @@ func (r *resolver) byMainline(list []*node) ([]*node, error) {
 		return list, nil
 	}
 	m := mainline{&r.graph, levels}
-	levels.position = 1
-	of := make(map[*node]int, len(list))
+	levels.place = 1
 	for _, n := range list {
-		if of[n], err = m.position(n); err != nil {
+		if n.position, err = m.position(n); err != nil {
 			return nil, err
 		}
 	}
 	slices.SortFunc(list, func(a, b *node) int {
-		if c := cmp.Compare(of[b], of[a]); c != 0 {
+		if c := cmp.Compare(b.position, a.position); c != 0 {
 			return c // the greater position comes first
 		}
 		return byTime(a, b)
@@ -287,17 +281,17 @@ func (m *mainline) position(n *node) (int, error) {
 			if next == nil {
 				break
 			}
-			next.position = m.tail.position + 1
+			next.place = m.tail.place + 1
 			m.tail = next
 		}
-		if n.position > 0 {
-			found = n.position
+		if n.place > 0 {
+			found = n.place
 			break
 		}
 		passed = append(passed, n)
 	}
 	for _, p := range passed {
-		p.position = found
+		p.place = found
 	}
 	return found, nil
 }
