@@ -32,7 +32,7 @@ type Trie struct {
 // it, or refers to a child with all the entries below it, two or more. So a set of entries has one shape only.
 //
 // Four slots and not sixteen: a change rewrites a node on each level, and many levels of few hashes cost fewer bytes than few
-// levels of many. With two the nodes' own keys in a store outweigh what is saved (TestTrieCosts).
+// levels of many; with two slots the nodes' own keys in a store outweigh what is saved (ARCHITECTURE.md, The state trie).
 const (
 	slotBits = 2
 	slots    = 1 << slotBits

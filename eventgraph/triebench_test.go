@@ -7,7 +7,7 @@ import (
 )
 
 // BenchmarkTrie measures one operation on a stored state, opened anew each time as rooms does, at three sizes. A NodeReader of a
-// map stands for a store with warm caches. "read/op" are nodes, "written-B/op" their bytes with their keys.
+// map stands for a store with warm caches. "reads/op" are nodes, "written-B/op" their bytes with their keys.
 func BenchmarkTrie(b *testing.B) {
 	for _, size := range []int{10, 1_000, 100_000} {
 		nodes := newNodes()
@@ -21,7 +21,7 @@ func BenchmarkTrie(b *testing.B) {
 					written += op(i)
 					i++
 				}
-				b.ReportMetric(float64(nodes.reads)/float64(i), "read/op")
+				b.ReportMetric(float64(nodes.reads)/float64(i), "reads/op")
 				if written > 0 {
 					b.ReportMetric(float64(written)/float64(i), "written-B/op")
 				}

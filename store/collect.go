@@ -234,7 +234,7 @@ func (c *collector) garbage(r *Reader, from []byte) (garbage []eventgraph.Hash, 
 	err = c.keys(r, from, func(h eventgraph.Hash, written uint64) bool {
 		if written <= c.s.opened && !c.used.has(h) {
 			garbage = append(garbage, h)
-			next = key(tableTrie).bytes(h[:])
+			next = key(tableTrie).bytes(h[:]).bytes([]byte{0}) // the key after it
 		}
 		return len(garbage) < collectBatch
 	})
