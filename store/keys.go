@@ -37,6 +37,8 @@ import (
 //	tableDest       str server, str peer ID ("" = server) Destination, JSON
 //	tableOutbound   str server, u64 seq                   Outbound, JSON
 //	tableMeeting    str peer ID                           token
+//	tableAddress    str peer ID                           PeerAddresses, JSON
+//	tableInviteToken 32 bytes, hash of the token          InviteToken, JSON
 //
 //	tableAccount    str user                              Account, JSON
 //	tableSession    32 bytes, hash of the token           Session, JSON
@@ -86,14 +88,16 @@ const (
 	tableRoomAlias table = 0x24
 	tablePublished table = 0x25
 
-	tableKeyDoc    table = 0x30
-	tableInbox     table = 0x31
-	tableInboxID   table = 0x32
-	tableSeenTxn   table = 0x33
-	tableSeenOrder table = 0x34
-	tableDest      table = 0x35
-	tableOutbound  table = 0x36
-	tableMeeting   table = 0x37
+	tableKeyDoc      table = 0x30
+	tableInbox       table = 0x31
+	tableInboxID     table = 0x32
+	tableSeenTxn     table = 0x33
+	tableSeenOrder   table = 0x34
+	tableDest        table = 0x35
+	tableOutbound    table = 0x36
+	tableMeeting     table = 0x37
+	tableAddress     table = 0x38
+	tableInviteToken table = 0x39
 
 	tableAccount     table = 0x40
 	tableSession     table = 0x41
