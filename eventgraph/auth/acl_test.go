@@ -1,7 +1,6 @@
 package auth
 
 import (
-	"strings"
 	"testing"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
