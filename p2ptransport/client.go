@@ -36,11 +36,15 @@ const (
 // Client sends HTTP requests to peers on kept-alive streams; implementations of Transport have one each. Close closes
 // its streams, so that every request and every body still being read fails.
 type Client struct {
-	dial   func(context.Context, PeerID) (net.Conn, error)
-	rt     *http.Transport
-	ctx    context.Context // ends with Close; of dials, which net/http keeps running beyond a request's own context
-	cancel context.CancelFunc
-	dials  group
+	dial func(context.Context, PeerID) (net.Conn, error)
+	// relayed says whether a peer is reached through relays only; nil: none ever is. What it says when a request begins keeps apart
+	// the streams through relays from those on direct connections, so that an idle one of the former is not used again
+	// once there is a direct connection; it ends after clientIdle, and then the relayed connection can be closed.
+	relayed func(PeerID) bool
+	rt      *http.Transport
+	ctx     context.Context // ends with Close; of dials, which net/http keeps running beyond a request's own context
+	cancel  context.CancelFunc
+	dials   group
 
 	mu    sync.Mutex
 	conns map[*clientConn]struct{} // nil after Close
@@ -70,7 +74,11 @@ func (c *Client) Do(ctx context.Context, peer PeerID, req *http.Request) (*http.
 	if c.ctx.Err() != nil {
 		return nil, ErrClosed
 	}
-	resp, err := c.rt.RoundTrip(outgoing(ctx, peer, req))
+	out := outgoing(ctx, peer, req)
+	if c.relayed != nil && c.relayed(peer) {
+		out.URL.Host += viaRelay
+	}
+	resp, err := c.rt.RoundTrip(out)
 	if err == nil {
 		return resp, nil
 	}
@@ -82,6 +90,9 @@ func (c *Client) Do(ctx context.Context, peer PeerID, req *http.Request) (*http.
 	}
 	return nil, sentinel(err)
 }
+
+// viaRelay ends the host name that net/http knows a peer's relayed streams by.
+const viaRelay = ".relay"
 
 // outgoing is the request as net/http shall send it: the peer ID stands where it looks for a host to dial, and the
 // path goes out as it was given.
@@ -147,7 +158,7 @@ func (c *Client) open(ctx context.Context, _, addr string) (net.Conn, error) {
 		return nil, ErrClosed
 	}
 	defer c.dials.leave()
-	conn, err := c.dial(ctx, PeerID(peer))
+	conn, err := c.dial(ctx, PeerID(strings.TrimSuffix(peer, viaRelay)))
 	if err != nil {
 		return nil, err
 	}

@@ -18,13 +18,17 @@ import (
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
+	"github.com/libp2p/go-libp2p/core/transport"
 	"github.com/libp2p/go-libp2p/p2p/muxer/yamux"
 	"github.com/libp2p/go-libp2p/p2p/net/connmgr"
 	"github.com/libp2p/go-libp2p/p2p/net/gostream"
 	"github.com/libp2p/go-libp2p/p2p/net/swarm"
+	relayv2 "github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/relay"
+	"github.com/libp2p/go-libp2p/p2p/protocol/holepunch"
 	"github.com/libp2p/go-libp2p/p2p/security/noise"
 	libp2ptls "github.com/libp2p/go-libp2p/p2p/security/tls"
 	"github.com/libp2p/go-libp2p/p2p/transport/tcp"
+	"github.com/libp2p/go-libp2p/p2p/transport/tcpreuse"
 	ma "github.com/multiformats/go-multiaddr"
 	madns "github.com/multiformats/go-multiaddr-dns"
 	manet "github.com/multiformats/go-multiaddr/net"
@@ -42,10 +46,14 @@ const (
 	addressForgotten = time.Minute
 )
 
-var defaultListen = []string{
-	"/ip4/0.0.0.0/udp/0/quic-v1", "/ip4/0.0.0.0/tcp/0",
-	"/ip6/::/udp/0/quic-v1", "/ip6/::/tcp/0",
-}
+var (
+	defaultListen = []string{
+		"/ip4/0.0.0.0/udp/0/quic-v1", "/ip4/0.0.0.0/tcp/0",
+		"/ip6/::/udp/0/quic-v1", "/ip6/::/tcp/0",
+	}
+	// privateListen is the default in a private mesh: QUIC has its own encryption and no place for a key below it.
+	privateListen = []string{"/ip4/0.0.0.0/tcp/0", "/ip6/::/tcp/0"}
+)
 
 // Host is a Transport over libp2p. New starts it and Close stops it; its goroutines are those of work (probes, dials,
 // streams of Handle), of the two HTTP ends, of mDNS and of libp2p.
@@ -58,22 +66,27 @@ var defaultListen = []string{
 //	                            │
 //	                  Roster: who is connected ── Watch
 type Host struct {
-	id     PeerID
-	log    *slog.Logger
-	host   host.Host
-	swarm  *swarm.Swarm
-	ctx    context.Context // ends with Close
-	cancel context.CancelFunc
-	work   group
+	id      PeerID
+	meshKey *MeshKey // nil outside of private meshes
+	log     *slog.Logger
+	host    host.Host
+	swarm   *swarm.Swarm
+	ctx     context.Context // ends with Close
+	cancel  context.CancelFunc
+	work    group
 
+	gate   *gate
 	roster Roster
 	keeper *keeper
+	relays *relays
 	client *Client
-	server *Server // nil without a Handler
+	server *Server        // nil without a Handler
+	relay  *relayv2.Relay // nil without Config.Relay
 
 	mu        sync.Mutex
 	closed    bool
-	listeners []net.Listener // of Handle and the server
+	puncher   *holepunch.Service // nil before a relay is at hand
+	listeners []net.Listener     // of Handle and the server
 	probing   map[peer.ID]bool
 	thinning  map[peer.ID]bool
 }
@@ -89,7 +102,11 @@ func New(c Config) (*Host, error) {
 	if err != nil {
 		return nil, err
 	}
-	lh, err := newLibp2p(c)
+	h := &Host{log: c.Log, meshKey: c.MeshKey, probing: make(map[peer.ID]bool), thinning: make(map[peer.ID]bool)}
+	h.relays = newRelays(h, c.Friend)
+	h.relays.used = h.startPunching
+	h.gate = &gate{lanOnly: c.LANOnly, mayRelay: h.relays.mayRelay}
+	lh, err := newLibp2p(c, h.gate, h.published)
 	if err != nil {
 		return nil, fmt.Errorf("start libp2p: %w", err)
 	}
@@ -98,14 +115,12 @@ func New(c Config) (*Host, error) {
 		_ = lh.Close()
 		return nil, fmt.Errorf("start libp2p: network is a %T", lh.Network())
 	}
-	h := &Host{
-		id: PeerID(lh.ID().String()), log: c.Log, host: lh, swarm: sw,
-		probing: make(map[peer.ID]bool), thinning: make(map[peer.ID]bool),
-	}
+	h.id, h.host, h.swarm = PeerID(lh.ID().String()), lh, sw
 	h.ctx, h.cancel = context.WithCancel(context.Background()) // of a host, which Close ends
 	h.client = NewClient(h.ctx, func(ctx context.Context, p PeerID) (net.Conn, error) {
 		return h.OpenStream(ctx, p, ProtocolFederation)
 	})
+	h.client.relayed = h.onlyRelayed
 	h.keeper = newKeeper(h)
 	sw.Notify(&network.NotifyBundle{ConnectedF: h.connected, DisconnectedF: h.disconnected})
 	if c.Handler != nil {
@@ -114,10 +129,20 @@ func New(c Config) (*Host, error) {
 			return nil, err
 		}
 	}
+	if c.Relay {
+		if h.relay, err = startRelay(lh, c.Friend); err != nil {
+			_ = h.Close()
+			return nil, fmt.Errorf("start relay: %w", err)
+		}
+	}
 	for _, p := range statics {
+		if c.LANOnly && !slices.ContainsFunc(p.Addrs, localAddr) {
+			c.Log.Warn("static peer has no address in a private range and is not dialled", "peer", p.ID, "addrs", p.Addrs)
+		}
 		h.keeper.keep(p)
 	}
 	h.work.start(h.keeper.run)
+	h.work.start(h.relays.run)
 	net := newNetworkWatch(h.log)
 	var found *mdns
 	if c.MDNS {
@@ -136,14 +161,15 @@ func New(c Config) (*Host, error) {
 	return h, nil
 }
 
-func newLibp2p(c Config) (host.Host, error) {
+// newLibp2p starts libp2p. published adds to the listen addresses what else to tell peers.
+func newLibp2p(c Config, g *gate, published func([]ma.Multiaddr) []ma.Multiaddr) (host.Host, error) {
 	key, err := crypto.UnmarshalEd25519PrivateKey(c.Key)
 	if err != nil {
 		return nil, fmt.Errorf("device key: %w", err)
 	}
-	listen := c.Listen
-	if len(listen) == 0 {
-		listen = defaultListen
+	listen, err := listenAddrs(c)
+	if err != nil {
+		return nil, err
 	}
 	limits, err := newResourceManager()
 	if err != nil {
@@ -155,26 +181,31 @@ func newLibp2p(c Config) (host.Host, error) {
 	}
 	mux := *yamux.DefaultTransport
 	mux.MaxStreamWindowSize = streamWindow
-	// What this leaves out on purpose: relays, hole punching, AutoNAT and observed addresses (a reachability that is
-	// given, not probed), port mapping, the ping service and metrics. Nothing is sent that was not asked for.
-	return libp2p.New(
+	names := network.MultiaddrDNSResolver(swarm.ResolverFromMaDNS{Resolver: madns.DefaultResolver})
+	if c.LANOnly {
+		names = localResolver{}
+	}
+	// What this leaves out on purpose: public relays, AutoNAT and observed addresses before there is somebody to ask (a
+	// reachability that is given, not probed), port mapping, the ping service and metrics. Nothing is sent that was not
+	// asked for. The services of relay.go and punch.go start when there is a use for them.
+	options := append(transports(c),
 		libp2p.Identity(key),
 		libp2p.ListenAddrStrings(listen...),
-		libp2p.Transport(newQUIC),
-		libp2p.MultiaddrResolver(resolver{swarm.ResolverFromMaDNS{Resolver: madns.DefaultResolver}}),
-		// Without port reuse: a dial from the listening port fails while the dead connection to the same address lingers.
-		libp2p.Transport(tcp.NewTCPTransport, tcp.DisableReuseport()),
+		libp2p.ConnectionGater(g),
+		libp2p.AddrsFactory(published),
+		libp2p.MultiaddrResolver(resolver{names}),
 		libp2p.Security(noise.ID, noise.New),
 		libp2p.Security(libp2ptls.ID, libp2ptls.New),
 		libp2p.Muxer(yamux.ID, &mux),
 		libp2p.ResourceManager(limits),
 		libp2p.ConnectionManager(manager),
+		libp2p.DialRanker(rankDials),
 		libp2p.SwarmOpts(swarm.WithDialTimeoutLocal(localDialTimeout)),
 		libp2p.WithDialTimeout(remoteDialTimeout),
 		// A device that has been offline must not conclude that UDP or IPv6 does not work.
 		libp2p.UDPBlackHoleSuccessCounter(nil),
 		libp2p.IPv6BlackHoleSuccessCounter(nil),
-		libp2p.DisableRelay(),
+		libp2p.EnableRelay(), // circuits can be dialled and accepted; nothing is asked of any relay by this
 		libp2p.ForceReachabilityPrivate(),
 		libp2p.DisableIdentifyAddressDiscovery(),
 		libp2p.DisableMetrics(),
@@ -182,6 +213,91 @@ func newLibp2p(c Config) (host.Host, error) {
 		libp2p.UserAgent(userAgent),
 		libp2p.ProtocolVersion(userAgent),
 	)
+	return libp2p.New(options...)
+}
+
+// listenAddrs are the addresses to listen on; in a private mesh those of QUIC are refused.
+func listenAddrs(c Config) ([]string, error) {
+	switch {
+	case len(c.Listen) > 0:
+	case c.MeshKey != nil:
+		return privateListen, nil
+	default:
+		return defaultListen, nil
+	}
+	if c.MeshKey != nil {
+		for _, s := range c.Listen {
+			if a, err := ma.NewMultiaddr(s); err == nil {
+				if _, err := a.ValueForProtocol(ma.P_TCP); err != nil {
+					return nil, fmt.Errorf("listen on %s: a private mesh uses TCP and WebSocket only", s)
+				}
+			}
+		}
+	}
+	return c.Listen, nil
+}
+
+// transports are QUIC, TCP and WebSocket, as far as the mesh key and LANOnly let them.
+func transports(c Config) []libp2p.Option {
+	prepare := func(u transport.Upgrader) transport.Upgrader {
+		if c.MeshKey != nil {
+			u = guardedUpgrader{u, c.MeshKey}
+		}
+		if c.LANOnly {
+			u = localUpgrader{u}
+		}
+		return u
+	}
+	options := []libp2p.Option{
+		// Without port reuse: a dial from the listening port fails while the dead connection to the same address lingers.
+		libp2p.Transport(func(u transport.Upgrader, limits network.ResourceManager, shared *tcpreuse.ConnMgr) (*tcp.TcpTransport, error) {
+			return tcp.NewTCPTransport(prepare(u), limits, shared, tcp.DisableReuseport())
+		}),
+		libp2p.Transport(func(u transport.Upgrader, limits network.ResourceManager, shared *tcpreuse.ConnMgr) (*webSocket, error) {
+			return newWebSocket(prepare(u), limits, shared, c.LANOnly)
+		}),
+	}
+	if c.MeshKey != nil {
+		return append(options, libp2p.PrivateNetwork(c.MeshKey[:]))
+	}
+	if c.LANOnly {
+		options = append(options, libp2p.QUICReuse(newLocalQUIC))
+	}
+	return append(options, libp2p.Transport(newQUIC))
+}
+
+// relayDelay is how much later than the direct addresses those through a relay are dialled: a direct connection on any link
+// that carries a conversation is quicker.
+const relayDelay = time.Second
+
+// rankDials orders as libp2p does, but for relays: libp2p dials them along with private addresses.
+func rankDials(addrs []ma.Multiaddr) []network.AddrDelay {
+	var direct, relayed []ma.Multiaddr
+	for _, a := range addrs {
+		if _, ok := relayOf(a); ok {
+			relayed = append(relayed, a)
+		} else {
+			direct = append(direct, a)
+		}
+	}
+	ranked := swarm.DefaultDialRanker(direct)
+	delay := time.Duration(0)
+	if len(direct) > 0 {
+		delay = relayDelay
+	}
+	for _, a := range relayed {
+		ranked = append(ranked, network.AddrDelay{Addr: a, Delay: delay})
+	}
+	return ranked
+}
+
+// published is what peers are told of this node's addresses.
+func (h *Host) published(addrs []ma.Multiaddr) []ma.Multiaddr {
+	addrs = slices.DeleteFunc(slices.Clone(addrs), func(a ma.Multiaddr) bool {
+		_, circuit := relayOf(a)
+		return circuit || h.gate.lanOnly && !localAddr(a)
+	})
+	return append(addrs, h.relays.published()...)
 }
 
 // serve starts the HTTP server.
@@ -208,6 +324,7 @@ func (h *Host) Addrs() []string {
 	if err != nil {
 		resolved = h.host.Addrs()
 	}
+	resolved = h.published(resolved)
 	slices.SortStableFunc(resolved, func(a, b ma.Multiaddr) int { return cmp.Compare(distance(a), distance(b)) })
 	addrs := make([]string, 0, len(resolved))
 	for _, a := range resolved {
@@ -217,6 +334,9 @@ func (h *Host) Addrs() []string {
 }
 
 func distance(a ma.Multiaddr) int {
+	if _, relayed := relayOf(a); relayed {
+		return 3
+	}
 	switch {
 	case manet.IsIPLoopback(a):
 		return 2
@@ -415,6 +535,12 @@ func (h *Host) isConnected(p peer.ID) bool {
 	return false
 }
 
+// onlyRelayed says whether all connections to a peer go through relays.
+func (h *Host) onlyRelayed(p PeerID) bool {
+	id, err := peer.Decode(string(p))
+	return err == nil && h.swarm.Connectedness(id) == network.Limited
+}
+
 // connected and disconnected are called by the swarm, in order for each connection.
 func (h *Host) connected(_ network.Network, c network.Conn) {
 	p := c.RemotePeer()
@@ -432,6 +558,11 @@ func (h *Host) disconnected(_ network.Network, c network.Conn) {
 	p := c.RemotePeer()
 	if h.roster.Remove(PeerID(p.String()), c) == 0 {
 		h.keeper.disconnected(p)
+	} else if h.swarm.Connectedness(p) == network.Limited {
+		h.keeper.lostDirect(p)
+	}
+	if h.swarm.Connectedness(p) != network.Connected {
+		h.relays.lost(p)
 	}
 }
 
@@ -444,11 +575,17 @@ func (h *Host) Close() error {
 		return nil
 	}
 	h.closed = true
-	listeners := h.listeners
+	listeners, puncher := h.listeners, h.puncher
 	h.mu.Unlock()
 
 	h.work.refuse()
 	h.cancel()
+	if puncher != nil {
+		_ = puncher.Close()
+	}
+	if h.relay != nil {
+		_ = h.relay.Close()
+	}
 	err := h.host.Close()
 	for _, l := range listeners {
 		_ = l.Close()

@@ -31,6 +31,9 @@ const (
 	yield = 300 * time.Millisecond
 	// firstRetry, doubled with each failure, up to what retryCap says.
 	firstRetry = 500 * time.Millisecond
+	// firstDirect, doubled up to directCap, is when a peer reached through a relay is dialled directly; hole punching goes first.
+	firstDirect = 5 * time.Second
+	directCap   = 10 * time.Minute
 )
 
 // retryCap bounds the time between dials by how long the peer has been away. A peer just lost is likely to come back,
@@ -64,6 +67,7 @@ type known struct {
 	met      bool // was connected once
 	addrs    []ma.Multiaddr
 	up       bool
+	relayed  bool      // up, but only through relays: still dialled directly
 	away     time.Time // since when it is not connected
 	failures int
 	next     time.Time          // when to dial
@@ -147,7 +151,7 @@ func (k *keeper) heard(p peer.ID, addrs []ma.Multiaddr) {
 	k.learn(p, addrs)
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if t := k.peers[p]; t != nil && !t.up {
+	if t := k.peers[p]; t != nil && (!t.up || t.relayed) {
 		t.wanted = true
 		k.soon(p, t)
 	}
@@ -171,9 +175,40 @@ func (k *keeper) connected(p peer.ID, c network.Conn) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	t := k.peer(p)
+	if c.Stat().Limited && t.up && !t.relayed {
+		return // a direct one is there
+	}
+	t.relayed = c.Stat().Limited
 	t.up, t.met, t.wanted, t.failures, t.next = true, true, true, 0, time.Time{}
+	if t.relayed {
+		k.dialDirectly(t)
+	}
 	if c.Stat().Direction == network.DirOutbound && !c.Stat().Limited {
 		t.addrs = mergeAddrs([]ma.Multiaddr{c.RemoteMultiaddr()}, t.addrs)
+	}
+}
+
+// dialDirectly says when a peer that is reached through relays is next dialled at its other addresses; it needs mu.
+func (k *keeper) dialDirectly(t *known) {
+	if slices.ContainsFunc(t.addrs, isDirect) {
+		t.next = time.Now().Add(min(firstDirect<<min(t.failures, 10), directCap))
+		k.signal()
+	}
+}
+
+func isDirect(a ma.Multiaddr) bool {
+	_, relayed := relayOf(a)
+	return !relayed
+}
+
+// lostDirect is called when a direct connection was lost and one through a relay is left.
+func (k *keeper) lostDirect(p peer.ID) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	t := k.peer(p)
+	if t.up && !t.relayed {
+		t.relayed, t.failures = true, 0
+		k.dialDirectly(t)
 	}
 }
 
@@ -183,7 +218,7 @@ func (k *keeper) disconnected(p peer.ID) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	t := k.peer(p)
-	t.up, t.away = false, time.Now()
+	t.up, t.relayed, t.away = false, false, time.Now()
 	t.addrs = mergeAddrs(t.addrs, listens)
 	t.failures = 0
 	k.soon(p, t)
@@ -194,7 +229,7 @@ func (k *keeper) networkChanged() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for p, t := range k.peers {
-		if !t.up && t.wanted {
+		if (!t.up || t.relayed) && t.wanted {
 			if t.dialling != nil {
 				t.dialling() // it may hang on an address that is no more
 			}
@@ -254,7 +289,7 @@ func (k *keeper) due(now time.Time, places, unmet int) (due []turn, next time.Ti
 	defer k.mu.Unlock()
 	for p, t := range k.peers {
 		switch {
-		case t.up || !t.wanted || t.next.IsZero():
+		case t.up && !t.relayed || !t.wanted || t.next.IsZero():
 		case !t.next.After(now):
 			if t.dialling == nil {
 				due = append(due, turn{p, !t.static && !t.met})
@@ -288,19 +323,29 @@ func (k *keeper) attempt(p peer.ID) {
 	defer cancel()
 	k.mu.Lock()
 	t := k.peers[p]
-	if t == nil || t.up || t.dialling != nil {
+	if t == nil || t.up && !t.relayed || t.dialling != nil {
 		k.mu.Unlock()
 		return
 	}
 	t.dialling = cancel
+	relayed := t.relayed
 	k.mu.Unlock()
 
-	err := k.connect(ctx, p)
+	connect := k.connect
+	if relayed {
+		connect = k.connectDirectly
+	}
+	err := connect(ctx, p)
 
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	t.dialling = nil
-	if err != nil && !t.up {
+	switch {
+	case err == nil:
+	case t.relayed:
+		t.failures++
+		k.dialDirectly(t)
+	case !t.up:
 		wait := min(firstRetry<<min(t.failures, 10), retryCap(time.Since(t.away), t.static))
 		wait += rand.N(wait / 4) // nodes that lost each other together do not dial together
 		if again := time.Now().Add(wait); t.next.IsZero() || t.next.After(again) {
@@ -312,11 +357,21 @@ func (k *keeper) attempt(p peer.ID) {
 	k.signal()
 }
 
-// connect dials the peer at all its known addresses, unless it is connected. Errors: ErrUnreachable, ErrClosed.
+// connect dials the peer at all its known addresses and through the relays at hand, unless it is connected. Errors:
+// ErrUnreachable, ErrClosed.
 func (k *keeper) connect(ctx context.Context, p peer.ID) error {
 	if k.h.isConnected(p) {
 		return nil
 	}
+	return k.dial(network.WithAllowLimitedConn(ctx, "dial"), p, k.h.relays.to(p))
+}
+
+// connectDirectly dials a peer that may be connected through a relay.
+func (k *keeper) connectDirectly(ctx context.Context, p peer.ID) error {
+	return k.dial(network.WithForceDirectDial(ctx, "dial"), p, nil)
+}
+
+func (k *keeper) dial(ctx context.Context, p peer.ID, more []ma.Multiaddr) error {
 	store := k.h.host.Peerstore()
 	k.mu.Lock()
 	var addrs []ma.Multiaddr
@@ -326,12 +381,13 @@ func (k *keeper) connect(ctx context.Context, p peer.ID) error {
 		}
 	}
 	k.mu.Unlock()
+	addrs = append(addrs, more...)
 	if len(addrs) == 0 && len(store.Addrs(p)) == 0 {
 		return fmt.Errorf("%w: no address known", ErrUnreachable)
 	}
 	store.AddAddrs(p, addrs, peerstore.TempAddrTTL)
 	k.h.swarm.Backoff().Clear(p)
-	ctx = network.WithDialPeerTimeout(network.WithAllowLimitedConn(ctx, "dial"), streamTimeout)
+	ctx = network.WithDialPeerTimeout(ctx, streamTimeout)
 	if err := k.h.host.Connect(ctx, peer.AddrInfo{ID: p}); err != nil {
 		if k.h.ctx.Err() != nil {
 			return ErrClosed

@@ -8,6 +8,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/protocol"
 	rcmgr "github.com/libp2p/go-libp2p/p2p/host/resource-manager"
+	relayv2 "github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/relay"
 	"github.com/libp2p/go-libp2p/x/rate"
 )
 
@@ -23,6 +24,8 @@ const (
 	connBurst = 256
 	// maxMemory that streams and connections may reserve together; windows stop growing there.
 	maxMemory = 96 << 20
+	// relayMessage is what libp2p's relay reserves for each stream's handshake.
+	relayMessage = 4 << 10
 )
 
 // newResourceManager bounds what all peers together and each of them can make libp2p hold. The figures are fixed, not
@@ -61,6 +64,12 @@ func newResourceManager() (network.ResourceManager, error) {
 			partial.Service = make(map[string]rcmgr.ResourceLimits)
 		}
 		partial.Service[service] = protocols
+	}
+	// The relay's streams, two for each circuit, and its buffers.
+	const questions = 64 // reservations and refusals under way
+	partial.Service[relayv2.ServiceName] = rcmgr.ResourceLimits{
+		Streams: 2*maxCircuits + questions, StreamsInbound: maxCircuits + questions, StreamsOutbound: maxCircuits,
+		Memory: 2*maxCircuits*circuitBuffer + (2*maxCircuits+questions)*relayMessage,
 	}
 	for proto := range limits.ProtocolLimits {
 		if partial.Protocol == nil {

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	ma "github.com/multiformats/go-multiaddr"
 	manet "github.com/multiformats/go-multiaddr/net"
@@ -28,7 +29,8 @@ const (
 	mdnsService  = "_plexus._udp.local."
 	mdnsPort     = 5353
 	mdnsTXT      = "dnsaddr="
-	mdnsTTL      = 120 // seconds, RFC 6762 section 10 for records that hang on addresses
+	mdnsSealed   = "sealed=" // before an address of a private mesh; see MeshKey.seal
+	mdnsTTL      = 120       // seconds, RFC 6762 section 10 for records that hang on addresses
 	mdnsFlush    = 1 << 15
 	mdnsSendHops = 255 // RFC 6762 section 11
 	// mdnsQueryMax: queries begin at one second after start or a change of networks and double up to this.
@@ -50,6 +52,7 @@ var (
 type mdns struct {
 	h        *Host
 	log      *slog.Logger
+	dialect  dialect
 	instance string // "random._plexus._udp.local."
 	changed  chan struct{}
 	packets  chan packet
@@ -78,9 +81,10 @@ type packet struct {
 }
 
 func newMDNS(h *Host) *mdns {
+	d := dialectOf(h.meshKey)
 	return &mdns{
-		h: h, log: h.log,
-		instance:  strings.ToLower(rand.Text()) + "." + mdnsService,
+		h: h, log: h.log, dialect: d,
+		instance:  strings.ToLower(rand.Text()) + "." + d.service,
 		changed:   make(chan struct{}, 1),
 		packets:   make(chan packet, 64),
 		ifaces:    make(map[int]*mdnsIface),
@@ -257,7 +261,7 @@ func (m *mdns) join() {
 
 // ask sends the question on interfaces where nobody asked it lately: all hear the answers (RFC 6762 section 7.3).
 func (m *mdns) ask(now time.Time, lately time.Duration) {
-	msg, err := question()
+	msg, err := m.dialect.question()
 	if err != nil {
 		m.log.Error("mDNS question", "error", err)
 		return
@@ -287,7 +291,7 @@ func (m *mdns) sendAnswers(now time.Time) (next time.Duration) {
 		if len(addrs) == 0 {
 			continue
 		}
-		msg, err := announcement(m.instance, addrs)
+		msg, err := m.dialect.announcement(m.instance, addrs)
 		if err != nil {
 			m.log.Error("mDNS announcement", "error", err)
 			continue
@@ -355,7 +359,7 @@ func (m *mdns) receive(p packet) {
 	if i == nil {
 		return
 	}
-	asked, peers := readMDNS(p.data)
+	asked, peers := m.dialect.read(p.data)
 	if asked {
 		i.lastAsk = time.Now()
 		i.answer = true
@@ -400,7 +404,7 @@ func (m *mdns) heard(i *mdnsIface, a announced) {
 		m.instances[id] = a.instance
 		m.log.Debug("heard peer", "peer", id, "interface", i.Name)
 	}
-	if m.h.isConnected(a.peer.ID) {
+	if m.h.swarm.Connectedness(a.peer.ID) == network.Connected {
 		if known && last != a.instance {
 			m.h.probe(a.peer.ID, probeTimeout)
 		}
@@ -430,8 +434,42 @@ func inZone(addrs []ma.Multiaddr, iface string) []ma.Multiaddr {
 	return zoned
 }
 
-func question() ([]byte, error) {
-	name, err := dnsmessage.NewName(mdnsService)
+// dialect is how the nodes of one mesh speak mDNS. Those of a private mesh have a service name that only the key gives, and
+// seal each address; who has no key sees that a machine announces something, and nothing of it.
+type dialect struct {
+	service string
+	key     *MeshKey // nil: in the clear
+}
+
+func dialectOf(key *MeshKey) dialect {
+	if key == nil {
+		return dialect{service: mdnsService}
+	}
+	return dialect{key.service(), key}
+}
+
+// text is one string of a TXT record.
+func (d dialect) text(addr string) string {
+	if d.key == nil {
+		return mdnsTXT + addr
+	}
+	return mdnsSealed + d.key.seal(addr)
+}
+
+// addr is the reverse of text.
+func (d dialect) addr(text string) (string, bool) {
+	if d.key == nil {
+		return strings.CutPrefix(text, mdnsTXT)
+	}
+	sealed, ok := strings.CutPrefix(text, mdnsSealed)
+	if !ok {
+		return "", false
+	}
+	return d.key.open(sealed)
+}
+
+func (d dialect) question() ([]byte, error) {
+	name, err := dnsmessage.NewName(d.service)
 	if err != nil {
 		return nil, err
 	}
@@ -442,8 +480,8 @@ func question() ([]byte, error) {
 }
 
 // announcement is the answer to question, with the records that libp2p's specification asks for. addrs end in /p2p/ID.
-func announcement(instance string, addrs []ma.Multiaddr) ([]byte, error) {
-	service, err := dnsmessage.NewName(mdnsService)
+func (d dialect) announcement(instance string, addrs []ma.Multiaddr) ([]byte, error) {
+	service, err := dnsmessage.NewName(d.service)
 	if err != nil {
 		return nil, err
 	}
@@ -451,7 +489,7 @@ func announcement(instance string, addrs []ma.Multiaddr) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	host, err := dnsmessage.NewName(strings.TrimSuffix(instance, mdnsService) + "local.")
+	host, err := dnsmessage.NewName(strings.TrimSuffix(instance, d.service) + "local.")
 	if err != nil {
 		return nil, err
 	}
@@ -463,8 +501,11 @@ func announcement(instance string, addrs []ma.Multiaddr) ([]byte, error) {
 	var port uint16
 	var ips []dnsmessage.Resource
 	for _, a := range addrs {
-		if t := mdnsTXT + a.String(); len(t) < 256 {
+		if t := d.text(a.String()); len(t) < 256 {
 			texts = append(texts, t)
+		}
+		if d.key != nil {
+			continue // no port and no address in the clear
 		}
 		transport, _ := peer.SplitAddr(a)
 		if transport == nil {
@@ -505,9 +546,9 @@ type announced struct {
 	peer     peer.AddrInfo
 }
 
-// readMDNS reads a message from the network: whether it asks for our service, and the peers that it announces. What
+// read reads a message from the network: whether it asks for our service, and the peers that it announces. What
 // does not parse is left out.
-func readMDNS(data []byte) (asked bool, peers []announced) {
+func (d dialect) read(data []byte) (asked bool, peers []announced) {
 	var p dnsmessage.Parser
 	h, err := p.Start(data)
 	if err != nil {
@@ -519,7 +560,7 @@ func readMDNS(data []byte) (asked bool, peers []announced) {
 	}
 	if !h.Response {
 		return slices.ContainsFunc(questions, func(q dnsmessage.Question) bool {
-			return strings.EqualFold(q.Name.String(), mdnsService) && (q.Type == dnsmessage.TypePTR || q.Type == dnsmessage.TypeALL)
+			return strings.EqualFold(q.Name.String(), d.service) && (q.Type == dnsmessage.TypePTR || q.Type == dnsmessage.TypeALL)
 		}), nil
 	}
 	next := func(header func() (dnsmessage.ResourceHeader, error), skip func() error) bool {
@@ -529,7 +570,7 @@ func readMDNS(data []byte) (asked bool, peers []announced) {
 				return errors.Is(err, dnsmessage.ErrSectionDone)
 			}
 			name := rh.Name.String()
-			if rh.Type != dnsmessage.TypeTXT || rh.TTL == 0 || !strings.HasSuffix(strings.ToLower(name), "."+mdnsService) {
+			if rh.Type != dnsmessage.TypeTXT || rh.TTL == 0 || !strings.HasSuffix(strings.ToLower(name), "."+d.service) {
 				if skip() != nil {
 					return false
 				}
@@ -539,7 +580,7 @@ func readMDNS(data []byte) (asked bool, peers []announced) {
 			if err != nil {
 				return false
 			}
-			if a, ok := readTXT(txt.TXT); ok && len(peers) < mdnsAddrs {
+			if a, ok := d.readTXT(txt.TXT); ok && len(peers) < mdnsAddrs {
 				peers = append(peers, announced{strings.ToLower(name), a})
 			}
 		}
@@ -551,10 +592,13 @@ func readMDNS(data []byte) (asked bool, peers []announced) {
 }
 
 // readTXT reads the addresses of one peer; strings that name another than the first are left out.
-func readTXT(texts []string) (info peer.AddrInfo, ok bool) {
+func (d dialect) readTXT(texts []string) (info peer.AddrInfo, ok bool) {
 	for _, t := range texts {
-		s, found := strings.CutPrefix(t, mdnsTXT)
-		if !found || len(info.Addrs) == mdnsAddrs {
+		if len(info.Addrs) == mdnsAddrs {
+			break
+		}
+		s, found := d.addr(t)
+		if !found {
 			continue
 		}
 		a, err := ma.NewMultiaddr(s)

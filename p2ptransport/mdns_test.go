@@ -21,7 +21,7 @@ func packed(t testing.TB, instance string, addrs ...string) []byte {
 	for _, a := range addrs {
 		parsed = append(parsed, ma.StringCast(a))
 	}
-	msg, err := announcement(instance, parsed)
+	msg, err := dialectOf(nil).announcement(instance, parsed)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -31,7 +31,7 @@ func packed(t testing.TB, instance string, addrs ...string) []byte {
 func TestAnnouncement(t *testing.T) {
 	msg := packed(t, "me."+mdnsService,
 		"/ip4/10.0.0.1/udp/4001/quic-v1/p2p/"+peerA, "/ip4/10.0.0.1/tcp/4001/p2p/"+peerA, "/ip6/fe80::1/tcp/4001/p2p/"+peerA)
-	asked, peers := readMDNS(msg)
+	asked, peers := dialectOf(nil).read(msg)
 	if asked || len(peers) != 1 {
 		t.Fatalf("asked %v, peers %+v", asked, peers)
 	}
@@ -43,11 +43,11 @@ func TestAnnouncement(t *testing.T) {
 			t.Errorf("%s, want %s", a, want)
 		}
 	}
-	q, err := question()
+	q, err := dialectOf(nil).question()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if asked, peers := readMDNS(q); !asked || len(peers) != 0 {
+	if asked, peers := dialectOf(nil).read(q); !asked || len(peers) != 0 {
 		t.Errorf("asked %v, peers %+v", asked, peers)
 	}
 }
@@ -63,11 +63,11 @@ func TestAnnouncementRefused(t *testing.T) {
 		"/ip6zone/lo/ip6/fe80::1/tcp/1/p2p/"+peerA,
 		"/ip4/10.0.0.3/tcp/1/p2p/"+peerB+"/p2p-circuit/p2p/"+peerA,
 		"/ip4/10.0.0.4/tcp/1", "/p2p/"+peerA)
-	_, peers := readMDNS(msg)
+	_, peers := dialectOf(nil).read(msg)
 	if len(peers) != 1 || len(peers[0].peer.Addrs) != 1 || peers[0].peer.Addrs[0].String() != "/ip4/10.0.0.1/tcp/1" {
 		t.Errorf("%+v", peers)
 	}
-	if _, peers := readMDNS(packed(t, "x._other._udp.local.", own)); len(peers) != 0 {
+	if _, peers := dialectOf(nil).read(packed(t, "x._other._udp.local.", own)); len(peers) != 0 {
 		t.Errorf("another service's record was read: %+v", peers)
 	}
 	var goodbye dnsmessage.Message
@@ -81,20 +81,20 @@ func TestAnnouncementRefused(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, peers := readMDNS(bye); len(peers) != 0 {
+	if _, peers := dialectOf(nil).read(bye); len(peers) != 0 {
 		t.Errorf("a farewell was read as an announcement: %+v", peers)
 	}
 }
 
 func FuzzReadMDNS(f *testing.F) {
-	q, err := question()
+	q, err := dialectOf(nil).question()
 	if err != nil {
 		f.Fatal(err)
 	}
 	f.Add(q)
 	f.Add(packed(f, "me."+mdnsService, "/ip4/10.0.0.1/tcp/4001/p2p/"+peerA, "/ip6/fe80::1/udp/1/quic-v1/p2p/"+peerA))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		_, peers := readMDNS(data)
+		_, peers := dialectOf(nil).read(data)
 		if len(peers) > mdnsAddrs {
 			t.Errorf("%d peers", len(peers))
 		}
@@ -110,11 +110,11 @@ func FuzzReadMDNS(f *testing.F) {
 			if len(a.instance) > 200 || !strings.HasSuffix(a.instance, mdnsService) {
 				continue
 			}
-			msg, err := announcement("again."+mdnsService, full)
+			msg, err := dialectOf(nil).announcement("again."+mdnsService, full)
 			if err != nil {
 				t.Fatal(err)
 			}
-			_, again := readMDNS(msg)
+			_, again := dialectOf(nil).read(msg)
 			if len(again) != 1 || !slices.EqualFunc(again[0].peer.Addrs, a.peer.Addrs, func(x, y ma.Multiaddr) bool { return x.Equal(y) }) {
 				// Only an address too long for a TXT string may be left out.
 				if !slices.ContainsFunc(full, func(m ma.Multiaddr) bool { return len(m.String()) > 240 }) {

@@ -144,15 +144,35 @@ func (h *Host) thinLater(p peer.ID) {
 // thin closes those direct connections that this side dialled and that the rule does not keep, if nothing is under way
 // on them, and says whether any such is left. Of several direct connections the rule keeps those dialled by the node
 // with the smaller peer ID, and of a node's own the oldest. As a side closes only what it dialled, and both know who
-// dialled what, the two never close different ones and lose all.
+// dialled what, the two never close different ones and lose all. Those through relays are superfluous beside a direct one
+// that has answered.
 func (h *Host) thin(p peer.ID) (left bool) {
-	direct := slices.DeleteFunc(h.swarm.ConnsToPeer(p), func(c network.Conn) bool { return c.Stat().Limited || c.IsClosed() })
-	mine := slices.DeleteFunc(slices.Clone(direct), func(c network.Conn) bool { return c.Stat().Direction != network.DirOutbound })
+	conns := slices.DeleteFunc(h.swarm.ConnsToPeer(p), network.Conn.IsClosed)
+	dialled := func(c network.Conn) bool { return c.Stat().Direction == network.DirOutbound }
+	var direct, mine, relayed []network.Conn
+	for _, c := range conns {
+		switch {
+		case !c.Stat().Limited:
+			direct = append(direct, c)
+			if dialled(c) {
+				mine = append(mine, c)
+			}
+		case dialled(c):
+			relayed = append(relayed, c)
+		}
+	}
 	slices.SortFunc(mine, func(a, b network.Conn) int {
 		return cmp.Compare(a.Stat().Opened.UnixNano(), b.Stat().Opened.UnixNano())
 	})
 	if len(mine) > 0 && (len(mine) == len(direct) || h.swarm.LocalPeer() < p) {
 		mine = mine[1:]
+	}
+	if len(relayed) > 0 && len(direct) > 0 {
+		if slices.ContainsFunc(direct, func(c network.Conn) bool { return alive(h.ctx, c, probeTimeout) }) {
+			mine = append(mine, relayed...)
+		} else {
+			left = true
+		}
 	}
 	for _, c := range mine {
 		if len(c.GetStreams()) > 0 {

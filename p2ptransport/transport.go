@@ -2,10 +2,9 @@
 // key, discovery, dialling, and request streams. It knows neither rooms nor a database; whom to serve and
 // where peers were last seen it asks through small interfaces.
 //
-// What comes later has its place: gossip topics for large rooms in gossip.go, beside request streams; relays and hole
-// punching in relay.go, as options of newLibp2p (the keeper and thinning already tell relayed connections from direct
-// ones); a UDP broadcast beacon in beacon.go, which like mDNS calls keeper.heard; addresses from an address book, common
-// contacts and invite links come in by AddAddrs.
+// What comes later has its place: gossip topics for large rooms in gossip.go, beside request streams; a UDP broadcast beacon in
+// beacon.go, which like mDNS calls keeper.heard; addresses from an address book, common contacts and invite links come in by
+// AddAddrs.
 package p2ptransport
 
 import (
@@ -41,7 +40,14 @@ type Config struct {
 	// Friend says whether a peer that opens a stream is one that need not wait behind strangers, who share a part of the
 	// server's bounds (design.md §7). It must not block. nil: all are friends.
 	Friend func(PeerID) bool
-	Log    *slog.Logger
+	// Relay makes this node carry connections between friends that cannot reach each other; see relay.go for how much. Its own
+	// use of friends' relays does not depend on it.
+	Relay bool
+	// MeshKey makes the node part of a private mesh: only those that hold the key are talked to, over TCP and WebSocket.
+	MeshKey *MeshKey
+	// LANOnly keeps the node from sending any packet outside of private address ranges; see lanonly.go.
+	LANOnly bool
+	Log     *slog.Logger
 }
 
 // Transport is what both implementations offer: Host over libp2p, and memnet's.
