@@ -168,7 +168,7 @@ func (c *collector) mark(r *Reader) error {
 	if err != nil {
 		return err
 	}
-	// 2. Rejected events have states and no order; and what a room that is not there has left is not garbage for us to judge.
+	// 2. What has no order has states too: rejected events, and perhaps events of rooms that are not here.
 	var last StoredEvent
 	return r.scan(key(tableEvent), nil, false, func(k, record []byte) (bool, error) {
 		e, _, err := decodeEventHeader(record)
