@@ -43,6 +43,9 @@ type literalReceiver struct {
 	full   map[int]map[string]bool
 }
 
+// onResolution is told of each resolution.
+type onResolution func(states []literal.State, resolved literal.State)
+
 type literalPlacement struct {
 	verdict verdict
 	after   literal.State
@@ -51,7 +54,7 @@ type literalPlacement struct {
 func (l *literalReceiver) get(id string) *literal.Event { return l.events[id] }
 
 // receive takes the chronicle's events in their order.
-func (l *literalReceiver) receive(seen func(states []literal.State, resolved literal.State)) error {
+func (l *literalReceiver) receive(seen onResolution) error {
 	v := string(l.c.version)
 	for i, p := range l.c.events {
 		if p.lost {
@@ -101,7 +104,7 @@ func (l *literalReceiver) receive(seen func(states []literal.State, resolved lit
 }
 
 // before is the state before event i with these parents.
-func (l *literalReceiver) before(i int, prev []int, seen func(states []literal.State, resolved literal.State)) literal.State {
+func (l *literalReceiver) before(i int, prev []int, seen onResolution) literal.State {
 	var states []literal.State
 	for _, on := range prev {
 		after := l.placed[on].after
@@ -118,7 +121,7 @@ func (l *literalReceiver) before(i int, prev []int, seen func(states []literal.S
 	return l.resolve(i, states, seen)
 }
 
-func (l *literalReceiver) resolve(i int, states []literal.State, seen func(states []literal.State, resolved literal.State)) literal.State {
+func (l *literalReceiver) resolve(i int, states []literal.State, seen onResolution) literal.State {
 	resolved, full := literal.Resolve(string(l.c.version), states, l.get)
 	l.full[i] = full
 	seen(states, resolved)
@@ -174,7 +177,8 @@ func examine(c *chronicle, ref *replay, st *statistics, claims int) (err error) 
 		}
 		for i := range c.events {
 			if r.placed[i] != ref.placed[i] {
-				return fmt.Errorf("order of arrival %d, %v: e%d is %+v; in the order of the chronicle it is %+v", n, order, i, r.placed[i], ref.placed[i])
+				return fmt.Errorf("order of arrival %d, %v: e%d is %+v; in the order of the chronicle it is %+v",
+					n, order, i, r.placed[i], ref.placed[i])
 			}
 		}
 		if root, err := r.final(); err != nil || root != final {
@@ -305,7 +309,8 @@ func (x *comparison) sameState(root eventgraph.Hash, want literal.State) error {
 		if !ok {
 			return fmt.Errorf("the literal state has the unknown %s", id)
 		}
-		if err := trie.Set(eventgraph.StateTuple{Type: key.Type, Key: key.StateKey}, eventgraph.EventID(id), x.ref.placed[i].height); err != nil {
+		tuple := eventgraph.StateTuple{Type: key.Type, Key: key.StateKey}
+		if err := trie.Set(tuple, eventgraph.EventID(id), x.ref.placed[i].height); err != nil {
 			return err
 		}
 	}
@@ -611,9 +616,10 @@ func (st *statistics) String() string {
 	for _, v := range eventgraph.SupportedVersions() {
 		versions = append(versions, fmt.Sprintf("%s:%d", v, st.versions[v]))
 	}
-	return fmt.Sprintf("%d histories, %d events, %s of them refused; %d resolutions, and %d of claimed states; %d orders of arrival each; "+
-		"histories with forks %s, with an auth difference %s, with power levels in conflict %s, with a result that is not that of timestamps %s; "+
-		"%d resolutions with a subgraph; versions %s",
+	// scripts/histories reads the beginning of it.
+	return fmt.Sprintf("%d histories, %d events, %s of them refused; %d resolutions, and %d of claimed states; "+
+		"%d orders of arrival each; histories with forks %s, with an auth difference %s, with power levels in conflict %s, "+
+		"with a result that is not that of timestamps %s; %d resolutions with a subgraph; versions %s",
 		st.histories, st.events, percent(st.refused, st.events), st.resolutions, st.claimed, ordersOfArrival,
 		percent(st.withFork, st.histories), percent(st.withDifference, st.histories), percent(st.withPower, st.histories),
 		percent(st.notByTime, st.histories), st.subgraphs, strings.Join(versions, " "))

@@ -390,7 +390,8 @@ func (r *replay) claimedStates(rng *rand.Rand) ([]eventgraph.Hash, error) {
 	var usable []int
 	foreign := make([]bool, len(r.of.events))
 	for i, p := range r.of.events {
-		foreign[i] = r.of.isSecondCreate(i) || p.RoomID() != r.of.events[0].RoomID() || slices.ContainsFunc(p.auth, func(a int) bool { return a >= 0 && foreign[a] })
+		rests := slices.ContainsFunc(p.auth, func(a int) bool { return a >= 0 && foreign[a] })
+		foreign[i] = rests || r.of.isSecondCreate(i) || p.RoomID() != r.of.events[0].RoomID()
 		if r.placed[i].verdict != waits && !foreign[i] {
 			usable = append(usable, i)
 		}

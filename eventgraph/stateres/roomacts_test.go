@@ -37,7 +37,8 @@ var actions = []struct {
 }
 
 func (g *generator) topic() (draft, bool) {
-	return draft{typ: "m.room.topic", key: new(""), sender: g.sender(50), content: object("topic", strconv.Itoa(g.rng.IntN(100)))}, true
+	content := object("topic", strconv.Itoa(g.rng.IntN(100)))
+	return draft{typ: "m.room.topic", key: new(""), sender: g.sender(50), content: content}, true
 }
 
 func (g *generator) custom() (draft, bool) {
@@ -138,7 +139,8 @@ func (g *generator) thirdPartyToken() (draft, bool) {
 	if g.chance(30) {
 		content = object("display_name", `"x"`, "public_keys", `[{"public_key":"`+public+`"}]`)
 	}
-	return draft{typ: "m.room.third_party_invite", key: new("t" + strconv.Itoa(token)), sender: g.sender(pick[int64](g, 0, 50)), content: content}, true
+	key, sender := "t"+strconv.Itoa(token), g.sender(pick[int64](g, 0, 50))
+	return draft{typ: "m.room.third_party_invite", key: &key, sender: sender, content: content}, true
 }
 
 func (g *generator) thirdPartyInviting() (draft, bool) {
@@ -319,7 +321,8 @@ func (g *generator) levels() (draft, bool) {
 			[]string{"users", "[]"}, []string{"users", `{"nobody":50}`}, []string{"users", `{"` + string(bob) + `":null}`},
 			[]string{"users", `{"` + string(alice) + `":100}`}, []string{"events", "50"}, []string{"events", "null"},
 			[]string{"events", `{"m.room.topic":"x"}`}, []string{"events", `{"m.room.topic":null}`},
-			[]string{"notifications", `{"room":"x"}`}, []string{"notifications", `"50"`}, []string{"notifications", `{"room":null}`})...)
+			[]string{"notifications", `{"room":"x"}`}, []string{"notifications", `"50"`},
+			[]string{"notifications", `{"room":null}`})...)
 	}
 	d.content = object(pairs...)
 	return d, true
@@ -391,8 +394,8 @@ func (c *chronicle) describe(r *replay) string {
 		if p.RoomID() != c.events[0].RoomID() {
 			room = " in another room"
 		}
-		b = fmt.Appendf(b, "e%d%s ts=%d %s %s by %s %s prev:%s auth:%s%s: %s", i, room, p.OriginServerTS(), p.Type(), key, p.Sender(), p.Content(),
-			names(p.prev), names(p.auth), p.label, r.placed[i].verdict)
+		b = fmt.Appendf(b, "e%d%s ts=%d %s %s by %s %s prev:%s auth:%s%s: %s", i, room, p.OriginServerTS(), p.Type(), key,
+			p.Sender(), p.Content(), names(p.prev), names(p.auth), p.label, r.placed[i].verdict)
 		if rule := r.rules[i]; rule != "" {
 			b = fmt.Appendf(b, " (rule %s)", rule)
 		}

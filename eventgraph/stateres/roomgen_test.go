@@ -89,7 +89,7 @@ func (g *generator) begin() {
 		g.rooms = [2]eventgraph.RoomID{"!room:a.example", "!other:a.example"}
 	}
 	g.create(0)
-	g.send(draft{typ: "m.room.member", key: new(string(alice)), sender: alice, content: object("membership", `"join"`), prev: g.last()})
+	g.send(g.join(alice, 0, g.last()))
 	if g.chance(90) {
 		g.prev = g.last()
 		g.before()
@@ -101,18 +101,25 @@ func (g *generator) begin() {
 	}
 	for range g.rng.IntN(3) {
 		u := pick(g, users[1:]...)
-		g.send(draft{typ: "m.room.member", key: new(string(u)), sender: u, content: object("membership", `"join"`), prev: g.last()})
+		g.send(g.join(u, 0, g.last()))
 	}
 	if g.chance(35) {
 		g.create(1)
 		other := g.last()
 		for _, u := range []eventgraph.UserID{alice, pick(g, users[1:]...)} {
-			g.send(draft{typ: "m.room.member", key: new(string(u)), sender: u, content: object("membership", `"join"`), prev: other, room: 1})
+			g.send(g.join(u, 1, other))
 			if g.chance(50) {
 				break
 			}
 		}
 	}
+}
+
+// join is a plain join.
+func (g *generator) join(u eventgraph.UserID, room int, prev []int) draft {
+	d := member(u, u, "membership", `"join"`)
+	d.room, d.prev = room, prev
+	return d
 }
 
 // last is the youngest event, as parent of the next.
@@ -288,7 +295,8 @@ func (g *generator) send(d draft) {
 	}
 	var authEvents []eventgraph.EventID
 	trie := eventgraph.OpenTrie(g.c, state)
-	for _, tuple := range auth.Selection(g.c.version, eventgraph.Draft{Type: d.typ, StateKey: d.key, Sender: d.sender, Content: d.content}) {
+	selected := auth.Selection(g.c.version, eventgraph.Draft{Type: d.typ, StateKey: d.key, Sender: d.sender, Content: d.content})
+	for _, tuple := range selected {
 		id, ok, err := trie.Get(tuple)
 		if err != nil {
 			g.err = err
