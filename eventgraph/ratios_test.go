@@ -13,6 +13,7 @@ import (
 
 	"github.com/plexus-p2p/plexus/eventgraph"
 	"github.com/plexus-p2p/plexus/eventgraph/auth"
+	"github.com/plexus-p2p/plexus/eventgraph/canonicaljson"
 )
 
 // BenchmarkRatios prints what is done to each event as multiples of one ed25519 verification, of a message as long as that
@@ -34,6 +35,7 @@ func BenchmarkRatios(b *testing.B) {
 			}
 			return e.VerifySignatures(small)
 		}},
+		{"ParseUnsortedWithUnsigned", func() error { _, err := eventgraph.ParseEvent("12", small.unsorted); return err }},
 		{"ParseIndentedWithUnsigned", func() error { _, err := eventgraph.ParseEvent("12", small.indented); return err }},
 		{"Load", func() error { _, err := eventgraph.LoadEvent("12", message.ID(), message.Raw()); return err }},
 		{"Redact", func() error { message.Redact(); return nil }},
@@ -137,7 +139,7 @@ type benchRoom struct {
 	create                         *eventgraph.Event
 	message, topic, join, levels   *eventgraph.Event
 	draft                          eventgraph.Draft // of the message
-	indented                       []byte           // the message, as JSON that is far from canonical
+	indented, unsorted             []byte           // the message, as JSON that is far from canonical, and as servers send it
 	messages                       int
 	alice, bob                     eventgraph.UserID
 	powerID, aliceID, bobID, rules eventgraph.EventID
@@ -191,7 +193,16 @@ func newBenchRoom(b testing.TB, users int) *benchRoom {
 		b.Fatal(err)
 	}
 	indented.(map[string]any)["unsigned"] = map[string]any{"age": 1.5}
-	var err error
+	members, err := canonicaljson.Split(r.message.Raw())
+	if err != nil || len(members)%3 == 0 {
+		b.Fatal(len(members), err)
+	}
+	r.unsorted = []byte(`{"unsigned":{"age":5}`)
+	for i := range members {
+		m := members[i*3%len(members)]
+		r.unsorted = fmt.Appendf(r.unsorted, `,"%s":%s`, m.Key, m.Value)
+	}
+	r.unsorted = append(r.unsorted, '}')
 	if r.indented, err = json.MarshalIndent(indented, "", "  "); err != nil {
 		b.Fatal(err)
 	}

@@ -27,12 +27,19 @@ func Split(object []byte) ([]Member, error) {
 // Field is one member of an object where it stands there. What it returns are slices of that object, except for a name with
 // escapes.
 type Field struct {
-	Text []byte // name and value as written: "name":value
-	key  int    // of which this is the name with its quotes
+	Text    []byte // name and value as written: "name":value
+	key     int32  // of which this is the name with its quotes
+	escaped bool   // whether that has escapes
 }
 
 // Name is decoded.
-func (f *Field) Name() []byte { return unescape(f.Text[1 : f.key-1]) }
+func (f *Field) Name() []byte {
+	name := f.Text[1 : f.key-1]
+	if f.escaped {
+		return unescape(name)
+	}
+	return name
+}
 
 // Value is canonical.
 func (f *Field) Value() []byte { return f.Text[f.key+1:] }
@@ -47,7 +54,7 @@ func Fields(dst []Field, object []byte) ([]Field, error) {
 		if end == 0 {
 			return dst, errNoObject
 		}
-		dst = append(dst, Field{rest[:end:end], key})
+		dst = append(dst, Field{rest[:end:end], int32(key), bytes.IndexByte(rest[:key], '\\') >= 0})
 		rest = rest[min(end+1, len(rest)):]
 	}
 	return dst, nil
