@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"regexp"
 	"strings"
 	"sync"
@@ -71,12 +70,6 @@ func newRoom(t *testing.T, v eventgraph.RoomVersion, createContent string) *room
 	r.id = r.create.RoomID()
 	r.state[tupleCreate] = r.create
 	return r
-}
-
-func (r *room) clone() *room {
-	c := *r
-	c.state = maps.Clone(r.state)
-	return &c
 }
 
 // with puts events into the state.
