@@ -46,8 +46,10 @@ func retryCap(away time.Duration, static bool) time.Duration {
 		return 15 * time.Second
 	case away < time.Hour, static:
 		return time.Minute
+	case away < 24*time.Hour:
+		return 10 * time.Minute
 	}
-	return 10 * time.Minute
+	return time.Hour // announcements, records and changes of networks end the wait; a dial of all addresses is some 10 KiB
 }
 
 // keeper decides whom to dial and when: static peers always, others while they were lately connected or heard of. It
@@ -190,15 +192,8 @@ func (k *keeper) connected(p peer.ID, c network.Conn) {
 
 // dialDirectly says when a peer that is reached through relays is next dialled at its other addresses; it needs mu.
 func (k *keeper) dialDirectly(t *known) {
-	if slices.ContainsFunc(t.addrs, isDirect) {
-		t.next = time.Now().Add(min(firstDirect<<min(t.failures, 10), directCap))
-		k.signal()
-	}
-}
-
-func isDirect(a ma.Multiaddr) bool {
-	_, relayed := relayOf(a)
-	return !relayed
+	t.next = time.Now().Add(min(firstDirect<<min(t.failures, 10), directCap))
+	k.signal()
 }
 
 // lostDirect is called when a direct connection was lost and one through a relay is left.

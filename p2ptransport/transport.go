@@ -2,9 +2,7 @@
 // key, discovery, dialling, and request streams. It knows neither rooms nor a database; whom to serve and
 // where peers were last seen it asks through small interfaces.
 //
-// What comes later has its place: gossip topics for large rooms in gossip.go, beside request streams; a UDP broadcast beacon in
-// beacon.go, which like mDNS calls keeper.heard; addresses from an address book, common contacts and invite links come in by
-// AddAddrs.
+// What comes later has its place: gossip topics for large rooms in gossip.go, beside request streams.
 package p2ptransport
 
 import (
@@ -40,6 +38,8 @@ type Config struct {
 	// Friend says whether a peer that opens a stream is one that need not wait behind strangers, who share a part of the
 	// server's bounds (design.md §7). It must not block. nil: all are friends.
 	Friend func(PeerID) bool
+	// AddressBook keeps where friends and static peers were reached; nil: nothing outlives the host.
+	AddressBook AddressBook
 	// Relay makes this node carry connections between friends that cannot reach each other; see relay.go for how much. Its own
 	// use of friends' relays does not depend on it.
 	Relay bool
@@ -66,6 +66,13 @@ type Transport interface {
 	Watch(ctx context.Context, f func(PeerEvent))
 	AddPeer(ctx context.Context, multiaddr string) error // dial now, and keep as a static peer
 	AddAddrs(peer PeerID, addrs []string)                // addresses to try when it is needed
+	// Record is the newest signed peer record held of a peer that was connected or that AddRecord brought, for handing on, and
+	// its seq; nil and 0 if there is none. The bytes are not to be changed. RecordsChanged is closed when one is taken in after the call.
+	Record(peer PeerID) (record []byte, seq uint64)
+	RecordsChanged() <-chan struct{}
+	// AddRecord takes in a record that another peer handed on; if it is newer than the one held, the peer is dialled there.
+	// ErrRecord, ErrOldRecord.
+	AddRecord(peer PeerID, record []byte) error
 	Close() error
 }
 

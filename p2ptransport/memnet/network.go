@@ -84,6 +84,9 @@ func (n *Network) Node(c p2ptransport.Config) (*Node, error) {
 	}
 	n.number++
 	node.addr = fmt.Sprintf("/memory/%d", n.number)
+	if err := node.sign(key, id); err != nil {
+		return nil, fmt.Errorf("sign peer record: %w", err)
+	}
 	n.nodes[node.id], n.addrs[node.addr] = node, node
 	node.start()
 	n.dial()

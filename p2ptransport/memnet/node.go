@@ -8,7 +8,10 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/record"
+	ma "github.com/multiformats/go-multiaddr"
 
 	"github.com/plexus-p2p/plexus/p2ptransport"
 )
@@ -25,6 +28,9 @@ type Node struct {
 	client *p2ptransport.Client
 	server *p2ptransport.Server // nil without a Handler
 	accept listener             // of the server
+
+	record  []byte // its own signed peer record
+	records p2ptransport.Records
 
 	// Guarded by the network's mu.
 	wants map[p2ptransport.PeerID]bool // static peers and those once connected
@@ -138,7 +144,44 @@ func (n *Node) Watch(ctx context.Context, f func(p2ptransport.PeerEvent)) {
 // meet notes a connection; it is called with the network's mu.
 func (n *Node) meet(peer *Node) {
 	n.wants[peer.id] = true
+	_, _ = n.records.Add(peer.id, peer.record) // no news if it has not started anew
 	n.roster.Add(peer.id, n.net.link(n.id, peer.id), peer.addr, false)
+}
+
+// sign makes the node's own peer record, which it shows to whom it meets, as libp2p's identify does.
+func (n *Node) sign(key crypto.PrivKey, id peer.ID) error {
+	at, err := ma.NewMultiaddr(n.addr)
+	if err != nil {
+		return err
+	}
+	envelope, err := record.Seal(peer.PeerRecordFromAddrInfo(peer.AddrInfo{ID: id, Addrs: []ma.Multiaddr{at}}), key)
+	if err != nil {
+		return err
+	}
+	n.record, err = envelope.Marshal()
+	return err
+}
+
+// Record is the newest signed record of a peer; see p2ptransport.Transport.
+func (n *Node) Record(p p2ptransport.PeerID) ([]byte, uint64) { return n.records.Get(p) }
+
+// RecordsChanged is closed when a new record has come; see p2ptransport.Transport.
+func (n *Node) RecordsChanged() <-chan struct{} { return n.records.Changed() }
+
+// AddRecord takes in a record that somebody else handed on, and connects to the peer if it is there.
+func (n *Node) AddRecord(p p2ptransport.PeerID, raw []byte) error {
+	addrs, err := n.records.Add(p, raw)
+	if err != nil {
+		return err
+	}
+	n.net.mu.Lock()
+	defer n.net.mu.Unlock()
+	for _, a := range addrs {
+		if peer := n.net.addrs[a.String()]; peer != nil && peer.id == p {
+			n.net.connect(n, peer)
+		}
+	}
+	return nil
 }
 
 // AddPeer connects to an address, "/memory/7/p2p/ID", and keeps it as a static peer.

@@ -44,6 +44,7 @@ func Run(t *testing.T, setup func(t *testing.T) Make) {
 		{"AddAddrs", testAddAddrs},
 		{"AddPeer", testAddPeer},
 		{"StaticPeers", testStaticPeers},
+		{"Records", testRecords},
 		{"Streams", testStreams},
 		{"Watch", testWatch},
 		{"Contexts", testContexts},
@@ -729,4 +730,77 @@ func testClose(t *testing.T, n *network) {
 		t.Errorf("AddPeer after Close: %v", err)
 	}
 	client.Watch(n.ctx(), func(e p2ptransport.PeerEvent) { t.Errorf("event after Close: %+v", e) }) // returns
+}
+
+// testRecords: who is connected to a peer can hand on its signed record, by which a third finds it; what is not signed by the peer, or is no
+// newer than what is held, is refused.
+func testRecords(t *testing.T, n *network) {
+	a, b, c := n.node(nil), n.node(nil), n.node(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {}))
+	n.connect(b, c)
+	n.connect(b, a)
+	record, seq := waitRecord(n, b, c.ID())
+	if seq == 0 {
+		t.Error("a record without a seq")
+	}
+	if raw, seq := a.Record(c.ID()); raw != nil || seq != 0 {
+		t.Fatal("a has a record of a peer never met")
+	}
+	forged := bytes.Clone(record)
+	forged[len(forged)-1] ^= 1
+	for name, raw := range map[string][]byte{"forged": forged, "empty": nil, "long": make([]byte, p2ptransport.MaxRecord+1)} {
+		if err := a.AddRecord(c.ID(), raw); !errors.Is(err, p2ptransport.ErrRecord) {
+			t.Errorf("%s record: %v", name, err)
+		}
+	}
+	if err := a.AddRecord(b.ID(), record); !errors.Is(err, p2ptransport.ErrRecord) {
+		t.Errorf("another peer's record: %v", err)
+	}
+	changed := a.RecordsChanged()
+	if err := a.AddRecord(c.ID(), record); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-changed:
+	default:
+		t.Error("a new record is not told")
+	}
+	if err := a.AddRecord(c.ID(), record); !errors.Is(err, p2ptransport.ErrOldRecord) {
+		t.Errorf("the same record again: %v", err)
+	}
+	n.awaitPeer(a, c.ID())
+	if _, body := n.do(a, c, request(t, http.MethodGet, "http://x/", nil)); body != "" {
+		t.Errorf("answer %q", body)
+	}
+}
+
+// waitRecord waits until from holds a record of a peer that it is connected to.
+func waitRecord(n *network, from p2ptransport.Transport, of p2ptransport.PeerID) ([]byte, uint64) {
+	n.t.Helper()
+	for {
+		changed := from.RecordsChanged()
+		if raw, seq := from.Record(of); raw != nil {
+			return raw, seq
+		}
+		select {
+		case <-changed:
+		case <-n.ctx().Done():
+			n.t.Fatal("no record of a connected peer")
+		}
+	}
+}
+
+// awaitPeer waits until a node is connected to the peer.
+func (n *network) awaitPeer(at p2ptransport.Transport, peer p2ptransport.PeerID) {
+	n.t.Helper()
+	ctx, found := context.WithCancel(n.ctx())
+	met := false
+	at.Watch(ctx, func(e p2ptransport.PeerEvent) {
+		if e.Peer == peer && e.Connected {
+			met = true
+			found()
+		}
+	})
+	if !met {
+		n.t.Fatal("the peer was not connected")
+	}
 }
