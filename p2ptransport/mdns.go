@@ -57,6 +57,7 @@ type mdns struct {
 	changed  chan struct{}
 	packets  chan packet
 
+	beacon    beacon
 	sock4     *ipv4.PacketConn
 	sock6     *ipv6.PacketConn
 	ifaces    map[int]*mdnsIface
@@ -78,6 +79,8 @@ type packet struct {
 	to    net.IP // nil if the system does not tell
 	iface int    // 0 if the system does not tell
 	data  []byte
+
+	beacon bool // came to beaconPort
 }
 
 func newMDNS(h *Host) *mdns {
@@ -107,6 +110,8 @@ func (m *mdns) run() {
 	defer query.Stop()
 	answer := time.NewTimer(time.Hour)
 	defer answer.Stop()
+	broadcast := time.NewTimer(0)
+	defer broadcast.Stop()
 	wait := time.Second
 	begin := func() {
 		m.join()
@@ -114,8 +119,9 @@ func (m *mdns) run() {
 			i.answer, i.answered, i.lastAsk = true, time.Time{}, time.Time{}
 		}
 		m.sendAnswers(time.Now())
-		wait = time.Second
+		wait, m.beacon.wait = time.Second, beaconFirst
 		query.Reset(0)
+		broadcast.Reset(0)
 	}
 	begin()
 	for {
@@ -129,6 +135,9 @@ func (m *mdns) run() {
 			m.ask(time.Now(), wait)
 			query.Reset(wait)
 			wait = min(2*wait, mdnsQueryMax)
+		case <-broadcast.C:
+			m.join()
+			broadcast.Reset(m.beacon.send(m))
 		case p := <-m.packets:
 			m.receive(p)
 		case <-answer.C:
@@ -205,7 +214,7 @@ func (m *mdns) read(from func([]byte) (packet, int, error)) {
 			case <-m.h.ctx.Done():
 				return
 			}
-		case p.to == nil || p.to.IsMulticast():
+		case p.beacon || p.to == nil || p.to.IsMulticast():
 			p.data = slices.Clone(buf[:n])
 			select {
 			case m.packets <- p:
@@ -217,6 +226,7 @@ func (m *mdns) read(from func([]byte) (packet, int, error)) {
 }
 
 func (m *mdns) close() {
+	m.beacon.close()
 	if m.sock4 != nil {
 		_ = m.sock4.Close()
 	}
@@ -235,7 +245,7 @@ func (m *mdns) join() {
 		return
 	}
 	for _, i := range all {
-		if i.Flags&net.FlagUp == 0 || i.Flags&(net.FlagMulticast|net.FlagLoopback) == 0 {
+		if i.Flags&net.FlagUp == 0 || i.Flags&(net.FlagMulticast|net.FlagBroadcast|net.FlagLoopback) == 0 {
 			continue
 		}
 		seen[i.Index] = true
@@ -356,7 +366,7 @@ func (m *mdns) receive(p packet) {
 	if p.iface == 0 {
 		i = m.ifaceOf(p.from)
 	}
-	if i == nil {
+	if i == nil || p.beacon && !wasBroadcast(p.to, i.Interface) {
 		return
 	}
 	asked, peers := m.dialect.read(p.data)
