@@ -38,7 +38,7 @@ func (w *world) allowed(s state, format string, args ...any) {
 
 // oldRoom is a public room with that many state entries. The power to change the power levels goes from hand to hand: each
 // change is made by a member who gives power to the next and lays down their own; every fiftieth by one of ten
-// lasting moderators, @s0 to @s9. Members join all along.
+// lasting moderators, @s0 to @s9. There is another, @rare, whom no event of the room rests on. Members join all along.
 func (w *world) oldRoom(entries int) state {
 	w.t.Helper()
 	s := w.begin()
@@ -52,6 +52,7 @@ func (w *world) oldRoom(entries int) state {
 		w.allowed(s, `@%d m.room.power_levels '' @%s %s`, ts, sender, w.moderators(next, ts))
 	}
 
+	join("rare")
 	for i := range 10 {
 		join(fmt.Sprintf("s%d", i))
 	}
@@ -75,7 +76,7 @@ func (w *world) oldRoom(entries int) state {
 
 // moderators is the content of power levels.
 func (w *world) moderators(holder string, n int) string {
-	users := ""
+	users := `"@rare":50,`
 	for i := range 10 {
 		users += fmt.Sprintf(`"@s%d":50,`, i)
 	}
@@ -119,42 +120,53 @@ func (w *world) forks(s state) []state {
 	return states
 }
 
-// BenchmarkResolveForks resolves two forks of a room. Of BenchmarkResolveForks/both each key is changed by both; of /one
-// by one of them, so that what it was before, as old as the room, is in conflict too. The metric "verifications" is the time as
-// a multiple of one ed25519 verification of 1 KiB, measured between the resolutions.
+// BenchmarkResolveForks resolves two forks of a room. Of /both each key is changed by both. Of /one it is changed by one of them,
+// so that what it was before, as old as the room, is in conflict too. /rare is /both and a note on one side by a moderator whose
+// membership nothing else rests on: whether unconflicted state leads to it, all of that state has to be read for. The
+// metric "verifications" is the time as a multiple of one ed25519 verification of 1 KiB, measured between the resolutions.
 func BenchmarkResolveForks(b *testing.B) {
 	for _, entries := range []int{10_000, 100_000} {
 		for _, v := range []eventgraph.RoomVersion{"11", "12"} {
 			var w *world
-			var both, one []eventgraph.Hash
-			build := func(b *testing.B) {
-				if w != nil {
-					return
-				}
-				w = newWorld(b, v)
-				s := w.oldRoom(entries)
-				states := w.forks(s)
-				both = []eventgraph.Hash{w.root(states[0]), w.root(states[1])}
-				// Every second key of the one, the others of the other.
-				i := 0
-				for tuple := range maps.Clone(states[0]) {
-					if states[0][tuple] == states[1][tuple] {
-						continue
+			roots := make(map[string][]eventgraph.Hash)
+			for _, what := range []string{"both", "one", "rare"} {
+				b.Run(fmt.Sprintf("%s/%d/v%s", what, entries, v), func(b *testing.B) {
+					if w == nil {
+						w = newWorld(b, v)
+						w.forkedRoom(entries, roots)
 					}
-					back := states[i%2]
-					if id, ok := s[tuple]; ok {
-						back[tuple] = id
-					} else {
-						delete(back, tuple)
-					}
-					i++
-				}
-				one = []eventgraph.Hash{w.root(states[0]), w.root(states[1])}
+					benchmarkResolve(b, w, roots[what])
+				})
 			}
-			b.Run(fmt.Sprintf("both/%d/v%s", entries, v), func(b *testing.B) { build(b); benchmarkResolve(b, w, both) })
-			b.Run(fmt.Sprintf("one/%d/v%s", entries, v), func(b *testing.B) { build(b); benchmarkResolve(b, w, one) })
 		}
 	}
+}
+
+// forkedRoom makes the states of BenchmarkResolveForks.
+func (w *world) forkedRoom(entries int, roots map[string][]eventgraph.Hash) {
+	s := w.oldRoom(entries)
+	forks := w.forks(s)
+	roots["both"] = []eventgraph.Hash{w.root(forks[0]), w.root(forks[1])}
+
+	rare := maps.Clone(forks[0])
+	w.allowed(rare, `@2000000 org.example.note rare @rare {}`)
+	roots["rare"] = []eventgraph.Hash{w.root(rare), roots["both"][1]}
+
+	var changed []eventgraph.StateTuple
+	for tuple := range forks[0] {
+		if forks[0][tuple] != forks[1][tuple] {
+			changed = append(changed, tuple)
+		}
+	}
+	slices.SortFunc(changed, func(a, b eventgraph.StateTuple) int { return strings.Compare(a.Type+a.Key, b.Type+b.Key) })
+	for i, tuple := range changed {
+		back := forks[i%2]
+		delete(back, tuple)
+		if id, ok := s[tuple]; ok {
+			back[tuple] = id
+		}
+	}
+	roots["one"] = []eventgraph.Hash{w.root(forks[0]), w.root(forks[1])}
 }
 
 func benchmarkResolve(b *testing.B, w *world, roots []eventgraph.Hash) {
@@ -167,7 +179,7 @@ func benchmarkResolve(b *testing.B, w *world, roots []eventgraph.Hash) {
 	if _, _, err := Resolve(w.version, roots, cache, cache); err != nil {
 		b.Fatal(err)
 	}
-	cache.reads = 0
+	cache.reads, cache.trie = 0, 0
 	b.ReportAllocs()
 	for b.Loop() {
 		start := time.Now()
@@ -188,7 +200,8 @@ func benchmarkResolve(b *testing.B, w *world, roots []eventgraph.Hash) {
 	verification := verifying[len(verifying)/2]
 	b.ReportMetric(float64(resolving[len(resolving)/2])/float64(verification), "verifications")
 	b.ReportMetric(float64(verification)/1000, "µs/verification")
-	b.ReportMetric(float64(cache.reads)/float64(b.N), "reads/op")
+	b.ReportMetric(float64(cache.reads)/float64(b.N), "events/op")
+	b.ReportMetric(float64(cache.trie)/float64(b.N), "nodes/op")
 }
 
 // cache keeps the events and trie nodes that it was asked for once. To read one again costs a lookup in a map.
@@ -197,6 +210,7 @@ type cache struct {
 	events map[eventgraph.EventID]Held
 	nodes  map[eventgraph.Hash][]byte
 	reads  int // of events
+	trie   int // reads of trie nodes
 }
 
 func (c *cache) Event(id eventgraph.EventID) (Held, error) {
@@ -208,12 +222,14 @@ func (c *cache) Event(id eventgraph.EventID) (Held, error) {
 	if err != nil {
 		return Held{}, err
 	}
+	// In memory of its own, as what is read from a disk.
 	held.Event, err = eventgraph.LoadEvent(c.w.version, id, slices.Clone(held.Raw()))
 	c.events[held.ID()] = held
 	return held, err
 }
 
 func (c *cache) TrieNode(h eventgraph.Hash) ([]byte, error) {
+	c.trie++
 	if node, ok := c.nodes[h]; ok {
 		return node, nil
 	}

@@ -26,6 +26,7 @@ func (r *resolver) findConflicts() error {
 	if err := r.diff(); err != nil {
 		return err
 	}
+	r.graph = newGraph(r.events, len(r.states), len(r.conflicts))
 	set, err := r.conflictedStateSet()
 	if err != nil {
 		return err

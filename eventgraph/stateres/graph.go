@@ -46,12 +46,17 @@ type graph struct {
 }
 
 const (
-	slab       = 64   // how many nodes are allocated at once
-	usualKnown = 1024 // events for which there is room from the beginning: cheaper than making room again and again
+	slab = 64 // how many nodes are allocated at once
+
+	// Events for which there is room from the beginning, which is cheaper than making more again and again: for a small conflict
+	// few, for others a usual auth chain.
+	knownPerConflict = 32
+	knownAtFirst     = 1024
 )
 
-func newGraph(events EventReader, states int) graph {
-	return graph{events: events, known: make(map[eventgraph.EventID]*node, usualKnown), words: (states + 63) / 64}
+func newGraph(events EventReader, states, conflicts int) graph {
+	known := make(map[eventgraph.EventID]*node, min(knownPerConflict*conflicts, knownAtFirst))
+	return graph{events: events, known: known, words: (states + 63) / 64}
 }
 
 // node reads an event once.

@@ -376,13 +376,13 @@ func (r *reader) TrieNode(h eventgraph.Hash) ([]byte, error) {
 	return r.w.TrieNode(h)
 }
 
-// In a room of 2,000 entries and auth chains of 1,000 events, a fork near the top reads neither the room nor the chains, and
+// In a room of 1,200 entries and auth chains of 1,000 events, a fork near the top reads neither the room nor the chains, and
 // one that touches something old reads the chains once, and not the room.
 func TestReadsOfTheDifference(t *testing.T) {
 	t.Parallel()
 	for _, v := range []eventgraph.RoomVersion{"11", "12"} {
 		w := newWorld(t, v)
-		s := w.oldRoom(2000)
+		s := w.oldRoom(1200)
 		holder := fmt.Sprintf("@h%d", levelChanges)
 		w.allowed(s, `@9999 m.room.member %s %s {"membership":"join"}`, holder, holder)
 		for _, c := range []struct {

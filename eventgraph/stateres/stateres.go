@@ -20,7 +20,8 @@
 // state entries, and events of their auth chains, above the lowest that was asked about: at most c + 10w + u + the mainline's events
 // are read, and 2d paths of the trie. The time is in proportion to that (w takes a logarithm for its order, and s/64 for s states)
 // and to the checks of the full conflicted set, at most c + w. An old event in conflict makes w the chain above it, 1,000 events for
-// 500 changes of power levels; an old event that only some of the states rest on can make u the room's state. No step is quadratic.
+// 500 changes of power levels; an old event that only some of the states rest on (one of them has the act of a moderator whose membership nothing
+// else cites) makes u the room's state: all of it is read then, once. No step is quadratic.
 //
 // By the spec's definition an event is not in its own auth chain. So an event that is in all states, but that only some
 // states' events cite, is in the auth difference, though not in conflict.
@@ -109,7 +110,6 @@ func newResolver(v eventgraph.RoomVersion, states []eventgraph.Hash, nodes event
 		traits:     traits,
 		states:     states,
 		events:     events,
-		graph:      newGraph(events, len(states)),
 		base:       eventgraph.OpenTrie(nodes, states[0]),
 		conflicted: make(map[eventgraph.StateTuple]int),
 		resolved:   make(map[eventgraph.StateTuple]*node),
