@@ -322,6 +322,12 @@ func (g *generator) send(d draft) {
 	if room != noRoom {
 		roomID = g.rooms[room]
 	}
+	if g.traits.RoomIDFromCreate && !honest && g.chance(1) && d.typ != "m.room.create" {
+		p := g.c.events[g.rng.IntN(len(g.c.events))]
+		if !p.lost {
+			roomID, label = eventgraph.RoomID("!"+p.ID()[1:]), label+" [room ID of any event]"
+		}
+	}
 
 	raw, wrong := g.compose(d, roomID, authEvents, !honest)
 	e, err := eventgraph.ParseEvent(g.c.version, raw)
