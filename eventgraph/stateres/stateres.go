@@ -15,13 +15,13 @@
 //     only what is higher than the lowest of them is looked at. Often there is none, or it is near the top.
 //   - The mainline is followed down as far as the lowest power levels that an event to be sorted rests on.
 //
-// Bounds, whoever made the events: with d differences between the first state and each other; c conflicted events, at most 2d;
-// w events walked, those of the auth chains of the c that are higher than the lowest at which the walk ends; and u unconflicted
-// state entries, and events of their auth chains, above the lowest that was asked about: at most c + 10w + u + the mainline's events
-// are read, and 2d paths of the trie. The time is in proportion to that (w takes a logarithm for its order, and s/64 for s states)
-// and to the checks of the full conflicted set, at most c + w. An old event in conflict makes w the chain above it, 1,000 events for
-// 500 changes of power levels; an old event that only some of the states rest on (one of them has the act of a moderator whose membership nothing
-// else cites) makes u the room's state: all of it is read then, once. No step is quadratic.
+// Bounds, whoever made the events. With d differences between the first state and the others; c conflicted events, at most 2d; w
+// events walked, those of the auth chains of the c that are higher than the lowest at which the walk ends; and u unconflicted state
+// entries, and events of their auth chains, above the lowest that was asked about: at most c + 10w + u and the mainline's events are
+// read, and 2d paths of the trie. The time is in proportion to that (w takes a logarithm for its order, and s/64 for s states) and
+// to the checks of the full conflicted set, at most c + w. No step is quadratic. What is old makes the sums large: in conflict, w
+// is the chain above it, 1,000 events for 500 changes of power levels; where only some of the states rest on it (one has the act of
+// a moderator whose membership nothing else cites), u is the room's state, all of which is read then, once.
 //
 // By the spec's definition an event is not in its own auth chain. So an event that is in all states, but that only some
 // states' events cite, is in the auth difference, though not in conflict.
