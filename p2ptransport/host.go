@@ -77,15 +77,11 @@ type Host struct {
 
 	gate   *gate
 	roster Roster
-	friend func(PeerID) bool // Config.Friend
 	keeper *keeper
-	book   *book // nil without Config.AddressBook
 	relays *relays
 	client *Client
 	server *Server        // nil without a Handler
 	relay  *relayv2.Relay // nil without Config.Relay
-
-	records Records
 
 	mu        sync.Mutex
 	closed    bool
@@ -106,17 +102,17 @@ func New(c Config) (*Host, error) {
 	if err != nil {
 		return nil, err
 	}
-	h := &Host{log: c.Log, meshKey: c.MeshKey, friend: c.Friend, probing: make(map[peer.ID]bool), thinning: make(map[peer.ID]bool)}
+	h := &Host{log: c.Log, meshKey: c.MeshKey, probing: make(map[peer.ID]bool), thinning: make(map[peer.ID]bool)}
 	h.relays = newRelays(h, c.Friend)
 	h.relays.used = h.startPunching
 	h.gate = &gate{lanOnly: c.LANOnly, mayRelay: h.relays.mayRelay}
 	lh, err := newLibp2p(c, h.gate, h.published)
 	if err != nil {
-		return nil, fmt.Errorf("start libp2p: %w", err)
+		return nil, fmt.Errorf("start libp2p: %w", errors.Join(err, h.gate.Close()))
 	}
 	sw, ok := lh.Network().(*swarm.Swarm)
 	if !ok {
-		_ = lh.Close()
+		_, _ = lh.Close(), h.gate.Close()
 		return nil, fmt.Errorf("start libp2p: network is a %T", lh.Network())
 	}
 	h.id, h.host, h.swarm = PeerID(lh.ID().String()), lh, sw
@@ -126,10 +122,6 @@ func New(c Config) (*Host, error) {
 	})
 	h.client.relayed = h.onlyRelayed
 	h.keeper = newKeeper(h)
-	if c.AddressBook != nil {
-		h.book = newBook(h, c.AddressBook)
-		h.book.load()
-	}
 	sw.Notify(&network.NotifyBundle{ConnectedF: h.connected, DisconnectedF: h.disconnected})
 	if c.Handler != nil {
 		if err := h.serve(c); err != nil {
@@ -150,10 +142,6 @@ func New(c Config) (*Host, error) {
 		h.keeper.keep(p)
 	}
 	h.work.start(h.keeper.run)
-	h.work.start(h.followRecords)
-	if h.book != nil {
-		h.work.start(h.book.run)
-	}
 	h.work.start(h.relays.run)
 	net := newNetworkWatch(h.log)
 	var found *mdns
@@ -200,7 +188,7 @@ func newLibp2p(c Config, g *gate, published func([]ma.Multiaddr) []ma.Multiaddr)
 	// What this leaves out on purpose: public relays, AutoNAT and observed addresses before there is somebody to ask (a
 	// reachability that is given, not probed), port mapping, the ping service and metrics. Nothing is sent that was not
 	// asked for. The services of relay.go and punch.go start when there is a use for them.
-	options := append(transports(c),
+	options := append(transports(c, g),
 		libp2p.Identity(key),
 		libp2p.ListenAddrStrings(listen...),
 		libp2p.ConnectionGater(g),
@@ -250,7 +238,7 @@ func listenAddrs(c Config) ([]string, error) {
 }
 
 // transports are QUIC, TCP and WebSocket, as far as the mesh key and LANOnly let them.
-func transports(c Config) []libp2p.Option {
+func transports(c Config, g *gate) []libp2p.Option {
 	prepare := func(u transport.Upgrader) transport.Upgrader {
 		if c.MeshKey != nil {
 			u = guardedUpgrader{u, c.MeshKey}
@@ -273,7 +261,7 @@ func transports(c Config) []libp2p.Option {
 		return append(options, libp2p.PrivateNetwork(c.MeshKey[:]))
 	}
 	if c.LANOnly {
-		options = append(options, libp2p.QUICReuse(newLocalQUIC))
+		options = append(options, libp2p.QUICReuse(g.newLocalQUIC))
 	}
 	return append(options, libp2p.Transport(newQUIC))
 }
@@ -571,9 +559,6 @@ func (h *Host) connected(_ network.Network, c network.Conn) {
 	relay := c.Stat().Limited
 	conns := h.roster.Add(PeerID(p.String()), c, c.RemoteMultiaddr().String(), relay)
 	h.keeper.connected(p, c)
-	if h.book != nil {
-		h.book.changed()
-	}
 	if conns > 1 {
 		// A peer that came anew may have lost the connection that we still believe in.
 		h.probe(p, probeTimeout)
@@ -613,7 +598,7 @@ func (h *Host) Close() error {
 	if h.relay != nil {
 		_ = h.relay.Close()
 	}
-	err := h.host.Close()
+	err := errors.Join(h.host.Close(), h.gate.Close())
 	for _, l := range listeners {
 		_ = l.Close()
 	}

@@ -24,8 +24,9 @@ func TestMain(m *testing.M) {
 func keyFromSeed(seed []byte) ed25519.PrivateKey { return ed25519.NewKeyFromSeed(seed) }
 
 var listens = map[string][]string{
-	"QUIC": {"/ip4/127.0.0.1/udp/0/quic-v1"},
-	"TCP":  {"/ip4/127.0.0.1/tcp/0"},
+	"QUIC":      {"/ip4/127.0.0.1/udp/0/quic-v1"},
+	"TCP":       {"/ip4/127.0.0.1/tcp/0"},
+	"WebSocket": {"/ip4/127.0.0.1/tcp/0/ws"},
 }
 
 func TestTransport(t *testing.T) {

@@ -80,6 +80,7 @@ type gate struct {
 	lanOnly bool
 	// mayRelay says whether circuits may come to us through this relay.
 	mayRelay func(relay peer.ID) bool
+	sockets  *quicreuse.ConnManager // of QUIC, with lanOnly
 }
 
 // InterceptPeerDial allows all: addresses decide.
@@ -137,8 +138,9 @@ func (c localUDP) WriteMsgUDP(b, oob []byte, to *net.UDPAddr) (n, oobn int, err 
 	return c.UDPConn.WriteMsgUDP(b, oob, to)
 }
 
-// newLocalQUIC makes libp2p's manager of QUIC sockets over localUDP.
-func newLocalQUIC(key crypto.PrivKey, limits network.ResourceManager) (*quicreuse.ConnManager, error) {
+// newLocalQUIC makes libp2p's manager of QUIC sockets over localUDP, and keeps it in sockets for Close: libp2p closes only its
+// own.
+func (g *gate) newLocalQUIC(key crypto.PrivKey, limits network.ResourceManager) (*quicreuse.ConnManager, error) {
 	reset, err := config.PrivKeyToStatelessResetKey(key)
 	if err != nil {
 		return nil, err
@@ -147,7 +149,7 @@ func newLocalQUIC(key crypto.PrivKey, limits network.ResourceManager) (*quicreus
 	if err != nil {
 		return nil, err
 	}
-	return quicreuse.NewConnManager(reset, token,
+	g.sockets, err = quicreuse.NewConnManager(reset, token,
 		quicreuse.OverrideListenUDP(func(network string, addr *net.UDPAddr) (net.PacketConn, error) {
 			c, err := net.ListenUDP(network, addr)
 			if err != nil {
@@ -157,6 +159,15 @@ func newLocalQUIC(key crypto.PrivKey, limits network.ResourceManager) (*quicreus
 		}),
 		quicreuse.VerifySourceAddress(limits.VerifySourceAddress),
 	)
+	return g.sockets, err
+}
+
+// Close closes the sockets that are left, when libp2p has closed what is on them.
+func (g *gate) Close() error {
+	if g.sockets == nil {
+		return nil
+	}
+	return g.sockets.Close()
 }
 
 // localUpgrader puts keepLocal on listening TCP sockets.
