@@ -77,11 +77,15 @@ type Host struct {
 
 	gate   *gate
 	roster Roster
+	friend func(PeerID) bool // Config.Friend
 	keeper *keeper
+	book   *book // nil without Config.AddressBook
 	relays *relays
 	client *Client
 	server *Server        // nil without a Handler
 	relay  *relayv2.Relay // nil without Config.Relay
+
+	records Records
 
 	mu        sync.Mutex
 	closed    bool
@@ -102,7 +106,7 @@ func New(c Config) (*Host, error) {
 	if err != nil {
 		return nil, err
 	}
-	h := &Host{log: c.Log, meshKey: c.MeshKey, probing: make(map[peer.ID]bool), thinning: make(map[peer.ID]bool)}
+	h := &Host{log: c.Log, meshKey: c.MeshKey, friend: c.Friend, probing: make(map[peer.ID]bool), thinning: make(map[peer.ID]bool)}
 	h.relays = newRelays(h, c.Friend)
 	h.relays.used = h.startPunching
 	h.gate = &gate{lanOnly: c.LANOnly, mayRelay: h.relays.mayRelay}
@@ -122,6 +126,10 @@ func New(c Config) (*Host, error) {
 	})
 	h.client.relayed = h.onlyRelayed
 	h.keeper = newKeeper(h)
+	if c.AddressBook != nil {
+		h.book = newBook(h, c.AddressBook)
+		h.book.load()
+	}
 	sw.Notify(&network.NotifyBundle{ConnectedF: h.connected, DisconnectedF: h.disconnected})
 	if c.Handler != nil {
 		if err := h.serve(c); err != nil {
@@ -142,6 +150,10 @@ func New(c Config) (*Host, error) {
 		h.keeper.keep(p)
 	}
 	h.work.start(h.keeper.run)
+	h.work.start(h.followRecords)
+	if h.book != nil {
+		h.work.start(h.book.run)
+	}
 	h.work.start(h.relays.run)
 	net := newNetworkWatch(h.log)
 	var found *mdns
@@ -559,6 +571,9 @@ func (h *Host) connected(_ network.Network, c network.Conn) {
 	relay := c.Stat().Limited
 	conns := h.roster.Add(PeerID(p.String()), c, c.RemoteMultiaddr().String(), relay)
 	h.keeper.connected(p, c)
+	if h.book != nil {
+		h.book.changed()
+	}
 	if conns > 1 {
 		// A peer that came anew may have lost the connection that we still believe in.
 		h.probe(p, probeTimeout)
