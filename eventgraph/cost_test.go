@@ -13,16 +13,17 @@ import (
 	"github.com/plexus-p2p/plexus/eventgraph/auth"
 )
 
-// TestParseIsLinear: whatever fills an event, eight times the bytes take about eight times as long to parse.
-func TestParseIsLinear(t *testing.T) {
-	const small, large, limit = 7 << 10, 56 << 10, 32 // a quadratic parser takes 64 times as long
-	r := newBenchRoom(t, 5)
+// BenchmarkLinear: whatever fills an event, eight times the bytes take about eight times as long to parse and check: the metric
+// "times". A quadratic way takes 64 times as long.
+func BenchmarkLinear(b *testing.B) {
+	const small, large = 7 << 10, 56 << 10
+	r := newBenchRoom(b, 5)
 	event := func(content, unsigned string) []byte {
 		d := r.draft
 		d.Content = json.RawMessage(`{}`)
 		e, err := eventgraph.Build("12", d, r.key)
 		if err != nil {
-			t.Fatal(err)
+			b.Fatal(err)
 		}
 		raw := strings.Replace(string(e.Raw()), `"content":{}`, `"content":`+content, 1)
 		return []byte(raw[:len(raw)-1] + unsigned + "}")
@@ -95,28 +96,19 @@ func TestParseIsLinear(t *testing.T) {
 			return event("{"+list(size-20, func(i int) string { return fmt.Sprintf(`"%05d":0`, i) })+`,"00000":0}`, "")
 		},
 	} {
-		t.Run(name, func(t *testing.T) {
+		b.Run(name, func(b *testing.B) {
 			parse := func(raw []byte) func() {
 				return func() {
 					e, err := eventgraph.ParseEvent("12", raw)
 					if (err != nil) != slices.Contains(refused, name) {
-						t.Fatalf("%d bytes: %v", len(raw), err)
+						b.Fatalf("%d bytes: %v", len(raw), err)
 					}
 					if err == nil {
 						e.VerifySignatures(noKeys{})
 					}
 				}
 			}
-			raws := [2][]byte{of(small), of(large)}
-			// What else the machine does makes a large event slow rather than a small one: then it is measured again.
-			for range 3 {
-				a, b := fastest(parse(raws[0])), fastest(parse(raws[1]))
-				if b <= limit*a {
-					return
-				}
-				t.Logf("%s for %d bytes, %s for %d", a, small, b, large)
-			}
-			t.Error("not linear")
+			reportTimes(b, parse(of(small)), parse(of(large)))
 		})
 	}
 }
@@ -128,6 +120,16 @@ func (noKeys) Key(eventgraph.ServerName, eventgraph.KeyID, int64, bool) (ed25519
 	return nil, eventgraph.ErrKeyUnknown
 }
 
+// reportTimes reports how many times as long large takes as small.
+func reportTimes(b *testing.B, small, large func()) {
+	times := 0.0
+	for b.Loop() {
+		times = float64(fastest(large)) / float64(fastest(small))
+	}
+	b.ReportMetric(times, "times")
+	b.ReportMetric(0, "ns/op")
+}
+
 // fastest of some runs is what the work itself takes; whatever else the machine does makes a run slower.
 func fastest(work func()) time.Duration {
 	best := time.Hour
@@ -137,29 +139,27 @@ func fastest(work func()) time.Duration {
 	return best
 }
 
-// TestPowerLevelsAreReadOnce: a thousand messages cost the same whether the power levels that they are judged by name few
-// users or as many as fit.
+// TestPowerLevelsAreReadOnce: to judge a message by power levels that have judged one before reads nothing of them anew, so it
+// makes no garbage, whether they name few users or as many as fit.
 func TestPowerLevelsAreReadOnce(t *testing.T) {
-	judge := func(r *benchRoom) time.Duration {
-		if err := auth.Check(r.message, r); err != nil {
-			t.Fatal(err)
-		}
-		return fastest(func() {
-			for range 1000 {
-				auth.Check(r.message, r)
+	for _, users := range []int{5, 750} {
+		r := newBenchRoom(t, users)
+		allocs := testing.AllocsPerRun(100, func() {
+			if err := auth.Check(r.message, r); err != nil {
+				t.Fatal(err)
 			}
 		})
-	}
-	few, many := judge(newBenchRoom(t, 5)), judge(newBenchRoom(t, 750))
-	if many > 5*few {
-		t.Errorf("%s by the levels of 5 users, %s by those of 750", few, many)
+		if allocs > 0 {
+			t.Errorf("%v allocations by the levels of %d users", allocs, users)
+		}
 	}
 }
 
-// TestCreatorsAreASet: power levels that name as many users as fit are compared with as many creators.
-func TestCreatorsAreASet(t *testing.T) {
+// BenchmarkCreators: power levels that name as many users as fit are compared with as many creators; eight times as many of both
+// take about eight times as long: the metric "times".
+func BenchmarkCreators(b *testing.B) {
 	check := func(n int) func() {
-		r := newBenchRoom(t, 5)
+		r := newBenchRoom(b, 5)
 		creators, levels := []string{}, map[string]int{}
 		for i := range n {
 			creators = append(creators, fmt.Sprintf("@c%05d:x", i))
@@ -167,8 +167,8 @@ func TestCreatorsAreASet(t *testing.T) {
 		}
 		list, _ := json.Marshal(creators)
 		r.create = nil
-		r.create = r.build(t, "m.room.create", "", r.alice, `{"room_version":"12","additional_creators":`+string(list)+`}`)
-		member := r.build(t, "m.room.member", string(r.alice), r.alice, `{"membership":"join"}`)
+		r.create = r.build(b, "m.room.create", "", r.alice, `{"room_version":"12","additional_creators":`+string(list)+`}`)
+		member := r.build(b, "m.room.member", string(r.alice), r.alice, `{"membership":"join"}`)
 		users, _ := json.Marshal(levels)
 		d := eventgraph.Draft{RoomID: r.create.RoomID(), Type: "m.room.power_levels", StateKey: new(string), Sender: r.alice, Content: []byte(`{"users":` + string(users) + `}`),
 			PrevEvents: []eventgraph.EventID{member.ID()}, AuthEvents: []eventgraph.EventID{member.ID()}}
@@ -176,17 +176,15 @@ func TestCreatorsAreASet(t *testing.T) {
 			// Built anew, so that nothing of it is known.
 			e, err := eventgraph.Build("12", d, r.key)
 			if err != nil {
-				t.Fatal(err)
+				b.Fatal(err)
 			}
 			delete(r.state, eventgraph.StateTuple{Type: "m.room.power_levels"})
 			if err := auth.Check(e, r); err != nil {
-				t.Fatal(err)
+				b.Fatal(err)
 			}
 		}
 	}
-	if few, many := fastest(check(450)), fastest(check(3600)); many > 24*few {
-		t.Errorf("%s for 450, %s for 3,600", few, many)
-	}
+	reportTimes(b, check(450), check(3600))
 }
 
 // TestWhatIsDroppedIsNotKept: an event that came with all the bytes that are let in beside it holds only its own.
