@@ -5,4 +5,7 @@
 // A node dials as the libp2p host does: with MDNS it is connected to every other node that has it, unless cut off;
 // static peers and peers it was connected to are dialled again when they can be reached. There is no real
 // cryptography: the network itself vouches for the peer of a stream.
+//
+// Links and the nodes' own lines have delay, jitter, rate and loss (link.go). What is not modelled: handshakes, headers and
+// acknowledgements of a real transport, congestion control, and the time in which a broken connection goes unnoticed (Stall does that).
 package memnet

@@ -26,10 +26,14 @@ type Network struct {
 	addrs  map[string]*Node // by listen address, "/memory/7"
 	number int
 	links  map[pair]*link // made when first spoken of
-	delay  time.Duration
 	loss   float64
 	random *rand.Rand
 	redial *time.Timer
+
+	lines   map[p2ptransport.PeerID]*access // made when first spoken of
+	away    map[p2ptransport.PeerID]bool    // detached
+	observe func(from, to p2ptransport.PeerID, protocol string) func(b []byte, times int)
+	wire    wire
 }
 
 // pair of peers, the smaller first.
@@ -48,6 +52,7 @@ type link struct {
 	stalled chan struct{} // closed when the stall ends; nil: not stalled
 	up      bool          // connected
 	streams map[*stream]struct{}
+	ways    [2]hop // from the smaller peer to the greater, and back
 }
 
 // New makes a network without nodes, delay or loss.
@@ -55,6 +60,8 @@ func New() *Network {
 	return &Network{
 		nodes: make(map[p2ptransport.PeerID]*Node), addrs: make(map[string]*Node),
 		links: make(map[pair]*link), random: rand.New(rand.NewPCG(1, 2)),
+		lines: make(map[p2ptransport.PeerID]*access), away: make(map[p2ptransport.PeerID]bool),
+		wire: wire{random: rand.New(rand.NewPCG(1, 2))},
 	}
 }
 
@@ -186,9 +193,9 @@ func (n *Network) Drop(a, b p2ptransport.PeerID) {
 
 // SetDelay sets how long bytes written from now on travel, one way.
 func (n *Network) SetDelay(d time.Duration) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.delay = d
+	n.wire.mu.Lock()
+	defer n.wire.mu.Unlock()
+	n.wire.hop.Delay = d
 }
 
 // SetLoss makes each stream opened from now on break with this probability, after at most 64 KiB in one direction.
@@ -197,12 +204,6 @@ func (n *Network) SetLoss(probability float64, seed uint64) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.loss, n.random = probability, rand.New(rand.NewPCG(seed, seed))
-}
-
-func (n *Network) latency() time.Duration {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return n.delay
 }
 
 // ids of the nodes, in order; it needs mu, as do all functions below unless they say otherwise.
@@ -231,7 +232,7 @@ func (n *Network) connect(a, b *Node) bool {
 	switch {
 	case l.up:
 		return true
-	case a == b || n.nodes[a.id] != a || n.nodes[b.id] != b || l.cut || l.stalled != nil:
+	case a == b || n.nodes[a.id] != a || n.nodes[b.id] != b || l.cut || l.stalled != nil || n.away[a.id] || n.away[b.id]:
 		return false
 	}
 	l.up = true
@@ -262,7 +263,7 @@ func (n *Network) disconnect(a, b p2ptransport.PeerID) {
 
 // dial connects all nodes that want each other and can.
 func (n *Network) dial() {
-	ids := n.ids()
+	ids := slices.DeleteFunc(n.ids(), func(id p2ptransport.PeerID) bool { return n.away[id] })
 	for i, a := range ids {
 		for _, b := range ids[i+1:] {
 			na, nb := n.nodes[a], n.nodes[b]
@@ -346,9 +347,12 @@ func (n *Network) tryOpen(from *Node, to p2ptransport.PeerID, protocol string) (
 	if n.loss > 0 && n.random.Float64() < n.loss {
 		breaksIn = n.random.IntN(pipeSize)
 	}
-	there, back := newHalf(breaksIn), newHalf(breaksIn)
-	near = &stream{in: back, out: there, local: addr(from.id), remote: addr(to), delay: n.latency}
-	far = &stream{in: there, out: back, local: addr(to), remote: addr(from.id), delay: n.latency}
+	there, back := newHalf(breaksIn, n.path(from.id, to)), newHalf(breaksIn, n.path(to, from.id))
+	if n.observe != nil {
+		there.observe, back.observe = n.observe(from.id, to, protocol), n.observe(to, from.id, protocol)
+	}
+	near = &stream{in: back, out: there, local: addr(from.id), remote: addr(to)}
+	far = &stream{in: there, out: back, local: addr(to), remote: addr(from.id)}
 	for _, s := range []*stream{near, far} {
 		l.streams[s] = struct{}{}
 		s.done = func() {

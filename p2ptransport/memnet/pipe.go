@@ -16,8 +16,11 @@ const pipeSize = 64 << 10
 
 var errReset = errors.New("memnet: stream reset")
 
-// half is one direction of a stream. Bytes become readable a delay after they were written.
+// half is one direction of a stream. Bytes become readable when they have travelled the path.
 type half struct {
+	path    *path
+	observe func(b []byte, times int) // nil: nobody does
+
 	mu       sync.Mutex
 	chunks   []chunk
 	size     int
@@ -27,7 +30,8 @@ type half struct {
 	changed  chan struct{} // closed and replaced at each change
 	readBy   time.Time
 	writeBy  time.Time
-	breaksIn int // bytes until the stream breaks; negative: never
+	breaksIn int       // bytes until the stream breaks; negative: never
+	arrived  time.Time // of the last byte written
 }
 
 type chunk struct {
@@ -35,7 +39,9 @@ type chunk struct {
 	at   time.Time
 }
 
-func newHalf(breaksIn int) *half { return &half{changed: make(chan struct{}), breaksIn: breaksIn} }
+func newHalf(breaksIn int, p *path) *half {
+	return &half{changed: make(chan struct{}), breaksIn: breaksIn, path: p}
+}
 
 // touch wakes those that wait; it needs mu.
 func (h *half) touch() {
@@ -101,7 +107,11 @@ func earlier(a, b time.Time) time.Time {
 }
 
 // write waits for room. It returns errBroken when the stream's time has come.
-func (h *half) write(b []byte, delay time.Duration) (n int, err error) {
+func (h *half) write(b []byte) (n int, err error) {
+	most := pipeSize
+	if h.path.packets() {
+		most = packetSize
+	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for {
@@ -120,12 +130,20 @@ func (h *half) write(b []byte, delay time.Duration) (n int, err error) {
 		case room == 0:
 			h.wait(h.writeBy)
 		default:
-			m := min(room, len(b)-n)
+			m := min(room, len(b)-n, most)
 			if h.breaksIn > 0 {
 				m = min(m, h.breaksIn)
 				h.breaksIn -= m
 			}
-			h.chunks = append(h.chunks, chunk{append([]byte(nil), b[n:n+m]...), time.Now().Add(delay)})
+			at, times := h.path.arrival(m)
+			if at.Before(h.arrived) {
+				at = h.arrived
+			}
+			h.arrived = at
+			h.chunks = append(h.chunks, chunk{append([]byte(nil), b[n:n+m]...), at})
+			if h.observe != nil {
+				h.observe(b[n:n+m], times)
+			}
 			h.size += m
 			n += m
 			h.touch()
@@ -149,7 +167,6 @@ func (h *half) fail(err error) { h.set(func() { h.err, h.chunks = err, nil }) }
 type stream struct {
 	in, out       *half
 	local, remote addr
-	delay         func() time.Duration
 	done          func() // forgets the stream; idempotent
 }
 
@@ -161,7 +178,7 @@ func (a addr) String() string  { return string(a) }
 func (s *stream) Read(b []byte) (int, error) { return s.in.read(b) }
 
 func (s *stream) Write(b []byte) (int, error) {
-	n, err := s.out.write(b, s.delay())
+	n, err := s.out.write(b)
 	if errors.Is(err, errBroken) {
 		_ = s.Reset()
 	}
