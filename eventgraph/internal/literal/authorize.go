@@ -65,9 +65,19 @@ func Authorize(version string, e *Event, state State, get Get) error {
 		return r.create(e)
 	}
 
+	// A state without the room's create event is that of no room. No page says so of the state before an event, only of
+	// auth_events (2.4 and 2.5; version 12: rule 2); the convention is that these rules speak of both.
+	create := r.event("m.room.create", "")
+	if create == nil {
+		return fmt.Errorf("%s: the state has no create event", r.noCreate("4"))
+	}
+	if !sameRoom(r.v, create, e) {
+		return fmt.Errorf("%s: the create event is that of another room", r.noCreate("5"))
+	}
+
 	// Rule 3 (4). "If the content of the m.room.create event in the room state has the property m.federate set to false,
 	// and the sender domain of the event does not match the sender domain of the create event, reject."
-	if create := r.event("m.room.create", ""); create != nil && create.content()["m.federate"] == false {
+	if create.content()["m.federate"] == false {
 		if !sameDomain(sender, create.sender()) {
 			return fmt.Errorf("%d: the room does not federate", p.federate)
 		}
@@ -123,6 +133,22 @@ func Authorize(version string, e *Event, state State, get Get) error {
 
 	// Rule 11 (10). "Otherwise, allow."
 	return nil
+}
+
+// noCreate is the number of the rule that wants the room's create event; sub is that within rule 2 before version 12.
+func (r *room) noCreate(sub string) string {
+	if r.v >= 12 {
+		return "2"
+	}
+	return fmt.Sprintf("%d.%s", r.page().authEvents, sub)
+}
+
+// sameRoom tells whether e is of the room that the create event makes.
+func sameRoom(v int, create, e *Event) bool {
+	if v >= 12 {
+		return e.text("room_id") == "!"+strings.TrimPrefix(create.ID, "$")
+	}
+	return e.text("room_id") == create.text("room_id")
 }
 
 // create is rule 1, If type is m.room.create.
