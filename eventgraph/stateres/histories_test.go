@@ -80,7 +80,7 @@ func (l *literalReceiver) receive(seen onResolution) error {
 		l.events[e.ID] = e
 
 		at := literalPlacement{verdict: accepted}
-		if err := literal.AuthorizeByAuthEvents(v, e, l.get); err != nil || l.c.isSecondCreate(i) {
+		if err := literal.AuthorizeByAuthEvents(v, e, l.get); err != nil || l.c.misplaced(i) {
 			at.verdict = refusedByAuthEvents
 		}
 		before := l.before(i, p.prev, seen)

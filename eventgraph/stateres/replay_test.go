@@ -90,11 +90,14 @@ func (c *chronicle) without(drop int) *chronicle {
 	return less
 }
 
-// isSecondCreate says whether event i is a create event of the room beside the first. Before version 12 the rules let it be; but
-// whoever is in a room knows its create event, and refuses others.
-func (c *chronicle) isSecondCreate(i int) bool {
+// misplaced says whether event i has no place in its room, whatever the rules say: it is a create event beside the first (before
+// version 12 the rules let it be), or it has parents in another room. Whoever is in a room refuses both.
+func (c *chronicle) misplaced(i int) bool {
 	p := c.events[i]
-	return i > 0 && p.Type() == "m.room.create" && p.RoomID() == c.events[0].RoomID()
+	if i > 0 && p.Type() == "m.room.create" && p.RoomID() == c.events[0].RoomID() {
+		return true
+	}
+	return slices.ContainsFunc(p.prev, func(on int) bool { return on >= 0 && c.events[on].RoomID() != p.RoomID() })
 }
 
 func (c *chronicle) TrieNode(h eventgraph.Hash) ([]byte, error) {
@@ -255,7 +258,7 @@ func (r *replay) place(i int) error {
 	if err := refused(err, refusedByAuthEvents); err != nil {
 		return err
 	}
-	if r.of.isSecondCreate(i) {
+	if r.of.misplaced(i) {
 		at.verdict = refusedByAuthEvents
 	}
 	if at.before, err = r.before(i, p.prev); err != nil {
@@ -391,7 +394,7 @@ func (r *replay) claimedStates(rng *rand.Rand) ([]eventgraph.Hash, error) {
 	foreign := make([]bool, len(r.of.events))
 	for i, p := range r.of.events {
 		rests := slices.ContainsFunc(p.auth, func(a int) bool { return a >= 0 && foreign[a] })
-		foreign[i] = rests || r.of.isSecondCreate(i) || p.RoomID() != r.of.events[0].RoomID()
+		foreign[i] = rests || r.of.misplaced(i) || p.RoomID() != r.of.events[0].RoomID()
 		if r.placed[i].verdict != waits && !foreign[i] {
 			usable = append(usable, i)
 		}

@@ -99,7 +99,7 @@ func (g *generator) begin() {
 		rule := pick(g, "public", "public", "public", "invite", "knock", "restricted", "knock_restricted")
 		g.send(draft{typ: "m.room.join_rules", key: new(""), sender: alice, content: joinRules(rule), prev: g.last()})
 	}
-	for range g.rng.IntN(3) {
+	for range 1 + g.rng.IntN(3) {
 		u := pick(g, users[1:]...)
 		g.send(g.join(u, 0, g.last()))
 	}
@@ -462,13 +462,13 @@ func (g *generator) lie(ids []eventgraph.EventID) ([]eventgraph.EventID, string)
 	case kind < 58:
 		if id := find(func(i int, p *pdu) bool { return alike(i, p) && g.ref.placed[i].verdict == accepted }); id != "" {
 			ids[at] = id
+			return ids, " [auth: stale]"
 		}
-		return ids, " [auth: stale]"
 	case kind < 70:
 		if id := find(func(i int, p *pdu) bool { return alike(i, p) && g.ref.placed[i].verdict != accepted }); id != "" {
 			ids[at] = id
+			return ids, " [auth: refused]"
 		}
-		return ids, " [auth: refused]"
 	case kind < 78:
 		if id := find(alike); id != "" {
 			return append(ids, id), " [auth: two of one kind]"
@@ -491,8 +491,10 @@ func (g *generator) lie(ids []eventgraph.EventID) ([]eventgraph.EventID, string)
 		return ids, ""
 	case kind < 97:
 		return append(ids, unknownID(g.c.version, len(g.c.events))), " [auth: unknown]"
+	default:
+		return nil, " [auth: none]"
 	}
-	return nil, " [auth: none]"
+	return ids, ""
 }
 
 // object writes a JSON object, its keys sorted, from keys and values in JSON.
