@@ -39,6 +39,9 @@ type Config struct {
 	P2PAddrs          []string               // multiaddrs; default QUIC and TCP on all interfaces
 	Peers             []string               // static peers, multiaddrs with /p2p/ID
 	NoMDNS            bool                   // do not look for peers on the LAN
+	Relay             bool                   // carry connections between nodes that share rooms with this one
+	MeshKey           *p2ptransport.MeshKey  // private mesh: nodes with this key only; nil: open
+	LANOnly           bool                   // never send a packet outside of private address ranges
 	Registration      clientapi.Registration // default clientapi.RegistrationToken
 	RegistrationToken string                 // "": made at first start and kept in Dir
 	NoRateLimits      bool
@@ -47,6 +50,11 @@ type Config struct {
 
 	// Transport replaces libp2p, for tests and laboratories; nil: p2ptransport.New.
 	Transport func(p2ptransport.Config) (p2ptransport.Transport, error)
+	// Store replaces the one in Dir, for laboratories; Close closes it. Keys and small files stay in Dir.
+	Store *store.Store
+	// Listen replaces the operating system's sockets for clients, for laboratories in virtual time, where a goroutine that waits for the
+	// operating system would stop the clock. There is no admin socket then; nil: TCP.
+	Listen func(ctx context.Context, network, address string) (net.Listener, error)
 }
 
 // Node is an open homeserver. Open starts nothing but the transport's and the store's own goroutines; Run starts
@@ -108,15 +116,21 @@ func Open(ctx context.Context, c Config) (_ *Node, err error) {
 		return nil, err
 	}
 
+	listen, ownSockets := c.Listen, c.Listen == nil
+	if ownSockets {
+		listen = (&net.ListenConfig{}).Listen
+	}
 	for _, addr := range c.ClientAddrs {
-		l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", addr)
+		l, err := listen(ctx, "tcp", addr)
 		if err != nil {
 			return nil, fmt.Errorf("listen for Matrix clients on %s: %w (choose another with --client-addr)", addr, err)
 		}
 		n.listeners = append(n.listeners, l)
 	}
-	if err := n.listenAdmin(ctx); err != nil {
-		return nil, err
+	if ownSockets {
+		if err := n.listenAdmin(ctx); err != nil {
+			return nil, err
+		}
 	}
 	return n, nil
 }
@@ -159,7 +173,10 @@ func (n *Node) openStore(ctx context.Context) (err error) {
 	if err := os.MkdirAll(c.Dir, 0o700); err != nil {
 		return fmt.Errorf("make data directory: %w", err)
 	}
-	if n.store, err = store.Open(filepath.Join(c.Dir, "store"), store.Options{Log: c.Log}); err != nil {
+	if n.store = c.Store; n.store == nil {
+		n.store, err = store.Open(filepath.Join(c.Dir, "store"), store.Options{Log: c.Log})
+	}
+	if err != nil {
 		return fmt.Errorf("data directory %s: %w", c.Dir, err)
 	}
 	// A node.json that is here is a dead process's: scripts take it for the sign that this one serves.
@@ -191,6 +208,7 @@ func (n *Node) openFederation() (err error) {
 	})
 	n.transport, err = c.Transport(p2ptransport.Config{
 		Key: n.keys.device, Listen: c.P2PAddrs, StaticPeers: c.Peers, MDNS: !c.NoMDNS, Handler: handler, Log: c.Log,
+		Relay: c.Relay, MeshKey: c.MeshKey, LANOnly: c.LANOnly, AddressBook: addressBook{n.store},
 		Friend: func(p p2ptransport.PeerID) bool {
 			select {
 			case <-ready:
@@ -204,7 +222,7 @@ func (n *Node) openFederation() (err error) {
 		return fmt.Errorf("start transport: %w", err)
 	}
 	n.fed = federation.New(federation.Config{
-		Store: n.store, Rooms: n.rooms, Ephemeral: n.ephemeral, Transport: network{n.transport},
+		Store: n.store, Rooms: n.rooms, Ephemeral: n.ephemeral, Transport: network{n.transport}, Records: network{n.transport},
 		Key: n.keys.signing(), KeyDocument: n.keyDocument, Local: n.api, Now: c.Now, Log: c.Log,
 		PeerOf: func(ctx context.Context) (eventgraph.PeerID, bool) {
 			p, ok := p2ptransport.PeerFrom(ctx)
@@ -271,7 +289,9 @@ func (n *Node) Run(ctx context.Context) error {
 	for _, l := range n.listeners {
 		n.serveHTTP(ctx, group, l, n.api.Handler())
 	}
-	n.serveHTTP(ctx, group, n.admin, n.adminHandler())
+	if n.admin != nil {
+		n.serveHTTP(ctx, group, n.admin, n.adminHandler())
+	}
 	group.Go(func() error { collectTrieNodes(ctx, n.store, n.config.Now, n.log); return nil })
 	group.Go(n.writeNodeFile) // all listeners are open
 	defer os.Remove(filepath.Join(n.config.Dir, nodeFile))

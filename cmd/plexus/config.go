@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -58,9 +59,9 @@ func (s *settings) flags(source *int, errOut io.Writer) *flag.FlagSet {
 	f.BoolVar(&s.mdns, "mdns", true, "look for nodes on the LAN by mDNS")
 	f.StringVar(&s.registration, "registration", string(clientapi.RegistrationToken), "`who` may register: token, open or closed")
 	f.BoolVar(&s.rateLimits, "rate-limits", true, "limit how fast clients may call")
-	f.BoolVar(&s.relay, "relay", false, "carry traffic for others (not in this version)")
-	f.StringVar(&s.meshKey, "mesh-key", "", "pre-shared key `file` of a private mesh (not in this version)")
-	f.BoolVar(&s.lanOnly, "lan-only", false, "never send beyond private address ranges (not in this version)")
+	f.BoolVar(&s.relay, "relay", false, "carry connections between nodes that share rooms with this one and cannot reach each other")
+	f.StringVar(&s.meshKey, "mesh-key", "", "`file` with the key of a private mesh, made by \"plexus mesh-key FILE\": nodes without it are not talked to; TCP and WebSocket only")
+	f.BoolVar(&s.lanOnly, "lan-only", false, "never send a packet outside of private address ranges, and look up no names")
 	f.Var(&s.appservices, "appservice", "application service registration `file`, repeatable (not in this version)")
 	f.StringVar(&s.config, "config", "", "TOML `file` with the same names; flags win, PLEXUS_* variables come between")
 	f.BoolVar(&s.verbose, "verbose", false, "log more")
@@ -172,19 +173,15 @@ func readConfig(path string) (map[string][]string, error) {
 	return values, nil
 }
 
-// check refuses what this version cannot keep: a promise such as --lan-only must not be taken silently.
+// check refuses what this version cannot keep: a promise must not be taken silently.
 func (s *settings) check() error {
 	switch clientapi.Registration(s.registration) {
 	case clientapi.RegistrationToken, clientapi.RegistrationOpen, clientapi.RegistrationClosed:
 	default:
 		return fmt.Errorf("--registration is token, open or closed, not %q", s.registration)
 	}
-	for name, asked := range map[string]bool{
-		"--relay": s.relay, "--mesh-key": s.meshKey != "", "--lan-only": s.lanOnly, "--appservice": len(s.appservices.values) > 0,
-	} {
-		if asked {
-			return fmt.Errorf("%s is not in this version of plexus; start without it", name)
-		}
+	if len(s.appservices.values) > 0 {
+		return errors.New("--appservice is not in this version of plexus; start without it")
 	}
 	return nil
 }

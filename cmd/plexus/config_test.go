@@ -30,6 +30,9 @@ mdns = false
 rate-limits = false
 client-addr = ["127.0.0.1:1", "127.0.0.1:2"]
 peer = "/file/peer"
+relay = true
+lan-only = true
+mesh-key = "/file/key"
 `)
 	for name, c := range map[string]struct {
 		args, env []string
@@ -38,25 +41,25 @@ peer = "/file/peer"
 		"defaults": {want: settings{data: defaultDir(), registration: "token", mdns: true, rateLimits: true}},
 		"file": {
 			args: []string{"--config", file},
-			want: settings{data: "/file", registration: "closed", clientAddrs: list{values: []string{"127.0.0.1:1", "127.0.0.1:2"}}, peers: list{values: []string{"/file/peer"}}},
+			want: settings{data: "/file", registration: "closed", clientAddrs: list{values: []string{"127.0.0.1:1", "127.0.0.1:2"}}, peers: list{values: []string{"/file/peer"}}, relay: true, lanOnly: true, meshKey: "/file/key"},
 		},
 		"file named by the environment": {
 			env:  []string{"PLEXUS_CONFIG=" + file},
-			want: settings{data: "/file", registration: "closed", clientAddrs: list{values: []string{"127.0.0.1:1", "127.0.0.1:2"}}, peers: list{values: []string{"/file/peer"}}},
+			want: settings{data: "/file", registration: "closed", clientAddrs: list{values: []string{"127.0.0.1:1", "127.0.0.1:2"}}, peers: list{values: []string{"/file/peer"}}, relay: true, lanOnly: true, meshKey: "/file/key"},
 		},
 		"environment over file": {
 			args: []string{"--config", file},
-			env:  []string{"PLEXUS_DATA=/env", "PLEXUS_MDNS=true", "PLEXUS_CLIENT_ADDR=127.0.0.1:3,127.0.0.1:4", "HOME=/nowhere"},
+			env:  []string{"PLEXUS_DATA=/env", "PLEXUS_MDNS=true", "PLEXUS_RELAY=false", "PLEXUS_MESH_KEY=/env/key", "PLEXUS_CLIENT_ADDR=127.0.0.1:3,127.0.0.1:4", "HOME=/nowhere"},
 			want: settings{
-				data: "/env", registration: "closed", mdns: true,
+				data: "/env", registration: "closed", mdns: true, lanOnly: true, meshKey: "/env/key",
 				clientAddrs: list{values: []string{"127.0.0.1:3", "127.0.0.1:4"}}, peers: list{values: []string{"/file/peer"}},
 			},
 		},
 		"flags over all": {
-			args: []string{"--config", file, "--data=/flag", "--registration", "open", "--client-addr", "127.0.0.1:5", "--client-addr=127.0.0.1:6", "--rate-limits=true"},
-			env:  []string{"PLEXUS_DATA=/env", "PLEXUS_REGISTRATION=token", "PLEXUS_CLIENT_ADDR=127.0.0.1:3", "PLEXUS_PEER=/env/a,/env/b"},
+			args: []string{"--config", file, "--data=/flag", "--registration", "open", "--client-addr", "127.0.0.1:5", "--client-addr=127.0.0.1:6", "--rate-limits=true", "--relay", "--lan-only=false", "--mesh-key=/flag/key"},
+			env:  []string{"PLEXUS_DATA=/env", "PLEXUS_RELAY=false", "PLEXUS_LAN_ONLY=true", "PLEXUS_MESH_KEY=/env/key", "PLEXUS_REGISTRATION=token", "PLEXUS_CLIENT_ADDR=127.0.0.1:3", "PLEXUS_PEER=/env/a,/env/b"},
 			want: settings{
-				data: "/flag", registration: "open", rateLimits: true,
+				data: "/flag", registration: "open", rateLimits: true, relay: true, meshKey: "/flag/key",
 				clientAddrs: list{values: []string{"127.0.0.1:5", "127.0.0.1:6"}}, peers: list{values: []string{"/env/a", "/env/b"}},
 			},
 		},
@@ -75,7 +78,8 @@ peer = "/file/peer"
 			if err != nil {
 				t.Fatal(err)
 			}
-			if got.data != c.want.data || got.registration != c.want.registration || got.mdns != c.want.mdns || got.rateLimits != c.want.rateLimits {
+			if got.data != c.want.data || got.registration != c.want.registration || got.mdns != c.want.mdns || got.rateLimits != c.want.rateLimits ||
+				got.relay != c.want.relay || got.lanOnly != c.want.lanOnly || got.meshKey != c.want.meshKey {
 				t.Errorf("%+v, want %+v", got, c.want)
 			}
 			for _, l := range []struct {
@@ -98,9 +102,8 @@ func TestRefusedSettings(t *testing.T) {
 		file      string
 		word      string
 	}{
-		"lan-only":           {args: []string{"--lan-only"}, word: "--lan-only is not in this version"},
-		"relay":              {env: []string{"PLEXUS_RELAY=true"}, word: "--relay is not in this version"},
-		"mesh-key":           {file: `mesh-key = "/key"`, word: "--mesh-key is not in this version"},
+		"lan-only":           {file: `lan-only = "perhaps"`, word: "lan-only"},
+		"relay":              {env: []string{"PLEXUS_RELAY=perhaps"}, word: "relay"},
 		"appservice":         {args: []string{"--appservice", "x.yaml"}, word: "--appservice is not in this version"},
 		"registration":       {args: []string{"--registration", "everybody"}, word: "everybody"},
 		"unknown flag":       {args: []string{"--no-such-thing"}, word: "no-such-thing"},

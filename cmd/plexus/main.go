@@ -19,9 +19,10 @@ const usage = `plexus is a Matrix homeserver for this device. It finds others on
   plexus peers                    connected peers
   plexus peers add MULTIADDR      connect to a peer now
   plexus user add NAME            make an account; the password is read from standard input
+  plexus mesh-key FILE            make the key of a private mesh
   plexus version
 
-All but run and version talk to the running node; --data DIR says which one.
+All but run, mesh-key and version talk to the running node; --data DIR says which one.
 `
 
 func main() {
@@ -46,6 +47,8 @@ func command(ctx context.Context, args []string, in io.Reader, out, errOut io.Wr
 		return run(ctx, args, out, errOut)
 	case "version":
 		return version(out)
+	case "mesh-key":
+		return makeMeshKey(args, out)
 	case "status":
 		return status(ctx, args, out)
 	case "peers":

@@ -38,9 +38,16 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) error {
 	if s.verbose {
 		level = slog.LevelDebug
 	}
+	var key *p2ptransport.MeshKey
+	if s.meshKey != "" {
+		if key, err = readMeshKey(s.meshKey); err != nil {
+			return err
+		}
+	}
 	n, err := node.Open(ctx, node.Config{
 		Dir: s.data, ClientAddrs: s.clientAddrs.values, P2PAddrs: s.p2pAddrs.values, Peers: s.peers.values, NoMDNS: !s.mdns,
 		Registration: clientapi.Registration(s.registration), NoRateLimits: !s.rateLimits,
+		Relay: s.relay, MeshKey: key, LANOnly: s.lanOnly,
 		Log: slog.New(slog.NewTextHandler(errOut, &slog.HandlerOptions{Level: level})),
 	})
 	if err != nil {
@@ -70,6 +77,12 @@ func greet(out io.Writer, n *node.Node, s *settings) {
 		fmt.Fprintf(out, "Registration    the client asks for this token: %s\n", n.RegistrationToken())
 	}
 	fmt.Fprintf(out, "Server name     …%s   (whole: %s)\n", n.ServerName().Tail(), n.ServerName())
+	if s.meshKey != "" {
+		fmt.Fprintf(out, "Private mesh    only nodes with the key in %s\n", s.meshKey)
+	}
+	if s.lanOnly {
+		fmt.Fprintf(out, "LAN only        nothing is sent outside of private address ranges\n")
+	}
 	dir, err := filepath.Abs(s.data)
 	if err != nil {
 		dir = s.data
