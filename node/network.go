@@ -5,9 +5,11 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"time"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
 	"github.com/plexus-p2p/plexus/p2ptransport"
+	"github.com/plexus-p2p/plexus/store"
 )
 
 // network gives federation the transport in federation's own words.
@@ -29,4 +31,55 @@ func (n network) Handle(protocol string, h func(ctx context.Context, peer eventg
 
 func (n network) Watch(ctx context.Context, f func(peer eventgraph.PeerID, connected bool)) {
 	n.t.Watch(ctx, func(e p2ptransport.PeerEvent) { f(eventgraph.PeerID(e.Peer), e.Connected) })
+}
+
+func (n network) Record(peer eventgraph.PeerID) ([]byte, uint64) {
+	return n.t.Record(p2ptransport.PeerID(peer))
+}
+
+func (n network) RecordsChanged() <-chan struct{} { return n.t.RecordsChanged() }
+
+func (n network) AddRecord(peer eventgraph.PeerID, record []byte) error {
+	return n.t.AddRecord(p2ptransport.PeerID(peer), record)
+}
+
+// addressBook keeps the transport's address book in the store.
+type addressBook struct{ s *store.Store }
+
+func (b addressBook) Load() (entries []p2ptransport.BookEntry, err error) {
+	err = b.s.View(func(r *store.Reader) error {
+		return r.Addresses(func(a *store.PeerAddresses) (bool, error) {
+			e := p2ptransport.BookEntry{Peer: p2ptransport.PeerID(a.Peer)}
+			for _, addr := range a.Addrs {
+				at := p2ptransport.BookAddr{Addr: addr.Addr}
+				if addr.ReachedTS > 0 {
+					at.Reached = time.UnixMilli(addr.ReachedTS)
+				}
+				e.Addrs = append(e.Addrs, at)
+			}
+			entries = append(entries, e)
+			return true, nil
+		})
+	})
+	return entries, err
+}
+
+func (b addressBook) Save(ctx context.Context, changed []p2ptransport.BookEntry) error {
+	_, err := b.s.Update(ctx, func(tx *store.Tx) error {
+		for _, e := range changed {
+			a := &store.PeerAddresses{Peer: eventgraph.PeerID(e.Peer)}
+			for _, addr := range e.Addrs {
+				at := store.PeerAddress{Addr: addr.Addr}
+				if !addr.Reached.IsZero() {
+					at.ReachedTS = addr.Reached.UnixMilli()
+				}
+				a.Addrs = append(a.Addrs, at)
+			}
+			if err := tx.PutAddresses(a); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return err
 }

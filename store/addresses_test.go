@@ -16,7 +16,9 @@ func TestAddressBookIsBounded(t *testing.T) {
 	s := open(t)
 	put := func(peer string, addrs ...PeerAddress) {
 		t.Helper()
-		mustUpdate(t, s, func(tx *Tx) error { return tx.PutAddresses(&PeerAddresses{Peer: eventgraph.PeerID(peer), Addrs: addrs}) })
+		mustUpdate(t, s, func(tx *Tx) error {
+			return tx.PutAddresses(&PeerAddresses{Peer: eventgraph.PeerID(peer), Addrs: addrs})
+		})
 	}
 	held := func() map[eventgraph.PeerID][]PeerAddress {
 		t.Helper()

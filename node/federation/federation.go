@@ -38,12 +38,13 @@ type Transport interface {
 	Watch(ctx context.Context, f func(peer eventgraph.PeerID, connected bool))
 }
 
-// Config of New. All fields but Log are required.
+// Config of New. All fields but Records and Log are required.
 type Config struct {
 	Store     *store.Store
 	Rooms     *rooms.Rooms
 	Ephemeral *ephemeral.State
 	Transport Transport
+	Records   PeerRecords // nil: no peer records are handed on
 	Key       eventgraph.SigningKey
 	// KeyDocument is our own current one.
 	KeyDocument func() *eventgraph.KeyDocument
@@ -73,6 +74,8 @@ type Federation struct {
 	peers   *peers                // who speaks for whom, and who is connected (peers.go)
 	handler http.Handler          // all routes (serve.go)
 	inbox   *inbox                // rooms with events that wait (inbox.go)
+
+	invitees invitees // who holds an invite token (invites.go)
 
 	acting    chan struct{} // a slot for each join, leave, knock or invite served now to a server that shares a room with us
 	strangers chan struct{} // the same for all other servers
@@ -137,12 +140,14 @@ func (f *Federation) Handler() http.Handler { return f.handler }
 
 // Run learns who is there, sends, meets and takes in what waits, until ctx ends; it returns when all its goroutines have ended.
 func (f *Federation) Run(ctx context.Context) error {
-	if err := f.loadPeers(); err != nil {
+	if err := errors.Join(f.loadPeers(), f.loadInvitees()); err != nil {
 		return err
 	}
+	f.handleInvites()
 	group, ctx := errgroup.WithContext(ctx)
 	for _, run := range []func(context.Context) error{
 		f.runPeers,
+		f.runRecords,
 		f.runSender,
 		f.runMeetings,
 		f.runInbox,
@@ -157,10 +162,10 @@ func (f *Federation) Run(ctx context.Context) error {
 	return group.Wait()
 }
 
-// act waits for a slot to serve a join, leave, knock or invite. Servers that share a room with us never wait behind
-// strangers (design.md §7).
+// act waits for a slot to serve a join, leave, knock or invite. Servers that share a room with us or hold an invite token never wait
+// behind strangers (design.md §7).
 func (f *Federation) act(q *request) (release func(), err error) {
-	if f.sharesRoom(q.origin) {
+	if f.sharesRoom(q.origin) || f.invited(q.origin) {
 		return take(q.Context(), f.acting)
 	}
 	return take(q.Context(), f.strangers)

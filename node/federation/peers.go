@@ -364,8 +364,12 @@ func (f *Federation) ServerOf(peer eventgraph.PeerID) (eventgraph.ServerName, bo
 	return l.server, true
 }
 
-// Friend says whether a connected peer speaks for a server that shares a room with us (design.md §7).
+// Friend says whether a peer has presented an invite token of ours, or is connected and speaks for a server that shares a room with us
+// (design.md §7).
 func (f *Federation) Friend(peer eventgraph.PeerID) bool {
+	if f.invitees.holds(peer, f.Now()) {
+		return true
+	}
 	server, known := f.ServerOf(peer)
 	return known && f.sharesRoom(server)
 }

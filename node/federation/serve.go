@@ -145,7 +145,7 @@ func (r *router) serve(w http.ResponseWriter, req *http.Request) (any, error) {
 	}
 	if size > smallBody {
 		held := r.f.outerBodies
-		if c != nil && r.f.sharesRoom(c.origin) {
+		if c != nil && (r.f.sharesRoom(c.origin) || r.f.invited(c.origin)) {
 			held = r.f.bodies
 		}
 		if err := held.Acquire(req.Context(), size); err != nil {

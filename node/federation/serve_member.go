@@ -364,7 +364,7 @@ func (f *Federation) serveInvite(q *request) (any, error) {
 	if inRoom && !f.Rooms.ServerAllowed(room, q.origin) {
 		return nil, errDenied
 	}
-	if !inRoom && !f.sharesRoom(q.origin) && !f.invites.AllowN(f.Now(), 1) {
+	if !inRoom && !f.sharesRoom(q.origin) && !f.invited(q.origin) && !f.invites.AllowN(f.Now(), 1) {
 		return nil, &matrixError{
 			Status:       http.StatusTooManyRequests,
 			Refusal:      rooms.Refusal{Code: "M_LIMIT_EXCEEDED", Reason: "too many invites from servers that share no room with this one"},

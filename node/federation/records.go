@@ -1,0 +1,406 @@
+package federation
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/time/rate"
+
+	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/store"
+)
+
+// A peer that has moved is found again by whom it knows and can reach. Others learn from those: A, who misses C, asks each server that
+// shares a room with it for the records of C's devices; B, who is connected to C, hands on the record that C has signed, at once or
+// when C comes.
+//
+//	A  want     {C: the seq of the record that A holds}
+//	B  records  {C: its signed record}       now, if C is connected to B and its record is newer
+//	B  records  {C: …}                       on a stream of B's own, when C comes or has other addresses
+//
+// Nobody is told of a server that shares no room with it, nor asked about one that shares no room with who is asked.
+
+// protocolPeers is spoken on streams of its own, each for one message and its answer.
+const protocolPeers = "/plexus/peers/1"
+
+const (
+	// maxMissed is how many peers one message asks for; others have their turn with other contacts, and later.
+	maxMissed = 128
+	// maxHandedOn is how many records one message carries, of 300 bytes each if they are ordinary.
+	maxHandedOn = 32
+	// maxPeersMessage bounds a message: maxHandedOn records of 4 KiB, which the transport allows, in base64.
+	maxPeersMessage = 192 << 10
+	// askedContacts is how many contacts are asked when peers have gone. Those newly met are all asked.
+	askedContacts = 16
+	// peersAtOnce messages are sent at one time, and as many served.
+	peersAtOnce = 4
+	// peersTimeout is for a message and its answer.
+	peersTimeout = 10 * time.Second
+	// recordsDelay gathers what changes together: a network that comes or goes takes many peers with it.
+	recordsDelay = time.Second
+	// recordsAgain is when everybody is asked anew for who is still missed.
+	recordsAgain = 10 * time.Minute
+	// peersMessageEvery and peersMessageBurst of one peer are served.
+	peersMessageEvery = time.Second
+	peersMessageBurst = 10
+)
+
+// PeerRecords is what the transport knows of signed peer records: the newest one of a peer and its seq (nil and 0 if none), a channel that is
+// closed when one comes, and what takes in one that was handed on, which finds out whether it is the peer's and new.
+type PeerRecords interface {
+	Record(peer eventgraph.PeerID) (record []byte, seq uint64)
+	RecordsChanged() <-chan struct{}
+	AddRecord(peer eventgraph.PeerID, record []byte) error
+}
+
+// peersMessage asks, or hands on, or both.
+type peersMessage struct {
+	Want    map[eventgraph.PeerID]uint64 `json:"want,omitempty"` // peers missed, and the seq of the record held
+	Records map[eventgraph.PeerID][]byte `json:"records,omitempty"`
+}
+
+// introducer hands records on and asks for them.
+type introducer struct {
+	f       *Federation
+	serving chan struct{}
+
+	mu     sync.Mutex
+	askers map[eventgraph.PeerID]*recordAsker // connected ones: bounded by the transport
+
+	// Owned by run.
+	met   map[eventgraph.PeerID]uint64 // contacts at the last round, by the turn at which they were met
+	asked time.Time                    // when all were asked last
+}
+
+// recordAsker is a peer that has sent a message.
+type recordAsker struct {
+	limit *rate.Limiter
+	want  map[eventgraph.PeerID]uint64 // of its last question, with what it was given since
+}
+
+// runRecords asks for those who are missed and tells others of those who have come, until ctx ends.
+func (f *Federation) runRecords(ctx context.Context) error {
+	if f.Records == nil {
+		return nil
+	}
+	in := &introducer{f: f, serving: make(chan struct{}, peersAtOnce), askers: map[eventgraph.PeerID]*recordAsker{}}
+	f.Transport.Handle(protocolPeers, func(ctx context.Context, peer eventgraph.PeerID, stream io.ReadWriteCloser) {
+		defer stream.Close()
+		if err := in.serve(ctx, peer, stream); err != nil && ctx.Err() == nil {
+			f.Log.Debug("question for peers", "peer", peer, "err", err)
+		}
+	})
+	for {
+		f.peers.mu.Lock()
+		changed := f.peers.changed
+		f.peers.mu.Unlock()
+		records := f.Records.RecordsChanged()
+		in.round(ctx)
+		again := time.NewTimer(recordsAgain)
+		select {
+		case <-ctx.Done():
+		case <-changed:
+		case <-records:
+		case <-again.C:
+		}
+		again.Reset(recordsDelay)
+		select {
+		case <-ctx.Done():
+			again.Stop()
+			return ctx.Err()
+		case <-again.C:
+		}
+	}
+}
+
+// round asks the contacts that are new, or all if somebody has gone, and hands on what others asked for.
+func (in *introducer) round(ctx context.Context) {
+	f := in.f
+	contacts := f.peers.contacts()
+	before, now := in.met, map[eventgraph.PeerID]uint64{}
+	var came, others []contact
+	for _, c := range contacts {
+		now[c.Peer] = c.Since
+		if since, known := before[c.Peer]; !known || since != c.Since {
+			came = append(came, c)
+		} else {
+			others = append(others, c)
+		}
+	}
+	in.met = now
+	gone := false
+	for peer := range before {
+		_, there := now[peer]
+		gone = gone || !there
+	}
+	ask := came
+	if gone || f.Now().Sub(in.asked) >= recordsAgain {
+		in.asked = f.Now()
+		rand.Shuffle(len(others), func(i, j int) { others[i], others[j] = others[j], others[i] })
+		ask = append(ask, others[:min(len(others), askedContacts)]...)
+	}
+	var group errgroup.Group
+	group.SetLimit(peersAtOnce)
+	for _, c := range ask {
+		group.Go(func() error {
+			if missed := f.missed(c.Server); len(missed) > 0 {
+				in.say(ctx, c, &peersMessage{Want: missed})
+			}
+			return nil
+		})
+	}
+	for _, c := range contacts {
+		if records := in.news(c, now); len(records) > 0 {
+			group.Go(func() error { in.say(ctx, c, &peersMessage{Records: records}); return nil })
+		}
+	}
+	group.Wait()
+}
+
+// say sends one message and takes in the answer.
+func (in *introducer) say(ctx context.Context, c contact, m *peersMessage) {
+	f := in.f
+	ctx, cancel := context.WithTimeout(ctx, peersTimeout)
+	defer cancel()
+	s, err := f.Transport.OpenStream(ctx, c.Peer, protocolPeers)
+	if err != nil {
+		return // gone, or it does not speak this
+	}
+	defer s.Close()
+	defer context.AfterFunc(ctx, func() { reset(s) })()
+	if err := writeMessage(s, m); err != nil {
+		return
+	}
+	var answer peersMessage
+	if err := readMessage(s, maxPeersMessage, &answer); err != nil {
+		f.Log.Debug("question for peers not answered", "server", c.Server, "err", err)
+		return
+	}
+	in.takeRecords(c.Server, answer.Records)
+}
+
+// missed lists peers that are not connected, of servers that share a room with us and with the server, and the seq of the record that we hold
+// of each. A peer is a server's if its certificate says so.
+func (f *Federation) missed(server eventgraph.ServerName) map[eventgraph.PeerID]uint64 {
+	missed := map[eventgraph.PeerID]uint64{}
+	for other := range f.roommates(server) {
+		if other == server || other == f.server || f.peers.isConnected(other) {
+			continue
+		}
+		for _, peer := range f.candidates(other) {
+			if len(missed) == maxMissed {
+				return missed
+			}
+			_, missed[peer] = f.Records.Record(peer)
+		}
+	}
+	return missed
+}
+
+// roommates are the servers in the rooms held here that the server is in.
+func (f *Federation) roommates(server eventgraph.ServerName) map[eventgraph.ServerName]bool {
+	all := map[eventgraph.ServerName]bool{}
+	err := f.Store.View(func(r *store.Reader) error {
+		return r.Rooms(func(room *store.Room) (bool, error) {
+			if !f.Rooms.InRoom(room.ID, f.server) || !f.Rooms.InRoom(room.ID, server) {
+				return true, nil
+			}
+			servers, err := f.Rooms.Servers(room.ID)
+			if errors.Is(err, store.ErrNotFound) {
+				err = nil
+			}
+			for _, s := range servers {
+				all[s] = true
+			}
+			return true, err
+		})
+	})
+	if err != nil {
+		f.Log.Error("rooms not readable", "err", err)
+	}
+	return all
+}
+
+// serve takes one message of a peer and answers it. Who shares no room with us learns nothing, not even whether its message was read.
+func (in *introducer) serve(ctx context.Context, peer eventgraph.PeerID, s io.ReadWriteCloser) error {
+	f := in.f
+	ctx, cancel := context.WithTimeout(ctx, peersTimeout)
+	defer cancel()
+	server, err := f.asker(ctx, peer)
+	if err != nil {
+		return err
+	}
+	if !f.sharesRoom(server) {
+		return errors.New("it shares no room with us")
+	}
+	if !in.admit(peer) {
+		return errors.New("it asks too often")
+	}
+	release, err := take(ctx, in.serving)
+	if err != nil {
+		return err
+	}
+	defer release()
+	defer context.AfterFunc(ctx, func() { reset(s) })()
+	var m peersMessage
+	if err := readMessage(s, maxPeersMessage, &m); err != nil {
+		return err
+	}
+	if len(m.Want) > maxMissed || len(m.Records) > maxHandedOn {
+		return errTooLong
+	}
+	in.takeRecords(server, m.Records)
+	answer := &peersMessage{}
+	if len(m.Want) > 0 {
+		answer.Records = f.newer(server, m.Want)
+		in.remember(peer, m.Want, answer.Records)
+	}
+	return writeMessage(s, answer)
+}
+
+// admit says whether the peer may send a message now.
+func (in *introducer) admit(peer eventgraph.PeerID) bool {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	a := in.askers[peer]
+	if a == nil {
+		a = &recordAsker{limit: rate.NewLimiter(rate.Every(peersMessageEvery), peersMessageBurst)}
+		in.askers[peer] = a
+	}
+	return a.limit.AllowN(in.f.Now(), 1)
+}
+
+// remember notes what the peer misses, and that it was given some of it.
+func (in *introducer) remember(peer eventgraph.PeerID, want map[eventgraph.PeerID]uint64, given map[eventgraph.PeerID][]byte) {
+	for p := range given {
+		_, want[p] = in.f.Records.Record(p)
+	}
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if a := in.askers[peer]; a != nil {
+		a.want = want
+	}
+}
+
+// newer are the records, newer than those with the seqs given, of connected peers of servers that share a room with us and the server.
+func (f *Federation) newer(server eventgraph.ServerName, want map[eventgraph.PeerID]uint64) map[eventgraph.PeerID][]byte {
+	var mates map[eventgraph.ServerName]bool
+	found := map[eventgraph.PeerID][]byte{}
+	for p, held := range want {
+		of, connected := f.ServerOf(p)
+		if !connected || len(found) == maxHandedOn {
+			continue
+		}
+		raw, seq := f.Records.Record(p)
+		if raw == nil || seq <= held {
+			continue
+		}
+		if mates == nil {
+			mates = f.roommates(server)
+		}
+		if mates[of] && mates[server] {
+			found[p] = raw
+		}
+	}
+	return found
+}
+
+// news are the records that a contact asked for and that have come since. Askers that are not connected any more are forgotten.
+func (in *introducer) news(c contact, connected map[eventgraph.PeerID]uint64) map[eventgraph.PeerID][]byte {
+	in.mu.Lock()
+	for p := range in.askers {
+		if _, there := connected[p]; !there {
+			delete(in.askers, p)
+		}
+	}
+	var want map[eventgraph.PeerID]uint64
+	if a := in.askers[c.Peer]; a != nil {
+		want = a.want
+		a.want = nil // nobody else changes it while it is looked through
+	}
+	in.mu.Unlock()
+	if len(want) == 0 {
+		return nil
+	}
+	records := in.f.newer(c.Server, want)
+	for p := range records {
+		_, want[p] = in.f.Records.Record(p)
+	}
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if a := in.askers[c.Peer]; a != nil && a.want == nil {
+		a.want = want
+	}
+	return records
+}
+
+// takeRecords takes in records that a server handed on, of peers that are missed: no others count.
+func (in *introducer) takeRecords(from eventgraph.ServerName, records map[eventgraph.PeerID][]byte) {
+	if len(records) == 0 || len(records) > maxHandedOn {
+		return
+	}
+	f := in.f
+	mates := f.roommates(from)
+	for peer, raw := range records {
+		missed := false
+		for mate := range mates {
+			missed = missed || mate != f.server && !f.peers.isConnected(mate) && slices.Contains(f.candidates(mate), peer)
+		}
+		if !missed {
+			continue
+		}
+		if err := f.Records.AddRecord(peer, raw); err != nil {
+			f.Log.Debug("peer record handed on", "peer", peer, "by", from, "err", err)
+		}
+	}
+}
+
+// reset breaks a stream, so that who reads or writes it stops.
+func reset(s io.Closer) {
+	if r, ok := s.(interface{ Reset() error }); ok {
+		r.Reset()
+		return
+	}
+	s.Close()
+}
+
+// writeMessage and readMessage frame one JSON message: 4 bytes of length, big-endian, before it. The caller bounds the time.
+func writeMessage(w io.Writer, m any) error {
+	body, err := marshal(m)
+	if err != nil {
+		return err
+	}
+	_, err = w.Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(body))), body...))
+	return err
+}
+
+func readMessage(r io.Reader, limit uint32, m any) error {
+	var head [4]byte
+	if _, err := io.ReadFull(r, head[:]); err != nil {
+		return err
+	}
+	n := binary.BigEndian.Uint32(head[:])
+	if n > limit {
+		return errTooLong
+	}
+	body, err := io.ReadAll(io.LimitReader(r, int64(n))) // grows with what comes, not with what is announced
+	if err != nil {
+		return err
+	}
+	if len(body) < int(n) {
+		return io.ErrUnexpectedEOF
+	}
+	if err := json.Unmarshal(body, m); err != nil {
+		return fmt.Errorf("message that is not one: %w", err)
+	}
+	return nil
+}
