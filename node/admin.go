@@ -113,6 +113,7 @@ func (n *Node) adminHandler() http.Handler {
 		}
 		answerAdmin(w, map[string]any{"user_id": user}, err)
 	})
+	n.adminInvites(mux)
 	return mux
 }
 
