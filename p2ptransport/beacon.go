@@ -21,8 +21,9 @@ const (
 	// so the later ones only make good what was lost.
 	beaconFirst  = time.Second
 	beaconSeldom = 2 * time.Minute
-	// beaconAddrs keep the message below the 1472 bytes that an Ethernet packet carries: fragments are lost together.
-	beaconAddrs = 6
+	// beaconSize is below the 1472 bytes that an Ethernet packet carries beside its headers, also through a tunnel: of fragments
+	// one is lost more easily, and then all are.
+	beaconSize = 1400
 )
 
 // beacon is the part of mdns that broadcasts. mdns.run owns it.
@@ -74,14 +75,11 @@ func (b *beacon) send(m *mdns) (again time.Duration) {
 		if len(to) == 0 {
 			continue
 		}
-		addrs := m.addrsOn(i)
-		slices.SortStableFunc(addrs, func(x, y ma.Multiaddr) int { return versionOf(x) - versionOf(y) })
-		if addrs = addrs[:min(len(addrs), beaconAddrs)]; len(addrs) == 0 {
-			continue
-		}
-		msg, err := m.dialect.announcement(m.instance, addrs)
+		msg, err := beaconMessage(m.dialect, m.instance, m.addrsOn(i))
 		if err != nil {
 			m.log.Error("beacon", "error", err)
+		}
+		if msg == nil {
 			continue
 		}
 		for _, ip := range to {
@@ -93,13 +91,24 @@ func (b *beacon) send(m *mdns) (again time.Duration) {
 	return again
 }
 
+// beaconMessage announces as many of the addresses as fit, those of IPv4, which broadcasts are of, first; nil if none does.
+func beaconMessage(d dialect, instance string, addrs []ma.Multiaddr) ([]byte, error) {
+	slices.SortStableFunc(addrs, func(x, y ma.Multiaddr) int { return versionOf(x) - versionOf(y) })
+	for n := len(addrs); n > 0; n-- {
+		msg, err := d.announcement(instance, addrs[:n])
+		if err != nil || len(msg) <= beaconSize {
+			return msg, err
+		}
+	}
+	return nil, nil
+}
+
 func (b *beacon) close() {
 	if b.sock != nil {
 		_ = b.sock.Close()
 	}
 }
 
-// versionOf puts IPv4, which broadcasts are of, first.
 func versionOf(a ma.Multiaddr) int {
 	if ip, err := manet.ToIP(a); err == nil && ip.To4() != nil {
 		return 4
