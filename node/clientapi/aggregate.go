@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 
 	"github.com/plexus-p2p/plexus/eventgraph/canonicaljson"
+	"github.com/plexus-p2p/plexus/node/rooms"
 	"github.com/plexus-p2p/plexus/store"
 )
 
@@ -45,7 +46,7 @@ func (a *API) aggregated(r *store.Reader, parent *store.StoredEvent, v *viewer) 
 			return false, nil
 		}
 		relType := relTypeOf(child)
-		if child.Verdict != store.Accepted || child.RedactedBy != "" || relType == "" || child.RoomID() != parent.RoomID() || v.ignores(r, child.Sender()) {
+		if child.Verdict != store.Accepted || child.Type() == rooms.DummyEvent || child.RedactedBy != "" || relType == "" || child.RoomID() != parent.RoomID() || v.ignores(r, child.Sender()) {
 			return true, nil
 		}
 		if see, err := a.Rooms.MaySeeUser(v.user, child); err != nil || !see {

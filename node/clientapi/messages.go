@@ -8,6 +8,7 @@ import (
 	"strconv"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/node/rooms"
 	"github.com/plexus-p2p/plexus/store"
 )
 
@@ -155,7 +156,7 @@ func (a *API) readPage(r *store.Reader, room eventgraph.RoomID, user eventgraph.
 		}
 		p.looked++
 		p.last = e.Order
-		if e.Type() == dummyEvent || !filter.event(e.Event) || !filter.room(room) {
+		if e.Type() == rooms.DummyEvent || !filter.event(e.Event) || !filter.room(room) {
 			return true, nil
 		}
 		see, err := a.Rooms.MaySeeUser(user, e)

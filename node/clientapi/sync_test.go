@@ -610,7 +610,7 @@ func TestSyncUnsigned(t *testing.T) {
 		Txn: &store.ClientTxn{User: alice.user, Device: alice.device, TxnID: "t1"}})
 	victim := alice.say(room, "regret")
 	alice.event(rooms.Draft{Room: room, Type: "m.room.redaction", Content: json.RawMessage(`{"reason":"r"}`), Redacts: victim})
-	alice.event(rooms.Draft{Room: room, Type: dummyEvent, Content: json.RawMessage(`{}`)})
+	alice.event(rooms.Draft{Room: room, Type: rooms.DummyEvent, Content: json.RawMessage(`{}`)})
 
 	events := alice.sync(since).Rooms.Join[room].Timeline.Events
 	if len(events) != 3 || events[0].Unsigned.TransactionID != "t1" {

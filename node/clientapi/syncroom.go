@@ -7,6 +7,7 @@ import (
 
 	"github.com/plexus-p2p/plexus/eventgraph"
 	"github.com/plexus-p2p/plexus/eventgraph/canonicaljson"
+	"github.com/plexus-p2p/plexus/node/rooms"
 	"github.com/plexus-p2p/plexus/store"
 )
 
@@ -19,9 +20,6 @@ import (
 //
 // known, start and ending are the room's resolved states at those places, not the states that single events rest on: with
 // several forward extremities an event's own state may lack what the client has known for long.
-
-// dummyEvent merges extremities and is of no interest to people (design.md §4).
-const dummyEvent = "org.matrix.dummy_event"
 
 // maxTimelineScan bounds the events looked at for one room's timeline, when a filter or the history's visibility
 // hides most of them.
@@ -104,7 +102,7 @@ type timelineView struct {
 func (a *API) shows(t *timelineView, e *store.StoredEvent) (bool, error) {
 	key, isState := e.StateKey()
 	switch {
-	case e.Type() == dummyEvent, !isState && t.ignored[e.Sender()], !t.filter.event(e.Event):
+	case e.Type() == rooms.DummyEvent, !isState && t.ignored[e.Sender()], !t.filter.event(e.Event):
 		return false, nil
 	case e.Type() == "m.room.member" && key == string(t.user):
 		return true, nil // whoever is removed is told so

@@ -12,6 +12,7 @@ import (
 	"github.com/plexus-p2p/plexus/eventgraph"
 	"github.com/plexus-p2p/plexus/eventgraph/auth"
 	"github.com/plexus-p2p/plexus/node/pushrules"
+	"github.com/plexus-p2p/plexus/node/rooms"
 	"github.com/plexus-p2p/plexus/store"
 )
 
@@ -270,7 +271,7 @@ func (u *unread) evaluated(room *store.Room, read int64) (*notified, error) {
 		if e.Order > newest {
 			return false, nil
 		}
-		if e.Sender() == u.user || u.ignored[e.Sender()] {
+		if e.Sender() == u.user || u.ignored[e.Sender()] || e.Type() == rooms.DummyEvent {
 			return true, nil
 		}
 		context.Permission = func(key string) bool { return u.mayNotify(room, e.Sender(), key) }

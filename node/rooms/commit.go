@@ -179,6 +179,7 @@ func (run *run) commit() error {
 	}
 	if run.dirty {
 		run.rm.publish(&published, nil)
+		run.r.crowds.note(run.rm.id, len(published.tips))
 	} else {
 		run.rm.publish(nil, nil)
 	}

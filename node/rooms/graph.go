@@ -71,6 +71,7 @@ func (r *Rooms) EventNear(room eventgraph.RoomID, ts int64, forwards bool) (*sto
 			looked++
 			at := e.OriginServerTS()
 			switch {
+			case e.Type() == DummyEvent: // tells nobody anything
 			case forwards && at >= ts && (best == nil || at <= best.OriginServerTS()):
 				best = e
 			case !forwards && at <= ts && (best == nil || at > best.OriginServerTS()):

@@ -5,8 +5,8 @@
 // and commits a run together. Readers use snapshots.
 //
 // The files are the steps of the story: writer.go (one at a time), send.go and create.go (events made here), accept.go
-// (the only way in), resolve.go (state before and current state), redact.go, commit.go; then join.go, template.go and
-// invite.go for the handshakes, and see.go, servers.go, state.go, graph.go and keys.go for those who ask.
+// (the only way in), resolve.go (state before and current state), tips.go and merging.go (the extremities), redact.go, commit.go; then
+// join.go, template.go and invite.go for the handshakes, and see.go, servers.go, state.go, graph.go and keys.go for those who ask.
 package rooms
 
 import (
@@ -40,7 +40,8 @@ type Rooms struct {
 	verifying chan struct{}                        // a slot for each signature check under way: see keys.go
 	censuses  *lru.Cache[eventgraph.Hash, *census] // who is in a room, by state root: see servers.go
 
-	clock peerClock
+	clock  peerClock
+	crowds *crowds // rooms with many extremities: see merging.go
 
 	mu     sync.Mutex
 	rooms  map[eventgraph.RoomID]*room
@@ -63,6 +64,7 @@ func New(c Config) *Rooms {
 		store: c.Store, key: c.Key, now: c.Now, log: c.Log,
 		verifying: newVerifySlots(),
 		rooms:     map[eventgraph.RoomID]*room{},
+		crowds:    newCrowds(),
 	}
 	if r.log == nil {
 		r.log = slog.New(slog.DiscardHandler)
