@@ -1,11 +1,13 @@
 package p2ptransport
 
 import (
+	"context"
 	"encoding/binary"
+	"errors"
 	"net"
 	"syscall"
-	"unsafe"
 
+	manet "github.com/multiformats/go-multiaddr/net"
 	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
 )
@@ -13,34 +15,47 @@ import (
 // networkHeader is where a socket filter finds the IP header (SKF_NET_OFF): its own offsets begin at the TCP header.
 const networkHeader = 0xfff00000
 
-// keepLocal lets the system drop, unanswered, what comes to a listening TCP socket from outside of localRanges. Without it
-// the system would shake hands with anybody before this program hears of it. Where it cannot be had, gate closes what was
-// accepted.
-func keepLocal(l net.Listener) {
-	tcp, ok := l.(*net.TCPListener)
+// keepLocal opens a listening TCP socket anew, so that the system drops, unanswered, what comes to it from outside of
+// localRanges. Without that the system would shake hands with anybody before this program hears of it. The socket is plain
+// TCP: Go's default, Multipath TCP, knows no filters, and could be asked to go on to other addresses.
+func keepLocal(l manet.Listener) manet.Listener {
+	addr, ok := l.Addr().(*net.TCPAddr)
 	if !ok {
-		return
+		return l
 	}
-	addr, ok := tcp.Addr().(*net.TCPAddr)
-	if !ok {
-		return
+	config := net.ListenConfig{Control: func(_, _ string, conn syscall.RawConn) error {
+		var err error
+		return errors.Join(conn.Control(func(fd uintptr) { err = attachFilter(int(fd), addr.IP.To4() != nil) }), err)
+	}}
+	config.SetMultipathTCP(false)
+	network := "tcp6"
+	if addr.IP.To4() != nil {
+		network = "tcp4"
 	}
-	raw, err := bpf.Assemble(localFilter(addr.IP.To4() != nil))
+	_ = l.Close()                                                                // two sockets cannot have the address at once
+	filtered, err := config.Listen(context.Background(), network, addr.String()) // returns at once
 	if err != nil {
-		return
+		return l // closed: nothing is let in
 	}
-	conn, err := tcp.SyscallConn()
+	wrapped, err := manet.WrapNetListener(filtered)
 	if err != nil {
-		return
+		_ = filtered.Close()
+		return l
+	}
+	return wrapped
+}
+
+func attachFilter(fd int, v4 bool) error {
+	raw, err := bpf.Assemble(localFilter(v4))
+	if err != nil {
+		return err
 	}
 	filters := make([]unix.SockFilter, len(raw))
 	for i, r := range raw {
 		filters[i] = unix.SockFilter{Code: r.Op, Jt: r.Jt, Jf: r.Jf, K: r.K}
 	}
-	program := &unix.SockFprog{Len: uint16(len(filters)), Filter: (*unix.SockFilter)(unsafe.Pointer(&filters[0]))}
-	_ = conn.Control(func(fd uintptr) {
-		_ = unix.SetsockoptSockFprog(int(fd), syscall.SOL_SOCKET, unix.SO_ATTACH_FILTER, program)
-	})
+	program := &unix.SockFprog{Len: uint16(len(filters)), Filter: &filters[0]}
+	return unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, program)
 }
 
 // localFilter passes packets whose source is in localRanges, of IPv4 or of IPv6.

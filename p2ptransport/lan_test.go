@@ -33,12 +33,19 @@ type line struct {
 	Peer      string   `json:"peer,omitempty"` // an event of Watch
 	Connected bool     `json:"connected,omitempty"`
 	Addr      string   `json:"addr,omitempty"`
-	Answer    string   `json:"answer,omitempty"` // to "get PEER"
+	Answer    string   `json:"answer,omitempty"`  // to "get PEER"
+	Relay     string   `json:"relay,omitempty"`   // to "relay PEER": yes, no, or away
+	Outside   string   `json:"outside,omitempty"` // from "sniff": where a packet went
 	Error     string   `json:"error,omitempty"`
 }
 
-// runNode runs a node until stdin ends. Commands: "get PEER" sends a request, "peers ADDR" adds a peer.
+// runNode runs a node until stdin ends. Commands: "get PEER" sends a request, "relay PEER" asks whether it is reached through a
+// relay. With the argument sniff it runs no node, but tells what is sent outside.
 func runNode(args string) {
+	if args == "sniff" {
+		sniff()
+		return
+	}
 	seed, err := hex.DecodeString(os.Getenv(nodeEnv))
 	if err != nil {
 		panic(err)
@@ -49,6 +56,13 @@ func runNode(args string) {
 	for _, a := range strings.Fields(args) {
 		if a == "nomdns" {
 			c.MDNS = false
+		} else if a == "relay" {
+			c.Relay = true
+		} else if a == "lanonly" {
+			c.LANOnly = true
+		} else if key, ok := strings.CutPrefix(a, "mesh="); ok {
+			c.MeshKey = new(p2ptransport.MeshKey)
+			_, _ = hex.Decode(c.MeshKey[:], []byte(key))
 		} else {
 			c.StaticPeers = append(c.StaticPeers, a)
 		}
@@ -71,6 +85,14 @@ func runNode(args string) {
 		for in := bufio.NewScanner(os.Stdin); in.Scan(); {
 			verb, arg, _ := strings.Cut(in.Text(), " ")
 			switch verb {
+			case "relay":
+				answer := "away"
+				for _, p := range h.Peers() {
+					if string(p.ID) == arg {
+						answer = map[bool]string{true: "yes", false: "no"}[p.Relay]
+					}
+				}
+				lines <- line{Relay: answer}
 			case "get":
 				go func() {
 					ctx, cancel := context.WithTimeout(ctx, 10*time.Second)

@@ -174,8 +174,7 @@ func (g *gate) Close() error {
 type localUpgrader struct{ transport.Upgrader }
 
 func (u localUpgrader) GateMaListener(l manet.Listener) transport.GatedMaListener {
-	keepLocal(manet.NetListener(l))
-	return u.Upgrader.GateMaListener(l)
+	return u.Upgrader.GateMaListener(keepLocal(l))
 }
 
 // webSocket is libp2p's WebSocket transport, which with lanOnly dials only where no HTTP proxy would be asked.

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -63,11 +64,15 @@ func TestPrivateMesh(t *testing.T) {
 			if got := mustFetch(t, a, b.ID(), "/"); string(got) != "here" {
 				t.Errorf("answer %q", got)
 			}
+			var wg sync.WaitGroup
 			for _, pair := range [][2]*Host{{keyless, a}, {a, keyless}, {other, a}, {a, other}} {
-				if err := pair[0].AddPeer(t.Context(), pair[1].Addrs()[0]); !errors.Is(err, ErrUnreachable) {
-					t.Errorf("%s to %s: %v", pair[0].ID(), pair[1].ID(), err)
-				}
+				wg.Go(func() {
+					if err := pair[0].AddPeer(t.Context(), pair[1].Addrs()[0]); !errors.Is(err, ErrUnreachable) {
+						t.Errorf("%s to %s: %v", pair[0].ID(), pair[1].ID(), err)
+					}
+				})
 			}
+			wg.Wait()
 			if got := a.Peers(); len(got) != 1 {
 				t.Errorf("peers: %v", got)
 			}

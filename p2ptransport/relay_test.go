@@ -255,7 +255,9 @@ func TestStrangersAreNotRelayed(t *testing.T) {
 		t.Errorf("a friend calls a friend: %v", err)
 	}
 	// With --relay=false nobody is served.
-	if _, err := client.Reserve(t.Context(), c.host, peer.AddrInfo{ID: a.host.ID()}); err == nil {
+	idle := start(t, Config{})
+	connect(t, c, idle)
+	if _, err := client.Reserve(t.Context(), c.host, peer.AddrInfo{ID: idle.host.ID()}); err == nil {
 		t.Error("a node that is no relay gave a reservation")
 	}
 }
