@@ -116,17 +116,23 @@ type fuzzRoom struct {
 	state   given
 }
 
-// event makes one; content that is no object of the room version's JSON becomes {}.
-func (r *fuzzRoom) event(t *testing.T, typ, sender string, key *string, content string, prev, auth []eventgraph.EventID) *eventgraph.Event {
-	t.Helper()
+// canonical is content as an event of the room can carry it; {} where it cannot.
+func (r *fuzzRoom) canonical(content string) []byte {
 	rules := canonicaljson.Lenient
 	if r.traits.StrictJSON {
 		rules = canonicaljson.Strict
 	}
 	canonical, err := canonicaljson.Canonicalize([]byte(content), rules)
 	if err != nil || !canonicaljson.IsObject(canonical) {
-		canonical = []byte("{}")
+		return []byte("{}")
 	}
+	return canonical
+}
+
+// event makes one; content that is no object of the room version's JSON becomes {}.
+func (r *fuzzRoom) event(t *testing.T, typ, sender string, key *string, content string, prev, auth []eventgraph.EventID) *eventgraph.Event {
+	t.Helper()
+	canonical := r.canonical(content)
 	quote := func(s string) []byte { return canonicaljson.AppendString(nil, s) }
 	ids := func(list []eventgraph.EventID) []byte {
 		quoted := make([]string, len(list))
@@ -215,7 +221,7 @@ func (r *fuzzRoom) judged(t *testing.T, s *script, raw string) *eventgraph.Event
 		content = `{"membership":"` + pick(s, memberships...) + `",` + strings.TrimPrefix(s.object(1), "{")
 		content = strings.Replace(content, ",}", "}", 1)
 	}
-	draft := eventgraph.Draft{Type: typ, Sender: eventgraph.UserID(sender), StateKey: key, Content: []byte(content)}
+	draft := eventgraph.Draft{Type: typ, Sender: eventgraph.UserID(sender), StateKey: key, Content: r.canonical(content)}
 	var list []eventgraph.EventID
 	for _, tuple := range Selection(r.version, draft) {
 		if a := r.state[tuple]; a != nil {
