@@ -178,6 +178,9 @@ func (f *Federation) handleInvites() {
 			return // it comes again
 		}
 		if err := f.admitInvitee(ctx, peer, stream); err != nil {
+			if errors.Is(err, errTooLong) {
+				reset(stream)
+			}
 			f.Log.Debug("invite token refused", "peer", peer, "err", err)
 		}
 	})
@@ -206,7 +209,7 @@ func (f *Federation) admitInvitee(ctx context.Context, peer eventgraph.PeerID, s
 	return writeMessage(s, inviteMessage{})
 }
 
-// PresentInvite shows a token to the peer that made it, which is dialled if need be. Errors: ErrInviteRefused, ErrUnreachable, that of ctx.
+// PresentInvite shows a token to the peer that made it, which is dialled if need be, and learns for which server it speaks. Errors: ErrInviteRefused, ErrUnreachable, that of ctx.
 func (f *Federation) PresentInvite(ctx context.Context, peer eventgraph.PeerID, token string) error {
 	ctx, cancel := context.WithTimeout(ctx, presentDialTimeout)
 	defer cancel()
@@ -222,7 +225,8 @@ func (f *Federation) PresentInvite(ctx context.Context, peer eventgraph.PeerID, 
 	var answer inviteMessage
 	switch err := readMessage(s, maxPresent, &answer); {
 	case err == nil:
-		return nil
+		_, err := f.asker(ctx, peer) // so that what follows finds the server at this peer
+		return err
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):

@@ -45,6 +45,14 @@ func (e memEnd) Watch(ctx context.Context, f func(peer eventgraph.PeerID, connec
 	e.Node.Watch(ctx, func(ev p2ptransport.PeerEvent) { f(eventgraph.PeerID(ev.Peer), ev.Connected) })
 }
 
+func (e memEnd) Record(peer eventgraph.PeerID) ([]byte, uint64) {
+	return e.Node.Record(p2ptransport.PeerID(peer))
+}
+
+func (e memEnd) AddRecord(peer eventgraph.PeerID, record []byte) error {
+	return e.Node.AddRecord(p2ptransport.PeerID(peer), record)
+}
+
 // memHost is a server on memnet. Its federation can be stopped and made anew over the same store.
 type memHost struct {
 	*host
@@ -73,7 +81,7 @@ func newMemHost(t *testing.T, n *memnet.Network, name string) *memHost {
 	local := &people{server: server}
 	h.host = &host{t: t, local: local, stop: func() {}}
 	h.renew(Config{
-		Store: s, Rooms: r, Ephemeral: e, Transport: memEnd{at}, Key: device, Local: local, Now: time.Now, Log: log,
+		Store: s, Rooms: r, Ephemeral: e, Transport: memEnd{at}, Records: memEnd{at}, Key: device, Local: local, Now: time.Now, Log: log,
 		KeyDocument: func() *eventgraph.KeyDocument { return document },
 		PeerOf: func(ctx context.Context) (eventgraph.PeerID, bool) {
 			p, ok := p2ptransport.PeerFrom(ctx)

@@ -47,6 +47,8 @@ const (
 	peersTimeout = 10 * time.Second
 	// recordsDelay gathers what changes together: a network that comes or goes takes many peers with it.
 	recordsDelay = time.Second
+	// recordsRest is the shortest time between two questions to all contacts, however many come, go and join.
+	recordsRest = 10 * time.Second
 	// recordsAgain is when everybody is asked anew for who is still missed.
 	recordsAgain = 10 * time.Minute
 	// peersMessageEvery and peersMessageBurst of one peer are served.
@@ -79,6 +81,7 @@ type introducer struct {
 	// Owned by run.
 	met   map[eventgraph.PeerID]uint64 // contacts at the last round, by the turn at which they were met
 	asked time.Time                    // when all were asked last
+	due   bool                         // all are to be asked: somebody has gone, or joined a room
 }
 
 // recordAsker is a peer that has sent a message.
@@ -96,34 +99,76 @@ func (f *Federation) runRecords(ctx context.Context) error {
 	f.Transport.Handle(protocolPeers, func(ctx context.Context, peer eventgraph.PeerID, stream io.ReadWriteCloser) {
 		defer stream.Close()
 		if err := in.serve(ctx, peer, stream); err != nil && ctx.Err() == nil {
+			reset(stream) // what it still writes is not read
 			f.Log.Debug("question for peers", "peer", peer, "err", err)
 		}
 	})
-	for {
-		f.peers.mu.Lock()
-		changed := f.peers.changed
-		f.peers.mu.Unlock()
-		records := f.Records.RecordsChanged()
-		in.round(ctx)
-		again := time.NewTimer(recordsAgain)
-		select {
-		case <-ctx.Done():
-		case <-changed:
-		case <-records:
-		case <-again.C:
+	group, ctx := errgroup.WithContext(ctx)
+	joined := make(chan struct{}, 1)
+	group.Go(func() error { return f.watchJoins(ctx, joined) })
+	group.Go(func() error {
+		for {
+			f.peers.mu.Lock()
+			changed := f.peers.changed
+			f.peers.mu.Unlock()
+			records := f.Records.RecordsChanged()
+			again := time.NewTimer(in.round(ctx))
+			select {
+			case <-ctx.Done():
+			case <-changed:
+			case <-records:
+			case <-joined:
+				in.due = true
+			case <-again.C:
+			}
+			again.Reset(recordsDelay)
+			select {
+			case <-ctx.Done():
+				again.Stop()
+				return ctx.Err()
+			case <-again.C:
+			}
 		}
-		again.Reset(recordsDelay)
-		select {
-		case <-ctx.Done():
-			again.Stop()
-			return ctx.Err()
-		case <-again.C:
+	})
+	return group.Wait()
+}
+
+// watchJoins tells when memberships of rooms have changed, until ctx ends: there may be somebody new to miss.
+func (f *Federation) watchJoins(ctx context.Context, joined chan<- struct{}) error {
+	from := f.Store.Position()
+	for {
+		if _, err := f.Store.Wait(ctx, from); err != nil {
+			return err
+		}
+		upTo, news := f.Store.Position(), false
+		err := f.Store.View(func(r *store.Reader) error {
+			return r.Changes(from, upTo, func(_ store.Position, c store.Change) (bool, error) {
+				if c.Kind != store.ChangeEvent {
+					return true, nil
+				}
+				e, err := r.Event(c.Event)
+				if errors.Is(err, store.ErrNotFound) {
+					return true, nil
+				}
+				news = err == nil && e.Type() == "m.room.member"
+				return !news, err
+			})
+		})
+		if err != nil {
+			return err
+		}
+		from = upTo
+		if news {
+			select {
+			case joined <- struct{}{}:
+			default:
+			}
 		}
 	}
 }
 
-// round asks the contacts that are new, or all if somebody has gone, and hands on what others asked for.
-func (in *introducer) round(ctx context.Context) {
+// round asks the contacts that are new, or all if that is due, hands on what others asked for, and says when the next round is due.
+func (in *introducer) round(ctx context.Context) (wait time.Duration) {
 	f := in.f
 	contacts := f.peers.contacts()
 	before, now := in.met, map[eventgraph.PeerID]uint64{}
@@ -137,14 +182,17 @@ func (in *introducer) round(ctx context.Context) {
 		}
 	}
 	in.met = now
-	gone := false
 	for peer := range before {
 		_, there := now[peer]
-		gone = gone || !there
+		in.due = in.due || !there
 	}
 	ask := came
-	if gone || f.Now().Sub(in.asked) >= recordsAgain {
-		in.asked = f.Now()
+	wait = recordsAgain
+	switch since := f.Now().Sub(in.asked); {
+	case in.due && since >= 0 && since < recordsRest:
+		wait = recordsRest - since
+	case in.due || since < 0 || since >= recordsAgain:
+		in.asked, in.due = f.Now(), false
 		rand.Shuffle(len(others), func(i, j int) { others[i], others[j] = others[j], others[i] })
 		ask = append(ask, others[:min(len(others), askedContacts)]...)
 	}
@@ -164,6 +212,7 @@ func (in *introducer) round(ctx context.Context) {
 		}
 	}
 	group.Wait()
+	return wait
 }
 
 // say sends one message and takes in the answer.
