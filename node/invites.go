@@ -48,6 +48,9 @@ func (n *Node) Invite(ctx context.Context, about string, life time.Duration) (Li
 	return l, inviteStatus(made), nil
 }
 
+// RevokeInvite ends an invite link, known by its ID, and what it gave to those who have used it. Error: federation.ErrNoInvite.
+func (n *Node) RevokeInvite(ctx context.Context, id string) error { return n.fed.RevokeInvite(ctx, id) }
+
 // linkTo finds what a link is to be about.
 func (n *Node) linkTo(about string) (l Link, err error) {
 	err = n.store.View(func(r *store.Reader) error {
@@ -214,7 +217,7 @@ func (n *Node) adminInvites(mux *http.ServeMux) {
 		answerAdmin(w, map[string]any{"link": l.String(), "invite": made}, err)
 	})
 	mux.HandleFunc("DELETE /invites/{id}", func(w http.ResponseWriter, r *http.Request) {
-		answerAdmin(w, struct{}{}, n.fed.RevokeInvite(r.Context(), r.PathValue("id")))
+		answerAdmin(w, struct{}{}, n.RevokeInvite(r.Context(), r.PathValue("id")))
 	})
 	mux.HandleFunc("POST /join", func(w http.ResponseWriter, r *http.Request) {
 		var body struct{ Link, User string }

@@ -19,6 +19,9 @@ const usage = `plexus is a Matrix homeserver for this device. It finds others on
   plexus peers                    connected peers
   plexus peers add MULTIADDR      connect to a peer now
   plexus user add NAME            make an account; the password is read from standard input
+  plexus invite [--room ROOM]     make a link, also as a QR code, by which another device finds this one
+  plexus invite --list            the links that are valid; --revoke ID ends one
+  plexus join LINK [--user NAME]  act on such a link: connect, and join the room if it is of one
   plexus mesh-key FILE            make the key of a private mesh
   plexus version
 
@@ -55,6 +58,10 @@ func command(ctx context.Context, args []string, in io.Reader, out, errOut io.Wr
 		return peers(ctx, args, out)
 	case "user":
 		return user(ctx, args, in, out)
+	case "invite":
+		return invite(ctx, args, out)
+	case "join":
+		return join(ctx, args, out)
 	case "help":
 		_, err := io.WriteString(out, usage)
 		return err
