@@ -45,6 +45,9 @@ type Status struct {
 	PeerID     eventgraph.PeerID                 `json:"peer_id"`
 	Peers      []PeerStatus                      `json:"peers"`
 	Rooms      map[eventgraph.RoomID]*RoomStatus `json:"rooms"`
+	// ClockAheadMS is by how much this device's clock is ahead of those of most peers, or, less than zero, behind them; absent if that
+	// is within an hour, or too few peers were heard lately.
+	ClockAheadMS int64 `json:"clock_ahead_ms,omitempty"`
 }
 
 // PeerStatus is a connected peer. ServerName is "" until it has shown for whom it speaks.
@@ -129,6 +132,7 @@ func answerAdmin(w http.ResponseWriter, v any, err error) {
 // Status tells who is connected and what state each room is in.
 func (n *Node) Status() (*Status, error) {
 	s := &Status{ServerName: n.keys.server, PeerID: n.keys.peer, Peers: n.peers(), Rooms: map[eventgraph.RoomID]*RoomStatus{}}
+	s.ClockAheadMS = n.rooms.ClockAhead().Milliseconds()
 	err := n.store.View(func(r *store.Reader) error {
 		return r.Rooms(func(room *store.Room) (bool, error) {
 			s.Rooms[room.ID] = &RoomStatus{Version: room.Version, Extremities: room.Forward, StateHash: hex.EncodeToString(room.State[:])}

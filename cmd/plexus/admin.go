@@ -18,6 +18,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/term"
 
@@ -98,6 +99,11 @@ func status(ctx context.Context, args []string, out io.Writer) error {
 		return e.Encode(s)
 	}
 	fmt.Fprintf(out, "server name  %s\npeer ID      %s\npeers        %d connected\nrooms        %d\n", s.ServerName, s.PeerID, len(s.Peers), len(s.Rooms))
+	if off := time.Duration(s.ClockAheadMS) * time.Millisecond; off > 0 {
+		fmt.Fprintf(out, "clock        %s ahead of most peers' clocks: set it right\n", off.Round(time.Second))
+	} else if off < 0 {
+		fmt.Fprintf(out, "clock        %s behind most peers' clocks: set it right\n", -off.Round(time.Second))
+	}
 	for _, id := range slices.Sorted(maps.Keys(s.Rooms)) {
 		r := s.Rooms[id]
 		fmt.Fprintf(out, "  %s  version %s, %d extremities, state %.16s\n", id, r.Version, len(r.Extremities), r.StateHash)

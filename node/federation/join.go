@@ -196,7 +196,7 @@ func (f *Federation) make(ctx context.Context, server eventgraph.ServerName, mem
 	if err != nil {
 		return nil, err
 	}
-	e, err := eventgraph.Finish(answer.Version, finished, f.Now().UnixMilli(), f.Key)
+	e, err := eventgraph.Finish(answer.Version, finished, f.Rooms.SigningTime(0), f.Key)
 	if err != nil {
 		return nil, malformed(server, err.Error())
 	}

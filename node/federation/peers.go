@@ -479,10 +479,20 @@ func (f *Federation) identify(ctx context.Context, peer eventgraph.PeerID) (*eve
 	if err != nil {
 		return nil, fmt.Errorf("key document: %w", err)
 	}
+	if d.Speaks(peer, d.ValidUntilTS-1) {
+		f.hearClock(d.ServerName, res) // also where by our clock the document has ended long ago: then ours may be the wrong one
+	}
 	if !speaksNow(d, peer, f.Now()) {
 		return nil, errors.New("key document does not let the peer speak for the server that it names")
 	}
 	return f.learn(ctx, d, peer)
+}
+
+// hearClock notes what a server's clock showed when it answered (RFC 9110, section 6.6.1, Date).
+func (f *Federation) hearClock(server eventgraph.ServerName, res *http.Response) {
+	if t, err := http.ParseTime(res.Header.Get("Date")); err == nil {
+		f.Rooms.PeerClock(server, t)
+	}
 }
 
 // learn takes in a document: into the store if the server matters there (it has one already, or shares a room with us), into
@@ -501,16 +511,7 @@ func (f *Federation) kept(server eventgraph.ServerName) bool {
 }
 
 // sharesRoom says whether a user of the server is joined to a room that is held here.
-func (f *Federation) sharesRoom(server eventgraph.ServerName) bool {
-	shares := false
-	f.Store.View(func(r *store.Reader) error {
-		return r.Rooms(func(room *store.Room) (bool, error) {
-			shares = f.Rooms.InRoom(room.ID, server)
-			return !shares, nil
-		})
-	})
-	return shares
-}
+func (f *Federation) sharesRoom(server eventgraph.ServerName) bool { return f.Rooms.SharesRoom(server) }
 
 // keep stores a document, which may be older than the one held: old signatures are judged by it. It returns the one that now counts.
 func (f *Federation) keep(ctx context.Context, d *eventgraph.KeyDocument, from eventgraph.PeerID) (*eventgraph.KeyDocument, error) {

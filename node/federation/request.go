@@ -117,6 +117,7 @@ func (f *Federation) attempt(ctx context.Context, peer eventgraph.PeerID, server
 		return false, err
 	}
 	defer res.Body.Close()
+	f.hearClock(server, res)
 	if res.StatusCode/100 != 2 {
 		return true, readError(res)
 	}

@@ -109,6 +109,8 @@ func (r *route) match(parts []string) (map[string]string, bool) {
 
 // ServeHTTP takes a request through its steps: route, body, who asks, answer.
 func (r *router) ServeHTTP(w http.ResponseWriter, req *http.Request) {
+	// By the clock that signs our events, not that of net/http: who asks judges ours by it (rooms.PeerClock).
+	w.Header().Set("Date", r.f.Now().UTC().Format(http.TimeFormat))
 	answer, err := r.serve(w, req)
 	if err != nil {
 		r.f.writeError(w, req, err)

@@ -178,7 +178,7 @@ func TestPlainPeer(t *testing.T) {
 		}
 		w.Write(document.Raw)
 	})
-	plain := New(Config{Store: b.Store, Transport: at, Key: signing, KeyDocument: func() *eventgraph.KeyDocument { return document }, Now: time.Now})
+	plain := New(Config{Store: b.Store, Rooms: b.Rooms, Transport: at, Key: signing, KeyDocument: func() *eventgraph.KeyDocument { return document }, Now: time.Now})
 	var answer map[string]json.RawMessage
 	if err := plain.do(t.Context(), b.server, "GET", v1+"publicRooms", nil, &answer); err == nil {
 		t.Fatal("reached by its server name alone, without a key document")

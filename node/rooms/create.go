@@ -35,7 +35,7 @@ func (r *Rooms) Create(ctx context.Context, c CreateRequest) (eventgraph.RoomID,
 	if c.Creator.Server() != r.key.Server {
 		return "", refuse("M_FORBIDDEN", "%s is no user of this server", c.Creator)
 	}
-	for ts := r.signingTime(0); ; ts++ {
+	for ts := r.SigningTime(0); ; ts++ {
 		room, err := r.createAt(ctx, c, traits, ts)
 		if !errors.Is(err, errRoomExists) {
 			return room, err

@@ -144,38 +144,3 @@ func (r *Rooms) alreadyHeld(events []*eventgraph.Event) ([]bool, error) {
 	})
 	return held, err
 }
-
-// peerClock is the highest time that a peer's clock showed, and when that was by our own.
-type peerClock struct {
-	mu   sync.Mutex
-	time time.Time
-	seen time.Time
-}
-
-// maxAheadOfPeers is how far ahead of the peers' clocks we sign: an event from the future would be taken in nowhere until then
-// (design.md §4, Clocks).
-const maxAheadOfPeers = time.Hour
-
-// PeerClock notes what a peer's clock showed just now.
-func (r *Rooms) PeerClock(t time.Time) {
-	now := r.now()
-	r.clock.mu.Lock()
-	defer r.clock.mu.Unlock()
-	if r.clock.time.IsZero() || t.After(r.clock.time.Add(now.Sub(r.clock.seen))) {
-		r.clock.time, r.clock.seen = t, now
-	}
-}
-
-// signingTime is ts, or now if that is 0, but never more than maxAheadOfPeers ahead of the highest time that a peer's clock shows.
-func (r *Rooms) signingTime(ts int64) int64 {
-	now := r.now()
-	if ts == 0 {
-		ts = now.UnixMilli()
-	}
-	r.clock.mu.Lock()
-	defer r.clock.mu.Unlock()
-	if !r.clock.time.IsZero() {
-		ts = min(ts, r.clock.time.Add(now.Sub(r.clock.seen)).Add(maxAheadOfPeers).UnixMilli())
-	}
-	return ts
-}

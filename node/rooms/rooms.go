@@ -6,7 +6,7 @@
 //
 // The files are the steps of the story: writer.go (one at a time), send.go and create.go (events made here), accept.go
 // (the only way in), resolve.go (state before and current state), tips.go and merging.go (the extremities), redact.go, commit.go; then
-// join.go, template.go and invite.go for the handshakes, and see.go, servers.go, state.go, graph.go and keys.go for those who ask.
+// join.go, template.go and invite.go for the handshakes, and see.go, servers.go, state.go, graph.go, keys.go and clock.go for those who ask.
 package rooms
 
 import (
@@ -40,7 +40,7 @@ type Rooms struct {
 	verifying chan struct{}                        // a slot for each signature check under way: see keys.go
 	censuses  *lru.Cache[eventgraph.Hash, *census] // who is in a room, by state root: see servers.go
 
-	clock  peerClock
+	clocks clocks
 	crowds *crowds // rooms with many extremities: see merging.go
 
 	mu     sync.Mutex
@@ -65,6 +65,7 @@ func New(c Config) *Rooms {
 		verifying: newVerifySlots(),
 		rooms:     map[eventgraph.RoomID]*room{},
 		crowds:    newCrowds(),
+		clocks:    clocks{heard: map[eventgraph.ServerName]reading{}},
 	}
 	if r.log == nil {
 		r.log = slog.New(slog.DiscardHandler)

@@ -114,22 +114,3 @@ func TestAuthChain(t *testing.T) {
 		t.Errorf("with a limit of 2: %d, %v", len(few), err)
 	}
 }
-
-func TestSigningTimeFollowsPeers(t *testing.T) {
-	t.Parallel()
-	a := newServer(t, "a")
-	alice := a.user("alice")
-	room := a.create("12", alice)
-	peers := a.now
-	a.PeerClock(peers)
-	a.PeerClock(peers.Add(-time.Hour))
-	a.now = a.now.Add(time.Minute)
-	ahead := a.send(Draft{Room: room, Sender: alice, Type: "m.room.message", Content: text("x"), TS: peers.Add(5 * time.Hour).UnixMilli()})
-	if got, most := a.event(ahead).OriginServerTS(), a.now.Add(maxAheadOfPeers).UnixMilli(); got != most {
-		t.Errorf("signed for %d ms after what may be", got-most)
-	}
-	old := a.send(Draft{Room: room, Sender: alice, Type: "m.room.message", Content: text("x"), TS: 1000})
-	if got := a.event(old).OriginServerTS(); got != 1000 {
-		t.Errorf("a time in the past was changed to %d", got)
-	}
-}

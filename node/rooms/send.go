@@ -177,7 +177,7 @@ func (run *run) compose(d Draft) (eventgraph.Draft, *State, error) {
 	}
 	full := eventgraph.Draft{
 		RoomID: run.rm.id, Type: d.Type, StateKey: d.StateKey, Sender: d.Sender, Content: content, Redacts: d.Redacts,
-		PrevEvents: ids, Depth: depth, OriginServerTS: run.r.signingTime(d.TS),
+		PrevEvents: ids, Depth: depth, OriginServerTS: run.r.SigningTime(d.TS),
 	}
 	for _, t := range auth.Selection(run.live.Version, full) {
 		id, ok, err := state.EventID(t)

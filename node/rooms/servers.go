@@ -40,6 +40,20 @@ func (r *Rooms) InRoom(room eventgraph.RoomID, server eventgraph.ServerName) boo
 	return r.InRoomAt(room, l.State, server)
 }
 
+// SharesRoom says whether a user of the server is joined to some room that is held here.
+func (r *Rooms) SharesRoom(server eventgraph.ServerName) (shares bool) {
+	err := r.store.View(func(read *store.Reader) error {
+		return read.Rooms(func(room *store.Room) (bool, error) {
+			shares = r.InRoom(room.ID, server)
+			return !shares, nil
+		})
+	})
+	if err != nil {
+		r.log.Error("cannot tell who shares a room", "err", err)
+	}
+	return shares
+}
+
 // InRoomAt says whether the server has a joined user in the state with that root.
 func (r *Rooms) InRoomAt(room eventgraph.RoomID, root eventgraph.Hash, server eventgraph.ServerName) bool {
 	c, err := r.census(room, root)
