@@ -160,10 +160,14 @@ func (n *Network) Attach(id p2ptransport.PeerID) {
 	n.dialSoon()
 }
 
-// Observe has f called for each direction of each stream opened from now on. What f returns gets the bytes as they are put on the
-// wire, in order, and how many times they had to be sent; it must not keep or change them, and calls no method of the network. The
-// counts are those of the streams' bytes: a real transport adds its headers, handshakes and acknowledgements.
-func (n *Network) Observe(f func(from, to p2ptransport.PeerID, protocol string) func(b []byte, times int)) {
+// Observer sees what is put on the wire: the bytes of one direction of a stream, in order, and how many times they had to be sent. It must
+// not keep or change the bytes, and calls no method of the network.
+type Observer func(b []byte, times int)
+
+// Observe has f called for each stream opened from now on; f returns who observes what the opening node sends, and what it gets, and
+// calls no method of the network. The counts are those of the streams' bytes: a real transport adds its headers, handshakes and
+// acknowledgements.
+func (n *Network) Observe(f func(from, to p2ptransport.PeerID, protocol string) (sent, got Observer)) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.observe = f

@@ -70,11 +70,11 @@ func TestPacketLoss(t *testing.T) {
 			all := nodes(t, net, 2)
 			net.SetSeed(seed)
 			net.SetLink(all[0].ID(), all[1].ID(), memnet.Link{Delay: 50 * time.Millisecond, Loss: 0.3})
-			net.Observe(func(from, to p2ptransport.PeerID, protocol string) func([]byte, int) {
-				if from != all[0].ID() || protocol != p2ptransport.ProtocolFederation {
-					return nil
+			net.Observe(func(from, to p2ptransport.PeerID, protocol string) (memnet.Observer, memnet.Observer) {
+				if from != all[0].ID() || to != all[1].ID() || protocol != p2ptransport.ProtocolFederation {
+					t.Errorf("%s from %s to %s", protocol, from, to)
 				}
-				return func(b []byte, times int) { sent += len(b) * times }
+				return func(b []byte, times int) { sent += len(b) * times }, nil
 			})
 			for range 20 {
 				if err := send(t.Context(), all[0], all[1], 10_000); err != nil {

@@ -32,7 +32,7 @@ type Network struct {
 
 	lines   map[p2ptransport.PeerID]*access // made when first spoken of
 	away    map[p2ptransport.PeerID]bool    // detached
-	observe func(from, to p2ptransport.PeerID, protocol string) func(b []byte, times int)
+	observe func(from, to p2ptransport.PeerID, protocol string) (sent, got Observer)
 	wire    wire
 }
 
@@ -349,7 +349,7 @@ func (n *Network) tryOpen(from *Node, to p2ptransport.PeerID, protocol string) (
 	}
 	there, back := newHalf(breaksIn, n.path(from.id, to)), newHalf(breaksIn, n.path(to, from.id))
 	if n.observe != nil {
-		there.observe, back.observe = n.observe(from.id, to, protocol), n.observe(to, from.id, protocol)
+		there.observe, back.observe = n.observe(from.id, to, protocol)
 	}
 	near = &stream{in: back, out: there, local: addr(from.id), remote: addr(to)}
 	far = &stream{in: there, out: back, local: addr(to), remote: addr(from.id)}

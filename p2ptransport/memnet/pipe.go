@@ -19,7 +19,7 @@ var errReset = errors.New("memnet: stream reset")
 // half is one direction of a stream. Bytes become readable when they have travelled the path.
 type half struct {
 	path    *path
-	observe func(b []byte, times int) // nil: nobody does
+	observe Observer // nil: nobody does
 
 	mu       sync.Mutex
 	chunks   []chunk
