@@ -210,8 +210,8 @@ func (r *Reader) HasEvent(id eventgraph.EventID) (Verdict, bool, error) {
 	return v, err == nil, err
 }
 
-// PutEvent writes or replaces the event's record, its order index entry (Order != 0), edges from prev_events, and
-// its relation index entry (m.relates_to). It does not Log.
+// PutEvent writes or replaces the event's record, its order index entry (Order != 0), edges from prev_events, what
+// CitedBy reads, and its relation index entry (m.relates_to). It does not Log.
 func (tx *Tx) PutEvent(e *StoredEvent) error {
 	id := e.ID()
 	old, err := tx.Event(id)
@@ -237,6 +237,9 @@ func (tx *Tx) PutEvent(e *StoredEvent) error {
 			return err
 		}
 	}
+	if err := tx.putCiting(e, old != nil); err != nil {
+		return err
+	}
 	if old != nil { // the edges are part of what the ID covers
 		return nil
 	}
@@ -247,6 +250,46 @@ func (tx *Tx) PutEvent(e *StoredEvent) error {
 	}
 	return nil
 }
+
+// putCiting writes what CitedBy reads of an event that is put, for the first time or again. Beside state events there are others in
+// auth chains, wrong as it is to cite them. They are written when they are cited, but those that cite such an event at once; so
+// however many stand in a row, little is written at a time. An event is put after those that it cites (before it has a place it may
+// be otherwise), as its height is counted from theirs.
+func (tx *Tx) putCiting(e *StoredEvent, again bool) error {
+	_, isState := e.Tuple()
+	needed := isState && !again
+	for _, id := range e.AuthEvents() {
+		cited, err := tx.Event(id)
+		if errors.Is(err, ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if _, ok := cited.Tuple(); ok {
+			continue
+		}
+		if err := tx.cite(cited.Event); err != nil {
+			return err
+		}
+		needed = true
+	}
+	if !needed {
+		return nil
+	}
+	return tx.cite(e.Event)
+}
+
+func (tx *Tx) cite(e *eventgraph.Event) error {
+	for _, id := range e.AuthEvents() {
+		if err := tx.put(citedByKey(id).id(e.ID()), nil); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func citedByKey(id eventgraph.EventID) dbKey { return key(tableCitedBy).id(id) }
 
 // unindexEvent takes back the index entries that a new record of the event may change.
 func (tx *Tx) unindexEvent(old *StoredEvent) error {
@@ -290,6 +333,21 @@ func (r *Reader) Children(id eventgraph.EventID) ([]eventgraph.EventID, error) {
 		return true, nil
 	})
 	return children, err
+}
+
+// CitedBy calls f for the events held, in whatever verdict, that name id among their auth_events, until f wants no more. It knows of
+// state events, and of others that are in the auth chain of one.
+func (r *Reader) CitedBy(id eventgraph.EventID, f func(by eventgraph.EventID) (more bool)) error {
+	prefix := citedByKey(id)
+	return r.scan(prefix, nil, false, func(k, _ []byte) (bool, error) {
+		p := parts(k)
+		p.id()
+		by := p.id()
+		if !p.ok {
+			return false, errCutOff
+		}
+		return f(by), nil
+	})
 }
 
 // Timeline calls f for accepted events in room order from from (inclusive): forwards or backwards.

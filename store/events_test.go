@@ -260,3 +260,106 @@ func TestRoomChanges(t *testing.T) {
 		}
 	}
 }
+
+// citing is an event of the test room that cites others, a state event if it has a key.
+func citing(t testing.TB, version eventgraph.RoomVersion, body string, stateKey *string, auth ...eventgraph.EventID) *eventgraph.Event {
+	t.Helper()
+	k := identity(1)
+	e, err := eventgraph.Build(version, eventgraph.Draft{
+		RoomID: testRoom, Type: "org.example.note", StateKey: stateKey, Sender: eventgraph.UserID("@alice:" + string(k.Server)),
+		Content: json.RawMessage(fmt.Sprintf(`{"body":%q}`, body)), AuthEvents: auth, Depth: 1, OriginServerTS: 1,
+	}, k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return e
+}
+
+func TestCitedBy(t *testing.T) {
+	t.Parallel()
+	for _, version := range []eventgraph.RoomVersion{"3", "11"} {
+		s := open(t)
+		want := func(r *Reader, id eventgraph.EventID, all ...*eventgraph.Event) {
+			t.Helper()
+			got, wanted := []eventgraph.EventID{}, []eventgraph.EventID{}
+			err := r.CitedBy(id, func(by eventgraph.EventID) bool { got = append(got, by); return true })
+			for _, e := range all {
+				wanted = append(wanted, e.ID())
+			}
+			slices.Sort(got)
+			slices.Sort(wanted)
+			if err != nil || !slices.Equal(got, wanted) {
+				t.Errorf("version %s: cited by %v, %v, want %v", version, got, err, wanted)
+			}
+		}
+		key := new(string)
+		put := func(tx *Tx, events ...*eventgraph.Event) error {
+			var errs []error
+			for _, e := range events {
+				errs = append(errs, tx.PutEvent(&StoredEvent{Event: e, Verdict: Outlier}), tx.PutEvent(&StoredEvent{Event: e, Verdict: Accepted, Order: 1}))
+			}
+			return errors.Join(errs...)
+		}
+		root := citing(t, version, "root", key)
+		var notes []*eventgraph.Event
+		for i := range 20 {
+			notes = append(notes, citing(t, version, fmt.Sprint(i), key, root.ID()))
+		}
+		message := citing(t, version, "message", nil, notes[0].ID(), root.ID())
+		mustUpdate(t, s, func(tx *Tx) error {
+			err := put(tx, root, notes[0])
+			want(&tx.Reader, root.ID(), notes[0])
+			return errors.Join(err, put(tx, notes[1:]...), put(tx, message))
+		})
+		mustView(t, s, func(r *Reader) error {
+			want(r, root.ID(), notes...)
+			want(r, notes[0].ID()) // messages are many, and in no auth chain
+			n := 0
+			err := r.CitedBy(root.ID(), func(eventgraph.EventID) bool { n++; return n < 3 })
+			if n != 3 {
+				t.Errorf("version %s: %d calls after the third said no", version, n)
+			}
+			return err
+		})
+
+		// Messages that somebody cites are in auth chains.
+		second := citing(t, version, "second message", nil, message.ID())
+		third := citing(t, version, "third message", nil, second.ID())
+		mustUpdate(t, s, func(tx *Tx) error { return put(tx, second, third) })
+		state := citing(t, version, "state", key, third.ID())
+		mustUpdate(t, s, func(tx *Tx) error { return put(tx, state) })
+		mustView(t, s, func(r *Reader) error {
+			want(r, third.ID(), state)
+			want(r, second.ID(), third)
+			want(r, message.ID(), second)
+			want(r, notes[0].ID(), message)
+			want(r, root.ID(), append(notes, message)...)
+			return nil
+		})
+	}
+}
+
+func TestShortIDs(t *testing.T) {
+	t.Parallel()
+	hash := func(s string) eventgraph.EventID { return eventgraph.EventID("$" + strings.Repeat(s, 42) + "A") }
+	for id, size := range map[eventgraph.EventID]int{
+		hash("a"): 33, hash("-"): 33, hash("_"): 33, hash("+"): 33, hash("/"): 33,
+		"": 3, "$": 4, "$\x00": 6, "a" + hash("a"): 48,
+		hash("a")[:43]: 46, hash("a") + "A": 48, hash("a")[:43] + "B": 47, // not all bits, too many, some that do not count
+		hash("a")[:39] + "\r\nAAA": 47, hash("+")[:20] + hash("-")[20:]: 47,
+	} {
+		k := key(tableCitedBy).id(id).id(id)
+		p := parts(k)
+		if a, b := p.id(), p.id(); a != id || b != id || !p.ok || len(p.rest) != 0 || len(k) != 1+2*size {
+			t.Errorf("%q: %q, %q, %v, %d bytes", id, a, b, p.ok, len(k))
+		}
+		for n := 1; n < size; n++ {
+			if p := parts(k[:n]); p.id() != "" && p.ok {
+				t.Errorf("%q cut off at %d is an ID", id, n)
+			}
+		}
+	}
+	if p := parts([]byte{byte(tableCitedBy), 9, 0, 1}); p.id() != "" || p.ok {
+		t.Error("took an ID of an unknown form")
+	}
+}

@@ -2,11 +2,16 @@ package store
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"encoding/base64"
 	"encoding/binary"
+	"strings"
+
+	"github.com/plexus-p2p/plexus/eventgraph"
 )
 
 // A table is the first byte of a key. The layout, with str = escaped and terminated string, u64 and
-// i64 = 8 bytes in an order that sorts as the number does, hash = the bytes of an eventgraph.Hash:
+// i64 = 8 bytes in an order that sorts as the number does, hash = the bytes of an eventgraph.Hash, ID = an event ID in short form:
 //
 //	table           rest of the key                       value
 //	tableMeta       str name                              see open.go, federation.go
@@ -18,6 +23,7 @@ import (
 //	tableEvent      str event ID                          event record, binary (events.go)
 //	tableOrder      str room, i64 order                   verdict byte, event ID
 //	tableEdge       str parent event ID, str child        empty
+//	tableCitedBy    ID of an auth event, ID of an event   empty: the latter is of state, or in the auth chain of one that is
 //	tableRelation   str parent event ID, i64 order,       str rel_type, str type
 //	                str event ID
 //	tableClientTxn  str user, str device, u64 created ms, result
@@ -36,7 +42,7 @@ import (
 //	tableSeenOrder  str origin, u64 arrival               txn ID
 //	tableDest       str server, str peer ID ("" = server) Destination, JSON
 //	tableOutbound   str server, u64 seq                   Outbound, JSON
-//	tableMeeting    str peer ID                           token
+//	tableMeeting    str server, str peer ID               token
 //	tableAddress    str peer ID                           PeerAddresses, JSON
 //	tableInviteToken 32 bytes, hash of the token          InviteToken, JSON
 //
@@ -80,6 +86,7 @@ const (
 	tableRelation  table = 0x13
 	tableClientTxn table = 0x14
 	tableRedaction table = 0x15
+	tableCitedBy   table = 0x16
 
 	tableRoom      table = 0x20
 	tableMember    table = 0x21
@@ -149,6 +156,28 @@ func (k dbKey) u64(n uint64) dbKey { return binary.BigEndian.AppendUint64(k, n) 
 // i64 appends a signed number that sorts as itself: the sign bit is flipped.
 func (k dbKey) i64(n int64) dbKey { return binary.BigEndian.AppendUint64(k, uint64(n)^1<<63) }
 
+// Short forms of event IDs: the first byte says what follows.
+const (
+	idOther    = iota // str
+	idURLSafe         // 32 bytes, of a hash in URL-safe base64 without padding
+	idStandard        // 32 bytes, of a hash in base64 without padding (room version 3)
+)
+
+var idEncodings = [...]*base64.Encoding{idURLSafe: base64.RawURLEncoding.Strict(), idStandard: base64.RawStdEncoding.Strict()}
+
+// id appends an event ID in short form.
+func (k dbKey) id(id eventgraph.EventID) dbKey {
+	if hash, ok := strings.CutPrefix(string(id), "$"); ok && len(hash) == base64.RawStdEncoding.EncodedLen(sha256.Size) {
+		for form := idURLSafe; form <= idStandard; form++ {
+			long, err := idEncodings[form].AppendDecode(append(k, byte(form)), []byte(hash))
+			if err == nil && len(long) == len(k)+1+sha256.Size { // base64 leaves out line breaks
+				return long
+			}
+		}
+	}
+	return append(k, idOther).str(string(id))
+}
+
 // bytes appends raw bytes; only for parts of a fixed length.
 func (k dbKey) bytes(b []byte) dbKey { return append(k, b...) }
 
@@ -183,6 +212,25 @@ func (p *keyParts) str() string {
 	}
 	p.ok = false
 	return ""
+}
+
+func (p *keyParts) id() eventgraph.EventID {
+	if !p.ok || len(p.rest) == 0 {
+		p.ok = false
+		return ""
+	}
+	form := p.rest[0]
+	p.rest = p.rest[1:]
+	switch {
+	case form == idOther:
+		return eventgraph.EventID(p.str())
+	case int(form) >= len(idEncodings) || len(p.rest) < sha256.Size:
+		p.ok = false
+		return ""
+	}
+	id := "$" + idEncodings[form].EncodeToString(p.rest[:sha256.Size])
+	p.rest = p.rest[sha256.Size:]
+	return eventgraph.EventID(id)
 }
 
 func (p *keyParts) u64() uint64 {

@@ -11,9 +11,9 @@ import (
 	"strconv"
 )
 
-// schemaVersion is that of the layout in keys.go. Schema 1 had trie nodes and event records of another form; no release wrote it, so
-// nothing here reads it.
-const schemaVersion = 2
+// schemaVersion is that of the layout in keys.go. Schema 1 had trie nodes and event records of another form, schema 2 no
+// tableCitedBy; no release wrote them, so nothing here reads them.
+const schemaVersion = 3
 
 var (
 	keySchema      = key(tableMeta).str("schema")
