@@ -377,9 +377,9 @@ func (tx *Tx) DeleteOutbound(s eventgraph.ServerName, seq uint64) error {
 	return errors.Join(err, tx.delete(k))
 }
 
-// MeetingCursor is the opaque token that the peer gave us at our last meeting, "" if none.
-func (r *Reader) MeetingCursor(p eventgraph.PeerID) (string, error) {
-	v, err := r.get(key(tableMeeting).str(string(p)))
+// MeetingCursor is the opaque token that the peer gave us, for that server, at our last meeting; "" if none.
+func (r *Reader) MeetingCursor(s eventgraph.ServerName, p eventgraph.PeerID) (string, error) {
+	v, err := r.get(key(tableMeeting).str(string(s)).str(string(p)))
 	if errors.Is(err, ErrNotFound) {
 		err = nil
 	}
@@ -387,8 +387,8 @@ func (r *Reader) MeetingCursor(p eventgraph.PeerID) (string, error) {
 }
 
 // PutMeetingCursor keeps the token; "" forgets it.
-func (tx *Tx) PutMeetingCursor(p eventgraph.PeerID, token string) error {
-	k := key(tableMeeting).str(string(p))
+func (tx *Tx) PutMeetingCursor(s eventgraph.ServerName, p eventgraph.PeerID, token string) error {
+	k := key(tableMeeting).str(string(s)).str(string(p))
 	if token == "" {
 		return tx.delete(k)
 	}

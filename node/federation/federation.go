@@ -3,8 +3,8 @@
 //
 // peers.go knows who speaks for whom. request.go asks other servers, verify.go checks who asks us, and the serve*.go files
 // answer. receive.go takes events in; what misses something waits in the inbox (inbox.go), fetch.go decides whom to ask for it and
-// obtain.go asks. send.go sends what is ours, which compose.go puts together. meet.go brings two servers level, and news.go says that it is
-// worth while.
+// obtain.go asks. send.go sends what is ours, which compose.go puts together. meet.go brings two servers level: collect.go fetches, compare.go and
+// summary.go find what differs, give.go answers; news.go says that it is worth while.
 package federation
 
 import (
@@ -75,6 +75,8 @@ type Federation struct {
 	handler http.Handler          // all routes (serve.go)
 	inbox   *inbox                // rooms with events that wait (inbox.go)
 
+	meetings *meetings // with whom, and what is being fetched (meet.go)
+
 	invitees invitees // who holds an invite token (invites.go)
 
 	acting    chan struct{} // a slot for each join, leave, knock or invite served now to a server that shares a room with us
@@ -131,6 +133,7 @@ func New(c Config) *Federation {
 	}
 	f.peers = newPeers(c.Now)
 	f.inbox = newInbox(c.Now)
+	f.meetings = newMeetings(c.Now)
 	f.handler = f.routes()
 	return f
 }

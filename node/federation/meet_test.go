@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
 	"github.com/plexus-p2p/plexus/p2ptransport"
@@ -148,7 +149,10 @@ func (h *memHost) meetOnce(with *memHost, f func(io.ReadWriteCloser) io.ReadWrit
 	if f != nil {
 		h.Transport = brokenStreams{before, f}
 	}
-	return h.Federation.meet(h.t.Context(), contact{Server: with.server, Peer: with.peer})
+	pace := chunkBytes
+	m := &meeting{pace: &pace, until: time.Now().Add(meetSlice)}
+	_, err := h.Federation.meet(h.t.Context(), contact{Server: with.server, Peer: with.peer}, m)
+	return m.taken, err
 }
 
 type brokenStreams struct {
@@ -226,7 +230,7 @@ func TestMeetingCursor(t *testing.T) {
 	if _, err := b.meetOnce(a, nil); err != nil || !b.holds(said...) {
 		t.Fatal(err)
 	}
-	cursor, err := b.meetingCursor(a.peer)
+	cursor, err := b.meetingCursor(contact{Server: a.server, Peer: a.peer})
 	if err != nil || cursor == "" {
 		t.Fatalf("cursor %q, %v", cursor, err)
 	}
@@ -246,11 +250,11 @@ func TestMeetingCursor(t *testing.T) {
 		"a negative one":      strings.TrimSuffix(cursor, at) + "-1",
 	} {
 		got, err := a.newsFor(b.server, strange)
-		if err != nil || !slices.Equal(got.Events, all.Events) {
+		if err != nil || !slices.Equal(got.Events, all.Events) || !slices.Equal(got.In, all.In) {
 			t.Errorf("%s: %d events, %v; want all %d", name, len(got.Events), err, len(all.Events))
 		}
 	}
-	b.update(func(tx *store.Tx) error { return tx.PutMeetingCursor(a.peer, strings.Repeat("0", 32)+"."+at) })
+	b.update(func(tx *store.Tx) error { return tx.PutMeetingCursor(a.server, a.peer, strings.Repeat("0", 32)+"."+at) })
 	last := a.say(room, a.user("alice"), "last")
 	if came, err := b.meetOnce(a, nil); err != nil || came != 1 || !b.holds(last) {
 		t.Errorf("%d came, %v; want the last", came, err)
@@ -268,20 +272,17 @@ func TestMeetingShows(t *testing.T) {
 	b.join(joined, b.user("bob"), a.host)
 	seen := a.say(joined, a.user("alice"), "after b came")
 
-	news := func(server eventgraph.ServerName) (ids []eventgraph.EventID) {
+	news := func(server eventgraph.ServerName) []eventgraph.EventID {
 		t.Helper()
 		got, err := a.newsFor(server, "")
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, e := range got.Events {
-			ids = append(ids, e.Event)
-		}
-		return ids
+		return got.Events
 	}
 	give := func(server eventgraph.ServerName, ids ...eventgraph.EventID) (given []eventgraph.EventID) {
 		t.Helper()
-		got, err := a.wanted(server, ids)
+		got, err := a.wanted(&gift{contact: contact{Server: server}, told: map[eventgraph.ServerName]bool{}}, ids, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -310,8 +311,9 @@ func TestMeetingShows(t *testing.T) {
 	if got := give(stranger, secret, before, seen); len(got) > 0 {
 		t.Errorf("a stranger was given %v", got)
 	}
-	if got, err := a.compared(b.server, map[eventgraph.RoomID][]eventgraph.EventID{secretRoom: {}, joined: {}}); err != nil || len(got) != 1 || len(got[joined]) != 1 {
-		t.Errorf("compared: %v, %v", got, err)
+	with := contact{Server: b.server, Peer: b.peer}
+	if got, err := a.summary(with, nil); err != nil || len(got.items) != 2 || len(got.rooms) != 2 {
+		t.Errorf("shared with b: %+v, %v", got, err)
 	}
 
 	// Removed, it gets its removal and no more; denied by the ACL, nothing.
@@ -348,12 +350,21 @@ func TestHostileGiver(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	news := meetMessage{News: &meetNews{Events: []meetID{{room, said}}, Cursor: "1"}}
+	listed := func(ids ...meetID) *meetNews {
+		news := &meetNews{Cursor: "1"}
+		for _, id := range ids {
+			news.add(id)
+		}
+		return news
+	}
+	news := meetMessage{News: listed(meetID{room, said})}
 	strange, peer, identity, device := newKeys("strange")
 	many := make([]meetID, maxNews+1)
 	for name, answers := range map[string][]meetMessage{
 		"nothing":                {{}},
-		"more news than allowed": {{News: &meetNews{Events: many}}},
+		"more news than allowed": {{News: listed(many...)}},
+		"a room that is none":    {{News: &meetNews{Events: []eventgraph.EventID{said}, In: []int{0}}}},
+		"no rooms":               {{News: &meetNews{Events: []eventgraph.EventID{said}}}},
 		"a long cursor":          {{News: &meetNews{Cursor: strings.Repeat("x", maxCursor+1)}}},
 		"more without progress":  {{News: &meetNews{More: true, Cursor: ""}}},
 		"a chunk of nothing":     {news, {Events: &meetEvents{}}},

@@ -240,6 +240,7 @@ func (f *Federation) takeIn(ctx context.Context, room eventgraph.RoomID, events 
 		switch {
 		case errors.As(o.Err, &refusal):
 			refused[e.ID()] = refusal.Reason
+			f.inbox.refused.Add(refusedFrom{e.ID(), origin}, f.Now())
 		case errors.As(o.Err, &missing):
 			if !f.inbox.reserve(room, len(e.Raw())) {
 				refused[e.ID()] = errTooManyWaiting.Error()
