@@ -18,12 +18,14 @@ const (
 	bookAgain = 5 * time.Minute
 	// bookFresh is how old the times in the book may get before they alone are worth a write.
 	bookFresh = 6 * time.Hour
+	// bookLast is how long Close waits for the last write.
+	bookLast = time.Second
 	// bookAddrs of one peer are kept.
 	bookAddrs = 8
 )
 
 // AddressBook keeps where peers were reached from one run of the host to the next. The host loads it once, in New, and saves
-// to it from one goroutine. It holds as many entries as it likes.
+// to it now and then, one call after another, the last one in Close. It holds as many entries as it likes.
 type AddressBook interface {
 	Load() ([]BookEntry, error)
 	Save(ctx context.Context, changed []BookEntry) error
@@ -57,7 +59,8 @@ type book struct {
 	to   AddressBook
 	wake chan struct{} // holds one: somebody has connected
 
-	entries map[peer.ID]*page // as in the book; owned by load and then by run
+	writing chan struct{}     // holds one while somebody writes
+	entries map[peer.ID]*page // as in the book; owned by load and then by who writes
 }
 
 // page is an entry in the book. It was written in this run, or written is zero.
@@ -67,7 +70,7 @@ type page struct {
 }
 
 func newBook(h *Host, to AddressBook) *book {
-	return &book{h: h, to: to, wake: make(chan struct{}, 1), entries: make(map[peer.ID]*page)}
+	return &book{h: h, to: to, wake: make(chan struct{}, 1), writing: make(chan struct{}, 1), entries: make(map[peer.ID]*page)}
 }
 
 // load gives the keeper whom the book knows, those reached last first.
@@ -116,12 +119,25 @@ func (b *book) run() {
 		case <-again.C:
 		}
 		again.Reset(bookAgain)
-		b.write(time.Now())
+		b.write(b.h.ctx, time.Now())
 	}
 }
 
+// last writes what is not written yet, while all are still connected.
+func (b *book) last() {
+	ctx, cancel := context.WithTimeout(b.h.ctx, bookLast)
+	defer cancel()
+	b.write(ctx, time.Now())
+}
+
 // write saves what has changed of the friends that are connected.
-func (b *book) write(now time.Time) {
+func (b *book) write(ctx context.Context, now time.Time) {
+	select {
+	case b.writing <- struct{}{}:
+		defer func() { <-b.writing }()
+	case <-ctx.Done():
+		return
+	}
 	var changed []BookEntry
 	for _, p := range b.h.swarm.Peers() {
 		if e := b.current(p, now); e != nil {
@@ -131,7 +147,7 @@ func (b *book) write(now time.Time) {
 	if len(changed) == 0 {
 		return
 	}
-	if err := b.to.Save(b.h.ctx, changed); err != nil {
+	if err := b.to.Save(ctx, changed); err != nil {
 		if b.h.ctx.Err() == nil {
 			b.h.log.Warn("address book not written", "error", err)
 		}

@@ -75,7 +75,7 @@ func TestAddressBook(t *testing.T) {
 	eventually(t, "identify has told where the caller listens", func() bool {
 		return len(first.host.Peerstore().Addrs(caller.host.ID())) > 0 && len(first.swarm.Peers()) == 3
 	})
-	first.book.write(time.Now())
+	first.book.write(t.Context(), time.Now())
 	if _, there := book.entries[stranger.ID()]; there || len(book.entries) != 2 {
 		t.Fatalf("in the book: %v", book.entries)
 	}
@@ -85,15 +85,20 @@ func TestAddressBook(t *testing.T) {
 	if e := book.entries[caller.ID()]; len(e.Addrs) == 0 || !e.Addrs[0].Reached.IsZero() {
 		t.Errorf("one that dialled us was reached nowhere: %+v", e)
 	}
-	first.book.write(time.Now())
+	first.book.write(t.Context(), time.Now())
 	if book.saves != 1 {
 		t.Errorf("written %d times, though nothing has changed", book.saves)
 	}
-	first.book.write(time.Now().Add(bookFresh))
+	first.book.write(t.Context(), time.Now().Add(bookFresh))
 	if book.saves != 2 {
 		t.Errorf("written %d times, though the times are old", book.saves)
 	}
+	book.entries = map[PeerID]BookEntry{}
+	clear(first.book.entries)
 	_ = first.Close()
+	if len(book.entries) != 2 {
+		t.Errorf("after Close: %v", book.entries)
+	}
 
 	again := hostWith(t, Config{Key: key, AddressBook: book, Friend: friends})
 	eventually(t, "the friends are connected again", func() bool { return len(again.Peers()) >= 2 })
@@ -115,7 +120,7 @@ func TestAddressBookKeepsPlaces(t *testing.T) {
 	if err := h.AddPeer(t.Context(), other.Addrs()[0]); err != nil {
 		t.Fatal(err)
 	}
-	h.book.write(time.Now())
+	h.book.write(t.Context(), time.Now())
 	got := book.entries[other.ID()]
 	if len(got.Addrs) < 2 || got.Addrs[0].Reached.Before(old.Reached) || !slices.Contains(got.Addrs, old) || slices.Contains(got.Addrs, said) {
 		t.Errorf("%+v", got)

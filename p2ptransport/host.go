@@ -211,8 +211,7 @@ func newLibp2p(c Config, g *gate, published func([]ma.Multiaddr) []ma.Multiaddr)
 		libp2p.Muxer(yamux.ID, &mux),
 		libp2p.ResourceManager(limits),
 		libp2p.ConnectionManager(manager),
-		libp2p.DialRanker(rankDials),
-		libp2p.SwarmOpts(swarm.WithDialTimeoutLocal(localDialTimeout)),
+		libp2p.SwarmOpts(swarm.WithDialTimeoutLocal(localDialTimeout), swarm.WithDialRanker(rankDials)),
 		libp2p.WithDialTimeout(remoteDialTimeout),
 		// A device that has been offline must not conclude that UDP or IPv6 does not work.
 		libp2p.UDPBlackHoleSuccessCounter(nil),
@@ -593,8 +592,8 @@ func (h *Host) disconnected(_ network.Network, c network.Conn) {
 	}
 }
 
-// Close stops discovery and dialling, closes libp2p, which breaks all connections, and then waits for the handlers and
-// whatever else was under way. Connections go first, so that peers see this node leave and not refuse.
+// Close writes the address book, stops discovery and dialling, closes libp2p, which breaks all connections, and then waits
+// for the handlers and whatever else was under way. Connections go first, so that peers see this node leave and not refuse.
 func (h *Host) Close() error {
 	h.mu.Lock()
 	if h.closed {
@@ -605,6 +604,9 @@ func (h *Host) Close() error {
 	listeners, puncher := h.listeners, h.puncher
 	h.mu.Unlock()
 
+	if h.book != nil {
+		h.book.last()
+	}
 	h.work.refuse()
 	h.cancel()
 	if puncher != nil {
