@@ -1,8 +1,6 @@
 package stateres
 
 import (
-	"errors"
-	"fmt"
 	"slices"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
@@ -227,70 +225,4 @@ func (r *resolver) addAuthDifference() error {
 		}
 	}
 	return nil
-}
-
-// dropShared lets go of the candidates, given by falling height, that unconflicted state leads to, for these are in
-// every full auth chain. Only what is higher than the lowest can lead to one. Events read on the way are not kept: a
-// large room has many.
-func (r *resolver) dropShared(candidates []*node) error {
-	left := len(candidates)
-	if left == 0 {
-		return nil
-	}
-	lowest := candidates[left-1].Height
-	errDone := errors.New("no candidate left")
-	passed := make(map[eventgraph.EventID]struct{}) // of those not in known
-	var stack []eventgraph.EventID
-
-	// pass looks at the auth events of an event.
-	pass := func(id eventgraph.EventID) error {
-		n := r.graph.known[id]
-		var held Held
-		switch {
-		case n == nil:
-			if _, ok := passed[id]; ok {
-				return nil
-			}
-			passed[id] = struct{}{}
-			var err error
-			if held, err = r.events.Event(id); err != nil {
-				return fmt.Errorf("resolving state: %w", err)
-			}
-		case n.passed || n.shared: // what an event in all the chains cites is in all the chains, so no candidate
-			return nil
-		default:
-			n.passed = true
-			held = n.Held
-		}
-		if held.Height <= lowest {
-			return nil
-		}
-		for _, a := range held.AuthEvents() {
-			if n := r.graph.known[a]; n != nil && n.candidate {
-				n.candidate = false
-				if left--; left == 0 {
-					return errDone
-				}
-			}
-			stack = append(stack, a)
-		}
-		return nil
-	}
-	err := r.base.WalkAbove(lowest, func(tuple eventgraph.StateTuple, id eventgraph.EventID) error {
-		if _, ok := r.conflicted[tuple]; ok {
-			return nil
-		}
-		for stack = append(stack, id); len(stack) > 0; {
-			id := stack[len(stack)-1]
-			stack = stack[:len(stack)-1]
-			if err := pass(id); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	if errors.Is(err, errDone) {
-		return nil
-	}
-	return err
 }

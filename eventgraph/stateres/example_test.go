@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log"
 	"maps"
+	"slices"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
 	"github.com/plexus-p2p/plexus/eventgraph/auth"
@@ -24,6 +25,15 @@ func (r *room) Event(id eventgraph.EventID) (stateres.Held, error) {
 		return e, nil
 	}
 	return stateres.Held{}, errors.New("no such event")
+}
+
+func (r *room) CitedBy(id eventgraph.EventID, f func(eventgraph.EventID) bool) error {
+	for by, e := range r.events {
+		if slices.Contains(e.AuthEvents(), id) && !f(by) {
+			break
+		}
+	}
+	return nil
 }
 
 func (r *room) TrieNode(h eventgraph.Hash) ([]byte, error) {

@@ -77,9 +77,7 @@ func (w *world) fabricate(s state, d eventgraph.Draft, more []eventgraph.EventID
 		w.t.Fatalf("%v", err)
 	}
 	w.events[id], w.names[id], w.rejected[id] = e, fmt.Sprint("e", n), rejected
-	for _, a := range e.AuthEvents() {
-		w.heights[id] = max(w.heights[id], w.heights[a]+1)
-	}
+	w.place(e)
 	if d.Type == "m.room.create" {
 		w.room = e.RoomID()
 		w.named["create"] = e
@@ -179,6 +177,22 @@ func FuzzResolve(f *testing.F) {
 		slices.Reverse(roots)
 		if again, _, err := Resolve(w.version, append(roots, roots[0]), w, w); err != nil || again != root {
 			t.Fatalf("in another order %x, %v, not %x", again, err, root)
+		}
+
+		slices.SortFunc(roots, func(a, b eventgraph.Hash) int { return slices.Compare(a[:], b[:]) })
+		roots = slices.Compact(roots)
+		for _, citers := range citersTried {
+			if len(roots) == 1 {
+				break
+			}
+			r := newResolver(w.version, roots, w, w)
+			r.citers = citers
+			if err := r.resolve(); err != nil {
+				t.Fatal(err)
+			}
+			if again, _, err := r.result(); err != nil || again != root {
+				t.Fatalf("with %d events that cite looked at %x, %v, not %x", citers, again, err, root)
+			}
 		}
 
 		maps.Copy(w.nodes, made)

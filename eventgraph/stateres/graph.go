@@ -21,7 +21,9 @@ type node struct {
 	shared     bool // chain is of all states
 	conflicted bool // in the conflicted state set
 	candidate  bool // for the auth difference
-	passed     bool // by dropShared
+	led        bool // in the auth chain of an event of the unconflicted state map, as far as dropShared has found
+	barren     bool // dropShared has found that it is in none
+	passed     bool // by dropBelow
 	full       bool // in the full conflicted set
 	powerful   bool // a power event of the full conflicted set, or in the auth chain of one
 	ordered    bool // in the set X of step 1

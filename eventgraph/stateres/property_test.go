@@ -229,6 +229,7 @@ func TestDefinitions(t *testing.T) {
 		slices.SortFunc(roots, func(a, b eventgraph.Hash) int { return slices.Compare(a[:], b[:]) })
 		roots = slices.Compact(roots)
 		r := newResolver(w.version, roots, w, w)
+		r.citers = rapid.SampledFrom(citersTried).Draw(t, "citers")
 		if err := r.findConflicts(); err != nil {
 			t.Fatal(err)
 		}
@@ -369,6 +370,10 @@ func (w *world) reader() *reader { return &reader{w, make(map[string]int), make(
 func (r *reader) Event(id eventgraph.EventID) (Held, error) {
 	r.events[string(id)]++
 	return r.w.Event(id)
+}
+
+func (r *reader) CitedBy(id eventgraph.EventID, f func(eventgraph.EventID) bool) error {
+	return r.w.CitedBy(id, f)
 }
 
 func (r *reader) TrieNode(h eventgraph.Hash) ([]byte, error) {

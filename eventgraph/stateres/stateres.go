@@ -1,7 +1,7 @@
 // Package stateres resolves the state of forked rooms: versions 2 (room versions 2 to 11) and 2.1 (12).
 //
 // The algorithm is that of the section "State resolution" on the pages of room versions 2 and 12; steps in comments
-// are those of its subsection "Algorithm". The files follow it: conflict.go finds the full conflicted set,
+// are those of its subsection "Algorithm". The files follow it: conflict.go and shared.go find the full conflicted set,
 // order.go sorts, iterate.go applies.
 //
 // What is done is in proportion to how far the states differ, not to the room; heights in the auth graph (Held) see to that, for
@@ -12,16 +12,17 @@
 //     state and no conflicted event is below. What unconflicted state leads to is in every full auth chain, so it need not be
 //     walked to find the auth difference. The conflicted state subgraph, the set X and its order are then found in what was walked.
 //   - Whether unconflicted state leads to an event is asked only of those that would otherwise be in the auth difference, and
-//     only what is higher than the lowest of them is looked at. Often there is none, or it is near the top.
+//     upwards: of the events that cite it, and those that cite them, until one is in that state. Most have few.
 //   - The mainline is followed down as far as the lowest power levels that an event to be sorted rests on.
 //
 // Bounds, whoever made the events. With d differences between the first state and the others; c conflicted events, at most 2d; w
-// events walked, those of the auth chains of the c that are higher than the lowest at which the walk ends; and u unconflicted state
-// entries, and events of their auth chains, above the lowest that was asked about: at most c + 10w + u and the mainline's events are
-// read, and 2d paths of the trie. The time is in proportion to that (w takes a logarithm for its order, and s/64 for s states) and
-// to the checks of the full conflicted set, at most c + w. No step is quadratic. What is old makes the sums large: in conflict, w
-// is the chain above it, 1,000 events for 500 changes of power levels; where only some of the states rest on it (one has the act of
-// a moderator whose membership nothing else cites), u is the room's state, all of which is read then, once.
+// events walked, those of the auth chains of the c that are higher than the lowest at which the walk ends; and u events that are asked
+// about for the auth difference: at most c + 10w + u and the mainline's events are read, and 2d + u paths of the trie. The time is in
+// proportion to that (w takes a logarithm for its order, and s/64 for s states) and to the checks of the full conflicted set, at most
+// c + w. No step is quadratic. What is old makes w large: it is the chain above what is in conflict, 1,000 events for 500 changes of
+// power levels. Commonly u is a few; it is at most 2,048 + w, unless somebody has made more events than that on top of one that only
+// some states rest on, and none of them is in the unconflicted state. Then that state is read instead, once, and the auth chains of
+// its events, as far as they are higher than the lowest event that is asked about.
 //
 // By the spec's definition an event is not in its own auth chain. So an event that is in all states, but that only some
 // states' events cite, is in the auth difference, though not in conflict.
@@ -48,6 +49,10 @@ import (
 // read twice.
 type EventReader interface {
 	Event(id eventgraph.EventID) (Held, error)
+	// CitedBy calls f for events that name id among their auth_events, in any order and perhaps twice, until f says that it
+	// wants no more. All that it gives are held, and none is missing that is in one of the states or in an auth chain of theirs. Other
+	// methods are called within f, but not CitedBy.
+	CitedBy(id eventgraph.EventID, f func(by eventgraph.EventID) (more bool)) error
 }
 
 // Held is an event with what whoever holds it knows of it.
@@ -90,6 +95,7 @@ type resolver struct {
 	states []eventgraph.Hash // distinct, sorted
 	events EventReader
 	graph  graph
+	citers int // how many citing events dropShared looks at, and one more for each of walked
 
 	base       *eventgraph.Trie // the first state; without the tuples of conflicted it is the unconflicted state map
 	conflicts  []conflict
@@ -110,6 +116,7 @@ func newResolver(v eventgraph.RoomVersion, states []eventgraph.Hash, nodes event
 		traits:     traits,
 		states:     states,
 		events:     events,
+		citers:     usualCiters,
 		base:       eventgraph.OpenTrie(nodes, states[0]),
 		conflicted: make(map[eventgraph.StateTuple]int),
 		resolved:   make(map[eventgraph.StateTuple]*node),

@@ -35,6 +35,7 @@ type world struct {
 	names    map[eventgraph.EventID]string
 	rejected map[eventgraph.EventID]bool
 	heights  map[eventgraph.EventID]uint32
+	citers   map[eventgraph.EventID][]eventgraph.EventID // of each event
 	nodes    map[eventgraph.Hash][]byte
 	reads    map[eventgraph.EventID]int
 }
@@ -47,6 +48,7 @@ func newWorld(t fataler, v eventgraph.RoomVersion) *world {
 		names:    make(map[eventgraph.EventID]string),
 		rejected: make(map[eventgraph.EventID]bool),
 		heights:  make(map[eventgraph.EventID]uint32),
+		citers:   make(map[eventgraph.EventID][]eventgraph.EventID),
 		nodes:    make(map[eventgraph.Hash][]byte),
 		reads:    make(map[eventgraph.EventID]int),
 	}
@@ -69,6 +71,23 @@ func (w *world) Event(id eventgraph.EventID) (Held, error) {
 	}
 	w.reads[id]++
 	return Held{e, w.rejected[id], w.heights[id]}, nil
+}
+
+func (w *world) CitedBy(id eventgraph.EventID, f func(eventgraph.EventID) bool) error {
+	for _, by := range w.citers[id] {
+		if !f(by) {
+			break
+		}
+	}
+	return nil
+}
+
+// place links an event to its auth events.
+func (w *world) place(e *eventgraph.Event) {
+	for _, id := range e.AuthEvents() {
+		w.heights[e.ID()] = max(w.heights[e.ID()], w.heights[id]+1)
+		w.citers[id] = append(w.citers[id], e.ID())
+	}
 }
 
 // checked is a state as the auth rules want it.
@@ -132,9 +151,7 @@ func (w *world) send(s state, line string) *eventgraph.Event {
 		w.t.Fatalf("two events of the name %s", name)
 	}
 	w.events[e.ID()], w.named[name], w.names[e.ID()] = e, e, name
-	for _, id := range e.AuthEvents() {
-		w.heights[e.ID()] = max(w.heights[e.ID()], w.heights[id]+1)
-	}
+	w.place(e)
 	if d.Type == "m.room.create" {
 		w.room = e.RoomID()
 	}
@@ -225,6 +242,12 @@ func (w *world) resolve(states ...state) state {
 		result = root
 	}
 	return w.read(result)
+}
+
+// resolver is that of two states.
+func (w *world) resolver(a, b state) *resolver {
+	w.t.Helper()
+	return newResolver(w.version, []eventgraph.Hash{w.root(a), w.root(b)}, w, w)
 }
 
 func (w *world) read(root eventgraph.Hash) state {

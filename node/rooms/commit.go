@@ -22,6 +22,8 @@ type run struct {
 	live   live                                        // with the work of this run
 	events map[eventgraph.EventID]*store.StoredEvent   // new or changed in this run
 	edges  map[eventgraph.EventID][]eventgraph.EventID // to events new in this run, by parent
+	citers map[eventgraph.EventID][]eventgraph.EventID // events of this run, by auth event; filled in when somebody asks
+	citing []*eventgraph.Event                         // of this run, not in citers yet
 	waits  map[eventgraph.EventID][]eventgraph.EventID // redactions new in this run whose target is not here, by target
 	nodes  map[eventgraph.Hash][]byte                  // trie nodes new in this run
 	states map[eventgraph.Hash]*State
@@ -71,6 +73,8 @@ func (r *Rooms) newRun(ctx context.Context, rm *room, read *store.Reader) (*run,
 func (run *run) reset() {
 	run.events = map[eventgraph.EventID]*store.StoredEvent{}
 	run.edges = map[eventgraph.EventID][]eventgraph.EventID{}
+	run.citers = map[eventgraph.EventID][]eventgraph.EventID{}
+	run.citing = nil
 	run.waits = map[eventgraph.EventID][]eventgraph.EventID{}
 	run.nodes = map[eventgraph.Hash][]byte{}
 	run.fresh = map[eventgraph.Hash][]byte{}
@@ -118,6 +122,7 @@ func (run *run) put(w *write) {
 			for _, parent := range w.event.PrevEvents() {
 				run.edges[parent] = append(run.edges[parent], w.event.ID())
 			}
+			run.citing = append(run.citing, w.event.Event)
 		}
 		run.events[w.event.ID()] = w.event
 		run.pending[w.event.ID()] = true
@@ -300,6 +305,50 @@ func (run *run) Event(id eventgraph.EventID) (stateres.Held, error) {
 		return stateres.Held{}, err
 	}
 	return held(e), nil
+}
+
+// CitedBy is that of a stateres.EventReader.
+func (run *run) CitedBy(id eventgraph.EventID, f func(by eventgraph.EventID) bool) error {
+	if err := run.cite(); err != nil {
+		return err
+	}
+	for _, by := range run.citers[id] {
+		if !f(by) {
+			return nil
+		}
+	}
+	return run.read.CitedBy(id, f)
+}
+
+// cite fills in citers: with state events, those that are cited though they are not of state, and those that cite them (as
+// store.Tx.PutEvent will).
+func (run *run) cite() error {
+	add := func(e *eventgraph.Event) {
+		for _, id := range e.AuthEvents() {
+			run.citers[id] = append(run.citers[id], e.ID())
+		}
+	}
+	for ; len(run.citing) > 0; run.citing = run.citing[1:] {
+		e := run.citing[0]
+		_, needed := e.Tuple()
+		for _, id := range e.AuthEvents() {
+			cited, err := run.stored(id)
+			if errors.Is(err, store.ErrNotFound) {
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			if _, ok := cited.Tuple(); !ok {
+				add(cited.Event)
+				needed = true
+			}
+		}
+		if needed {
+			add(e)
+		}
+	}
+	return nil
 }
 
 func held(e *store.StoredEvent) stateres.Held {

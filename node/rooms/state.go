@@ -147,6 +147,11 @@ func (r *Rooms) Event(id eventgraph.EventID) (stateres.Held, error) {
 	return held(e), nil
 }
 
+// CitedBy is that of a stateres.EventReader, as of the newest snapshot.
+func (r *Rooms) CitedBy(id eventgraph.EventID, f func(by eventgraph.EventID) bool) error {
+	return r.store.View(func(read *store.Reader) error { return read.CitedBy(id, f) })
+}
+
 // stored reads an event from the newest snapshot; store.ErrNotFound.
 func (r *Rooms) stored(id eventgraph.EventID) (e *store.StoredEvent, err error) {
 	err = r.store.View(func(read *store.Reader) (err error) {
