@@ -430,13 +430,24 @@ func (run *run) extend(s *store.StoredEvent, w *write) error {
 	if err != nil {
 		return err
 	}
-	tips := slices.DeleteFunc(slices.Clone(run.live.tips), func(t tip) bool { return ancestors[t.id] })
+	added, tips := newTip(s), make([]tip, 0, len(run.live.tips)+1)
+	added.alone = true
+	for _, t := range run.live.tips {
+		if !ancestors[t.id] {
+			tips = append(tips, t)
+		} else if !t.alone || t.server != added.server {
+			added.alone = false
+		}
+	}
 	covered, err := run.covered(s.ID())
 	if err != nil {
 		return err
 	}
 	if !covered {
-		tips = bounded(append(tips, newTip(s)))
+		var in bool
+		if tips, in = admitted(tips, added); !in {
+			tips = slices.Clone(run.live.tips) // what it rests on stays
+		}
 	}
 	slices.SortFunc(tips, func(a, b tip) int { return strings.Compare(string(a.id), string(b.id)) })
 	run.live.tips = tips

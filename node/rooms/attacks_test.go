@@ -194,6 +194,31 @@ func TestAttackThousandsOfExtremities(t *testing.T) {
 	})
 }
 
+// A member without power makes as many forks from before a ban as one server may have, and then builds on the ban: the event that takes
+// the ban's place among the extremities is the one too many. The ban must stay, here and where it was made.
+func TestAttackExtremityInThePlaceOfABan(t *testing.T) {
+	underAttack(t, func(t *testing.T, version eventgraph.RoomVersion) {
+		a, b, alice, bob, room := shared(t, version)
+		c := newServer(t, "c", a, b)
+		carol := c.user("carol")
+		c.join(a, room, carol)
+		old := a.record(room).Forward
+		ban := a.setState(room, alice, "m.room.member", string(carol), `{"membership":"ban"}`)
+		var events []*eventgraph.Event
+		for i := range maxForwardOf {
+			events = append(events, b.lie(a, said(room, bob, fmt.Sprint(i)), claim{ts: b.now, parents: old}))
+		}
+		a.flood(b, events)
+		a.wantMember(room, carol, "ban")
+		a.flood(b, []*eventgraph.Event{b.lie(a, said(room, bob, "on the ban"), claim{ts: b.now, parents: []eventgraph.EventID{ban}})})
+		a.wantMember(room, carol, "ban")
+		back := a.flood(c, []*eventgraph.Event{c.lie(a, said(room, carol, "here again"), claim{ts: c.now, parents: old})})
+		if back[store.SoftFailed] != 1 {
+			t.Errorf("an event of the banned user, from before the ban, is %v", back)
+		}
+	})
+}
+
 // A member without power makes more forks than an event has parents, deeper than all others, each time somebody new comes. Who
 // has just joined must be able to speak: what we build on is not for the liar to choose.
 func TestAttackExtremitiesLockNobodyOut(t *testing.T) {
@@ -251,7 +276,7 @@ func TestExtremityBounds(t *testing.T) {
 	of := func(server string, n int) (tips []tip) {
 		for range n {
 			order++
-			tips = append(tips, tip{id: eventgraph.EventID(fmt.Sprint(server, order)), server: eventgraph.ServerName(server), order: order, depth: order * order})
+			tips = append(tips, tip{id: eventgraph.EventID(fmt.Sprint(server, order)), server: eventgraph.ServerName(server), order: order, depth: order * order, alone: true})
 		}
 		return tips
 	}
@@ -278,7 +303,10 @@ func TestExtremityBounds(t *testing.T) {
 		}},
 	} {
 		want := c.stay(slices.Clone(c.tips))
-		got := bounded(slices.Clone(c.tips))
+		var got []tip
+		for _, tip := range c.tips {
+			got, _ = admitted(got, tip)
+		}
 		if len(got) > maxForward || !slices.Equal(got, want) {
 			t.Errorf("%s: %d of %d stay, want %d", name, len(got), len(c.tips), len(want))
 		}

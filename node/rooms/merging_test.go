@@ -280,7 +280,7 @@ func TestWhoMerges(t *testing.T) {
 					all[s] = s.store.Position()
 				}
 				for began := time.Now(); time.Since(began) < c.wait; {
-					time.Sleep(min(10*time.Second, c.wait))
+					time.Sleep(min(10*time.Second, c.wait-time.Since(began)))
 					all.spread(room)
 				}
 				got := a.merges(room)

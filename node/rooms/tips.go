@@ -13,8 +13,8 @@ const (
 	// maxForward bounds the states to resolve into the current one. A resolution looks at each conflicted tuple in each of them.
 	maxForward = 200
 	// maxForwardOf bounds the forward extremities by one server's users. A server builds on its own events, so an honest one has
-	// one or two, as many as events are made on its devices at the same time.
-	maxForwardOf = 10
+	// one or two, as many as events are made on its devices at the same time. Above mergeAbove, so that they do not stay so many.
+	maxForwardOf = mergeAbove + 1
 	maxBackward  = 1000
 )
 
@@ -25,35 +25,41 @@ type tip struct {
 	order  int64                 // when it got its place here
 	depth  int64                 // as its sender claims
 	after  eventgraph.Hash
+	alone  bool // it took the place of no tip but such of its own server. Not kept on disk: what is read from there is taken for built on others
 }
 
 func newTip(s *store.StoredEvent) tip {
 	return tip{id: s.ID(), server: s.Sender().Server(), order: s.Order, depth: s.Depth(), after: s.StateAfter}
 }
 
-// bounded leaves out tips until there are not too many: each time the newest by the server that has the most. Neither depth nor time
-// decides, which a sender chooses: a flood of forks could then push out what it forks from, and a ban be forgotten that
-// nobody took back. By this rule a server can only push out what its own users did.
+// admitted adds the newest tip if there are not too many then. If there are, either it stays out (false), and so do not count what it
+// would have taken the place of as built on; or, where another server has more, the newest by the server that has the most goes.
+// Neither depth nor time decides, which a sender chooses: a flood of forks could then push out what it forks from, and a ban be
+// forgotten that nobody took back. For the same reason only a tip that is alone ever goes: what others did, and it was built
+// on, would be forgotten with it. By this rule a server can only push out what its own users did.
 //
 // An event left out stays in the graph, accepted; the room's current state comes to know of it with the first event that builds on it.
-func bounded(tips []tip) []tip {
+func admitted(tips []tip, newest tip) ([]tip, bool) {
+	tips = append(slices.Clone(tips), newest)
 	of := make(map[eventgraph.ServerName]int, len(tips))
+	most := 0
 	for _, t := range tips {
 		of[t.server]++
+		most = max(most, of[t.server])
 	}
-	for {
-		out := 0
+	if len(tips) <= maxForward && most <= maxForwardOf {
+		return tips, true
+	}
+	out := len(tips) - 1
+	if of[newest.server] < most {
 		for i, t := range tips {
-			if o := tips[out]; of[t.server] > of[o.server] || of[t.server] == of[o.server] && t.order > o.order {
+			if t.alone && of[t.server] == most && (tips[out].id == newest.id || t.order > tips[out].order) {
 				out = i
 			}
 		}
-		if len(tips) <= maxForward && (len(tips) == 0 || of[tips[out].server] <= maxForwardOf) {
-			return tips
-		}
-		of[tips[out].server]--
-		tips = slices.Delete(tips, out, out+1)
 	}
+	in := tips[out].id != newest.id
+	return slices.Delete(tips, out, out+1), in
 }
 
 // fairly orders tips for building on the first of them: our own before all, then one of each server in turn, the oldest first.
