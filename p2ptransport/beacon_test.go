@@ -1,6 +1,7 @@
 package p2ptransport_test
 
 import (
+	"fmt"
 	"os/exec"
 	"testing"
 	"time"
@@ -38,4 +39,26 @@ func TestLANWithoutMulticast(t *testing.T) {
 	again.awaitPeer(4*time.Second, a.ID)
 	again.get(2*time.Second, a.ID)
 	a.get(4*time.Second, b.ID)
+}
+
+// TestLANCutWhileWaiting: a connection that died is found out in seconds also where what is waited for comes on a stream of another protocol
+// than requests; a peer that is only silent stays connected.
+func TestLANCutWhileWaiting(t *testing.T) {
+	t.Parallel()
+	l := newLAN(t)
+	ma, mb := l.machine(true), l.machine(true)
+	a, b := ma.start(seed(t)), mb.start(seed(t))
+	a.awaitPeer(3*time.Second, b.ID)
+	_, _ = fmt.Fprintln(a.stdin, "wait", b.ID)
+	select {
+	case line := <-a.lines:
+		t.Fatalf("though the peer is only silent: %+v", line)
+	case <-time.After(5 * time.Second):
+	}
+	l.ip("-n", l.bridge(), "link", "set", "br0", "down")
+	broken, lost := false, false
+	a.await(15*time.Second, "loss", func(l line) bool {
+		broken, lost = broken || l.Answer == "broken", lost || l.Peer == b.ID && !l.Connected
+		return broken && lost
+	})
 }

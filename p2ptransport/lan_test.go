@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -39,7 +40,10 @@ type line struct {
 	Error     string   `json:"error,omitempty"`
 }
 
-// runNode runs a node until stdin ends. Commands: "get PEER" sends a request, "relay PEER" asks whether it is reached through a
+// silentProtocol is one whose streams are accepted and never answered.
+const silentProtocol = "/plexus-test/silent/1"
+
+// runNode runs a node until stdin ends. Commands: "get PEER" sends a request, "wait PEER" reads a stream of silentProtocol, "relay PEER" asks whether it is reached through a
 // relay. With the argument sniff it runs no node, but tells what is sent outside.
 func runNode(args string) {
 	if args == "sniff" {
@@ -74,6 +78,7 @@ func runNode(args string) {
 	if err != nil {
 		panic(err)
 	}
+	h.Handle(silentProtocol, func(ctx context.Context, _ p2ptransport.PeerID, s net.Conn) { <-ctx.Done() })
 	out := json.NewEncoder(os.Stdout)
 	lines := make(chan line)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -93,6 +98,17 @@ func runNode(args string) {
 					}
 				}
 				lines <- line{Relay: answer}
+			case "wait":
+				go func() {
+					s, err := h.OpenStream(ctx, p2ptransport.PeerID(arg), silentProtocol)
+					if err != nil {
+						lines <- line{Answer: "failed", Error: err.Error()}
+						return
+					}
+					if _, err = s.Read(make([]byte, 1)); err != nil {
+						lines <- line{Answer: "broken", Error: err.Error()}
+					}
+				}()
 			case "get":
 				go func() {
 					ctx, cancel := context.WithTimeout(ctx, 10*time.Second)

@@ -114,6 +114,13 @@ func (h *Host) suspect(ctx context.Context, p peer.ID) {
 	context.AfterFunc(ctx, func() { again.Stop() })
 }
 
+// await is suspect until came is called.
+func (h *Host) await(p peer.ID) (came context.CancelFunc) {
+	ctx, came := context.WithCancel(h.ctx)
+	h.suspect(ctx, p)
+	return came
+}
+
 // thinLater closes superfluous connections to a peer, once they are drained.
 func (h *Host) thinLater(p peer.ID) {
 	h.mu.Lock()
