@@ -127,14 +127,26 @@ func newNATs(t *testing.T) nats {
 	return n
 }
 
+// overQUIC is the node's QUIC address with an IP.
+func (p *process) overQUIC(ip string) string {
+	p.t.Helper()
+	for _, a := range p.Addrs {
+		if strings.HasPrefix(a, "/ip4/"+ip+"/udp/") {
+			return a
+		}
+	}
+	p.t.Fatalf("no QUIC address in %v", p.Addrs)
+	return ""
+}
+
 // TestNATs: both nodes behind NAT reach each other through a relay that is a friend of both, and then through the holes that
 // they punch.
 func TestNATs(t *testing.T) {
 	t.Parallel()
 	n := newNATs(t)
 	relay := n.relay.start(seed(t), "relay", "nomdns")
-	a := n.a.start(seed(t), "nomdns", relay.Addrs[0])
-	c := n.c.start(seed(t), "nomdns", relay.Addrs[0])
+	at := relay.overQUIC("11.7.0.3")
+	a, c := n.a.start(seed(t), "nomdns", at), n.c.start(seed(t), "nomdns", at)
 	a.awaitPeer(5*time.Second, relay.ID)
 	c.awaitPeer(5*time.Second, relay.ID)
 	a.get(8*time.Second, c.ID)
@@ -149,8 +161,8 @@ func TestNATsThatDoNotLetThrough(t *testing.T) {
 	n := newNATs(t)
 	n.aRouter.in("nft", "table ip wall { chain passing { type filter hook forward priority -1; ip daddr 11.7.0.2 drop; }; }")
 	relay := n.relay.start(seed(t), "relay", "nomdns")
-	a := n.a.start(seed(t), "nomdns", relay.Addrs[0])
-	c := n.c.start(seed(t), "nomdns", relay.Addrs[0])
+	at := relay.overQUIC("11.7.0.3")
+	a, c := n.a.start(seed(t), "nomdns", at), n.c.start(seed(t), "nomdns", at)
 	a.awaitPeer(5*time.Second, relay.ID)
 	c.awaitPeer(5*time.Second, relay.ID)
 	a.get(8*time.Second, c.ID)

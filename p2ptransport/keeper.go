@@ -361,9 +361,13 @@ func (k *keeper) connect(ctx context.Context, p peer.ID) error {
 	return k.dial(network.WithAllowLimitedConn(ctx, "dial"), p, k.h.relays.to(p))
 }
 
-// connectDirectly dials a peer that may be connected through a relay.
+// connectDirectly dials a peer that may be connected through a relay, and where that fails lets a hole be punched.
 func (k *keeper) connectDirectly(ctx context.Context, p peer.ID) error {
-	return k.dial(network.WithForceDirectDial(ctx, "dial"), p, nil)
+	err := k.dial(network.WithForceDirectDial(ctx, "dial"), p, nil)
+	if err != nil {
+		k.h.punchAgain(p)
+	}
+	return err
 }
 
 func (k *keeper) dial(ctx context.Context, p peer.ID, more []ma.Multiaddr) error {

@@ -3,6 +3,8 @@ package p2ptransport
 import (
 	"slices"
 
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/p2p/protocol/holepunch"
 	"github.com/libp2p/go-libp2p/p2p/protocol/identify"
 	ma "github.com/multiformats/go-multiaddr"
@@ -29,6 +31,25 @@ func (h *Host) startPunching() {
 		return
 	}
 	h.puncher = s
+}
+
+// punchAgain makes another attempt with a peer that is reached through a relay, if this side was called: the other then waits
+// for it. libp2p makes its attempts once, when the circuit comes.
+func (h *Host) punchAgain(p peer.ID) {
+	h.mu.Lock()
+	puncher := h.puncher
+	h.mu.Unlock()
+	called := slices.ContainsFunc(h.swarm.ConnsToPeer(p), func(c network.Conn) bool {
+		return c.Stat().Limited && c.Stat().Direction == network.DirInbound
+	})
+	if puncher == nil || !called || len(h.punchable()) == 0 {
+		return
+	}
+	h.work.start(func() {
+		if err := puncher.DirectConnect(p); err != nil {
+			h.log.Debug("no hole punched", "peer", p, "error", err)
+		}
+	})
 }
 
 // punchable are the addresses where a hole can be: QUIC's, as relays of friends see them. A TCP dial leaves from a port of its

@@ -118,7 +118,7 @@ func startRelay(h host.Host, friend func(PeerID) bool) (*relayv2.Relay, error) {
 			Limit:          &relayv2.RelayLimit{Duration: circuitTime, Data: circuitBytes},
 			ReservationTTL: reservationTime, MaxReservations: maxReservations, MaxCircuits: maxCircuitsPerFriend, BufferSize: circuitBuffer,
 			// Friends are known by their keys: many of them may be behind one address.
-			MaxReservationsPerPeer: 1, MaxReservationsPerIP: maxReservations, MaxReservationsPerASN: maxReservations,
+			MaxReservationsPerIP: maxReservations, MaxReservationsPerASN: maxReservations,
 		}),
 	)
 }
@@ -156,7 +156,8 @@ type relays struct {
 	h      *Host
 	friend func(PeerID) bool
 	wake   chan struct{}
-	used   func() // called by run when the first friend that relays is there
+	used   func() // called by run when the first friend that relays is there, and has told how it sees us
+	events event.Subscription
 
 	mu    sync.Mutex
 	peers map[peer.ID]*offer // bounded by the connections
@@ -175,21 +176,19 @@ func newRelays(h *Host, friend func(PeerID) bool) *relays {
 	return &relays{h: h, friend: friend, wake: make(chan struct{}, 1), peers: make(map[peer.ID]*offer)}
 }
 
-// run until the host closes.
-func (r *relays) run() {
-	sub, err := r.h.host.EventBus().Subscribe([]any{
+// subscribe is called before there is any connection: how a relay sees us is told once.
+func (r *relays) subscribe() (err error) {
+	r.events, err = r.h.host.EventBus().Subscribe([]any{
 		new(event.EvtPeerIdentificationCompleted), new(event.EvtPeerProtocolsUpdated),
 	}, eventbus.Name("plexus relays"))
-	if err != nil {
-		r.h.log.Error("cannot look for relays", "error", err)
-		return
-	}
-	defer func() { _ = sub.Close() }()
+	return err
+}
+
+// run until the host closes.
+func (r *relays) run() {
+	defer func() { _ = r.events.Close() }()
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
-	for _, p := range r.h.swarm.Peers() {
-		r.look(p, nil) // identified before this began
-	}
 	for {
 		if next := r.turn(time.Now()); next.IsZero() {
 			timer.Stop()
@@ -199,7 +198,7 @@ func (r *relays) run() {
 		select {
 		case <-r.h.ctx.Done():
 			return
-		case e, ok := <-sub.Out():
+		case e, ok := <-r.events.Out():
 			if !ok {
 				return
 			}
@@ -282,7 +281,7 @@ func (r *relays) turn(now time.Time) (next time.Time) {
 			r.postpone(o, now)
 		}
 		r.mu.Unlock()
-		if isFriend && r.used != nil {
+		if isFriend && r.used != nil && len(r.h.punchable()) > 0 {
 			r.used()
 			r.used = nil
 		}
