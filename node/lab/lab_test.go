@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/xml"
 	"flag"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -18,6 +19,7 @@ import (
 var (
 	scenarioFile = flag.String("scenario", "", "the scenario that TestLab plays")
 	pictureFile  = flag.String("picture", "", "where TestLab draws what happened, an SVG file")
+	logFile      = flag.String("logs", "", "where TestLab writes what the nodes log, at the finest level")
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -47,8 +49,17 @@ func TestLab(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	o := Options{Progress: os.Stderr}
+	if *logFile != "" {
+		f, err := os.Create(*logFile)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		o.Log = slog.New(slog.NewTextHandler(f, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	}
 	begin := time.Now()
-	r := play(t, string(text), Options{Progress: os.Stderr})
+	r := play(t, string(text), o)
 	r.Write(os.Stdout)
 	t.Logf("%v of real time", time.Since(begin).Round(time.Second))
 	if *pictureFile != "" {

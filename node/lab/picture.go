@@ -101,12 +101,13 @@ func (r *Result) drawGraph(w io.Writer) {
 		return circleX + circleRadius*math.Cos(angle), circleY + circleRadius*math.Sin(angle)
 	}
 	fmt.Fprintf(w, `<text x="%d" y="30" font-size="15">Who reached whom first</text>`+"\n", circleX-circleRadius)
+	thin := min(1, 6*each(len(r.Reached), len(edges))) // many lines are drawn lightly
 	for _, e := range slices.Backward(edges) {
 		x1, y1 := at(e.from)
 		x2, y2 := at(e.to)
-		strength := float64(e.weight) / float64(edges[0].weight)
+		strength := thin * float64(e.weight) / float64(edges[0].weight)
 		fmt.Fprintf(w, `<path d="M%.1f %.1fQ%d %d %.1f %.1f" fill="none" stroke="#1f77b4" stroke-width="%.2f" stroke-opacity="%.2f"/>`+"\n",
-			x1, y1, circleX, circleY, x2, y2, 0.3+2*strength, 0.08+0.7*strength)
+			x1, y1, circleX, circleY, x2, y2, 0.3+2*strength, 0.1+0.7*strength)
 	}
 	most := max(1, slices.Max(given))
 	for i := range r.Reached {
