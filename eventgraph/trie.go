@@ -83,33 +83,40 @@ func (p *path) at(level int) int {
 	return int(p[bit/8]>>(8-slotBits-bit%8)) & (slots - 1)
 }
 
-// read returns the child of a slot, a node of that level, and does not keep it.
-func (s *slot) read(nodes NodeReader, level int) (*node, error) {
+// read returns the child of a slot, a node of that level, and does not keep it. If it has to be decoded, that is into space, which is
+// an empty node.
+func (s *slot) read(nodes NodeReader, level int, space *node) (*node, error) {
 	if s.child != nil {
 		return s.child, nil
 	}
 	raw, err := nodes.TrieNode(s.hash)
 	if err != nil {
-		return nil, fmt.Errorf("trie node %x: %w", s.hash[:6], err)
+		return nil, nodeError(s.hash, err)
 	}
 	// The hash is checked: state is what events are judged by, and a node costs less than a microsecond. So what is read is what a
 	// trie wrote, and that the entries are on their paths need not be checked.
 	if hashOf(raw) != s.hash {
-		return nil, fmt.Errorf("trie node %x: %w", s.hash[:6], ErrTrieNode)
+		return nil, nodeError(s.hash, ErrTrieNode)
 	}
-	n, err := decodeNode(raw)
-	if err != nil {
-		return nil, fmt.Errorf("trie node %x: %w", s.hash[:6], err)
+	if err := space.decode(raw); err != nil {
+		return nil, nodeError(s.hash, err)
 	}
-	if level > maxLevel || level > 0 && (n.height() != s.height || n.only() != nil) {
-		return nil, fmt.Errorf("trie node %x: %w: not where it belongs", s.hash[:6], ErrTrieNode)
+	if level > maxLevel || level > 0 && (space.height() != s.height || space.only() != nil) {
+		return nil, nodeError(s.hash, fmt.Errorf("%w: not where it belongs", ErrTrieNode))
 	}
-	return n, nil
+	return space, nil
 }
 
+// nodeError takes a copy of the hash: with a pointer into it, the spaces of read would all be on the heap.
+func nodeError(h Hash, err error) error { return fmt.Errorf("trie node %x: %w", h[:6], err) }
+
 // load is read and keeps the child.
-func (s *slot) load(nodes NodeReader, level int) (n *node, err error) {
-	if n, err = s.read(nodes, level); err == nil {
+func (s *slot) load(nodes NodeReader, level int) (*node, error) {
+	if s.child != nil {
+		return s.child, nil
+	}
+	n, err := s.read(nodes, level, &node{})
+	if err == nil {
 		s.child = n
 	}
 	return n, err
@@ -277,7 +284,8 @@ func (s *slot) walk(nodes NodeReader, level int, above *uint32, f func(entry []b
 	case s.kind == slotEntry:
 		return f(s.entry)
 	}
-	n, err := s.read(nodes, level)
+	var space node
+	n, err := s.read(nodes, level, &space)
 	if err != nil {
 		return err
 	}
@@ -341,7 +349,8 @@ func diff(nodes NodeReader, level int, a, b *slot, f func(Difference) error) err
 		if err != nil {
 			return err
 		}
-		nb, err := b.read(nodes, level)
+		var space node
+		nb, err := b.read(nodes, level, &space)
 		if err != nil {
 			return err
 		}
@@ -389,13 +398,14 @@ func walkNodes(nodes NodeReader, level int, base, s *slot, f func(Hash) (bool, e
 	if below, err := f(s.hash); err != nil || !below {
 		return err
 	}
-	n, err := s.read(nodes, level)
+	var space, spaceOfBase node
+	n, err := s.read(nodes, level, &space)
 	if err != nil {
 		return err
 	}
-	known := &node{}
+	known := &spaceOfBase
 	if base.kind == slotChild {
-		if known, err = base.read(nodes, level); err != nil {
+		if known, err = base.read(nodes, level, known); err != nil {
 			return err
 		}
 	}

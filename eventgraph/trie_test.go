@@ -363,7 +363,11 @@ func TestTrieDamage(t *testing.T) {
 	t.Parallel()
 	nodes := newNodes()
 	root := buildTrie(t, nodes, bigState(100))
-	damaged := must(decodeNode(nodes.nodes[root])).slots[1].hash
+	var top node
+	if err := top.decode(nodes.nodes[root]); err != nil {
+		t.Fatal(err)
+	}
+	damaged := top.slots[1].hash
 	kept := nodes.nodes[damaged]
 	nodes.nodes[damaged] = append([]byte(nil), append(kept[:len(kept)-1:len(kept)-1], kept[len(kept)-1]^1)...)
 	trie := OpenTrie(nodes, root)
@@ -478,14 +482,14 @@ func FuzzTrieNode(f *testing.F) {
 		entry("\x00", "\x1f", "\x00", hash),
 		{nodeFormat, 3}, {nodeFormat, 0}, {0, 1},
 	} {
-		if n, err := decodeNode(raw); err == nil {
+		if n := new(node); n.decode(raw) == nil {
 			f.Errorf("%x was taken: %+v", raw, n)
 		}
 		f.Add(raw)
 	}
 	f.Fuzz(func(t *testing.T, raw []byte) {
-		n, err := decodeNode(raw)
-		if err != nil {
+		n := new(node)
+		if n.decode(raw) != nil {
 			return
 		}
 		if again := n.encode(); string(again) != string(raw) {

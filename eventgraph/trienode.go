@@ -22,7 +22,7 @@ import (
 //	                  label + 1, text before the label, label (34 bytes, appendLabel)
 //	an ID             idURLSafe or idStandard and the 32 bytes of its hash; or idText, uvarint length and text
 //
-// Whatever can be written in a shorter way is written so, and decodeNode takes nothing else: a node has one spelling.
+// Whatever can be written in a shorter way is written so, and decode takes nothing else: a node has one spelling.
 const (
 	nodeFormat  = 1
 	nodeHeader  = 2
@@ -187,12 +187,11 @@ func hashID(hash []byte, enc *base64.Encoding) EventID {
 	return EventID(id[:])
 }
 
-// decodeNode takes only what encode writes. The node keeps raw.
-func decodeNode(raw []byte) (*node, error) {
+// decode fills in an empty node. It takes only what encode writes. The node keeps raw.
+func (n *node) decode(raw []byte) error {
 	if len(raw) < nodeHeader || raw[0] != nodeFormat || raw[1] == 0 {
-		return nil, ErrTrieNode
+		return ErrTrieNode
 	}
-	n := &node{}
 	r := nodeBytes{rest: raw[nodeHeader:]}
 	for i := range n.slots {
 		s := &n.slots[i]
@@ -209,9 +208,9 @@ func decodeNode(raw []byte) (*node, error) {
 		}
 	}
 	if r.failed || len(r.rest) > 0 {
-		return nil, ErrTrieNode
+		return ErrTrieNode
 	}
-	return n, nil
+	return nil
 }
 
 // nodeBytes reads from the front of rest. Failed says that there was something that encode does not write; then rest is empty.
@@ -321,7 +320,7 @@ func tupleOf(entry []byte) []byte {
 	return entry[:len(entry)-len(r.rest)]
 }
 
-// decodeEntry reads an entry of a node that decodeNode has checked.
+// decodeEntry reads an entry of a node that decode has checked.
 func decodeEntry(entry []byte) (StateTuple, EventID) {
 	r := nodeBytes{rest: entry}
 	typ, usual := r.eventType()
@@ -339,7 +338,7 @@ func decodeEntry(entry []byte) (StateTuple, EventID) {
 	return k, decodeID(r.rest)
 }
 
-// decodeID reads the ID at the end of an entry that decodeNode has checked.
+// decodeID reads the ID at the end of an entry that decode has checked.
 func decodeID(b []byte) EventID {
 	r := nodeBytes{rest: b}
 	switch kind, id := r.id(); kind {
