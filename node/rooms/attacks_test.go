@@ -468,6 +468,12 @@ func TestAttackClocks(t *testing.T) {
 			t.Errorf("the topic is %s", e.Content())
 		}
 
+		// A key document that is valid as long as anybody likes does not help.
+		long, err := eventgraph.SignKeyDocument(b.key.Server, []eventgraph.SigningKey{b.key}, nil, nil, a.now.AddDate(1, 0, 0).UnixMilli())
+		if err != nil {
+			t.Fatal(err)
+		}
+		a.learn(long)
 		ahead := b.lie(a, topicOf("of next week"), claim{depth: 3, ts: b.now.Add(maxAhead + 24*time.Hour), parents: old})
 		child := b.lie(a, said(room, bob, "on it"), claim{depth: 4, ts: b.now, parents: old})
 		grand, err := eventgraph.Build(version, eventgraph.Draft{
