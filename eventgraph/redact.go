@@ -133,11 +133,14 @@ func (e *Event) RedactKeepingRules() *Event {
 	for _, m := range members {
 		switch {
 		case m.Key == "third_party_invite":
-			signed, ok := canonicaljson.Get(m.Value, "signed")
-			if !ok {
+			if !canonicaljson.IsObject(m.Value) {
 				continue
 			}
-			m.Value = canonicaljson.Join([]canonicaljson.Member{{Key: "signed", Value: signed}})
+			var signed []canonicaljson.Member
+			if value, ok := canonicaljson.Get(m.Value, "signed"); ok {
+				signed = []canonicaljson.Member{{Key: "signed", Value: value}}
+			}
+			m.Value = canonicaljson.Join(signed) // the object stays, as redaction from room version 11 on leaves it
 		case !slices.Contains(keys, m.Key) && !slices.Contains(extra, m.Key):
 			continue
 		}
