@@ -43,6 +43,15 @@ func (e *StoredEvent) HashMismatch() bool {
 	return e.mismatched == e.Event || e.Event.HashMismatch()
 }
 
+// Shown is the event as anybody but the authorization rules may see it: the record of one that has been redacted keeps more than that
+// (eventgraph.Event.RedactKeepingRules).
+func (e *StoredEvent) Shown() *eventgraph.Event {
+	if e.RedactedBy != "" {
+		return e.Redact()
+	}
+	return e.Event
+}
+
 // ClientTxn is a client's transaction ID, in the scope of its device (CS API, Transaction identifiers).
 type ClientTxn struct {
 	User      eventgraph.UserID

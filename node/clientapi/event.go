@@ -55,10 +55,7 @@ func (a *API) newViewer(user eventgraph.UserID, device store.DeviceID) *viewer {
 // clientEvent writes an event as clients see it (CS API, Room event format; definitions/client_event.yaml). Whether the
 // viewer may see it has been asked before (rooms.MaySeeUser).
 func (a *API) clientEvent(r *store.Reader, e *store.StoredEvent, v *viewer) (json.RawMessage, error) {
-	event := e.Event
-	if e.RedactedBy != "" {
-		event = event.Redact()
-	}
+	event := e.Shown()
 	if v.federation {
 		return event.Raw(), nil
 	}
@@ -192,7 +189,7 @@ func (a *API) appendContext(b []byte, r *store.Reader, e *store.StoredEvent, v *
 	see, err := a.Rooms.MaySeeUser(v.user, replaced)
 	if see {
 		b = append(b, `,"prev_content":`...)
-		b = append(b, replaced.Content()...)
+		b = append(b, replaced.Shown().Content()...)
 	}
 	return b, err
 }

@@ -146,7 +146,7 @@ func (a *API) getStateEvent(q *request) (any, error) {
 			answer, err = a.clientEvent(r, e, a.viewerOf(q))
 			return err
 		}
-		answer = e.Content()
+		answer = e.Shown().Content()
 		return nil
 	})
 	return answer, err

@@ -1,6 +1,7 @@
 package clientapi
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 )
@@ -58,6 +59,30 @@ func TestRedactedStateIsGone(t *testing.T) {
 	}
 	if b := alice.sync(""); strings.Contains(b.raw, "secret") || strings.Contains(b.raw, `"other"`) {
 		t.Errorf("sync: %s", b.raw)
+	}
+}
+
+// Of a redacted event the rules may still need what nobody else gets to see.
+func TestRedactedRulesAreNotShown(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, nil)
+	alice := s.newClient("alice")
+	room := string(alice.room())
+	put := func(key string) string {
+		return alice.call(200, "PUT", "/v3/rooms/"+room+"/state/m.room.third_party_invite/token", map[string]string{"public_key": key}).text("event_id")
+	}
+	first := put("secret1")
+	second := put("secret2")
+	for n, id := range []string{first, second} {
+		alice.call(200, "PUT", fmt.Sprintf("/v3/rooms/%s/redact/%s/%d", room, id, n), nil)
+	}
+	for _, path := range []string{"state/m.room.third_party_invite/token", "event/" + second, "messages?dir=b", "context/" + second} {
+		if e := alice.call(200, "GET", "/v3/rooms/"+room+"/"+path, nil); strings.Contains(e.raw, "secret") {
+			t.Errorf("%s: %s", path, e.raw)
+		}
+	}
+	if e := alice.sync(""); strings.Contains(e.raw, "secret") {
+		t.Errorf("sync: %s", e.raw)
 	}
 }
 

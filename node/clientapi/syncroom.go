@@ -428,10 +428,10 @@ func (a *API) inviteState(r *store.Reader, m *store.Member) (*strippedState, err
 			return nil, err
 		}
 		if e != nil {
-			out.events = append(out.events, strippedEvent(e.Event))
+			out.events = append(out.events, strippedEvent(e.Shown()))
 		}
 	}
-	out.events = append(out.events, strippedEvent(member.Event))
+	out.events = append(out.events, strippedEvent(member.Shown()))
 	out.sender = member.Sender()
 	return out, nil
 }

@@ -59,7 +59,7 @@ func (f *Federation) compose(r *store.Reader, server eventgraph.ServerName, c st
 		if may, err := f.Rooms.MaySeeServer(server, e); err != nil || !may {
 			return err
 		}
-		t.PDUs = append(t.PDUs, e.Raw())
+		t.PDUs = append(t.PDUs, served(e))
 		t.size += len(e.Raw())
 	case store.ChangeReceipt:
 		if c.User.Server() != f.server || c.Key != "m.read" || !f.Rooms.InRoom(c.Room, server) {

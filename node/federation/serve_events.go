@@ -87,10 +87,7 @@ func (f *Federation) held(id eventgraph.EventID) (*store.StoredEvent, error) {
 
 // served is the event as it is given away: reduced if it has been redacted.
 func served(e *store.StoredEvent) json.RawMessage {
-	if e.RedactedBy != "" {
-		return e.Redact().Raw()
-	}
-	return e.Raw()
+	return e.Shown().Raw()
 }
 
 func (f *Federation) serveEvent(q *request) (any, error) {

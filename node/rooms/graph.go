@@ -9,7 +9,7 @@ import (
 	"github.com/plexus-p2p/plexus/store"
 )
 
-// AuthChain returns the events of the auth chains of ids, without ids, at most limit of them (0: all), each once. Events
+// AuthChain returns the events of the auth chains of ids as they are given to others, without ids, at most limit of them (0: all), each once. Events
 // that are not held are left out.
 func (r *Rooms) AuthChain(ids []eventgraph.EventID, limit int) ([]*eventgraph.Event, error) {
 	var chain []*eventgraph.Event
@@ -47,7 +47,7 @@ func (r *Rooms) AuthChain(ids []eventgraph.EventID, limit int) ([]*eventgraph.Ev
 			if err != nil {
 				return err
 			}
-			chain = append(chain, e.Event)
+			chain = append(chain, e.Shown())
 			follow(e.Event)
 		}
 		return nil
