@@ -219,22 +219,28 @@ func TestAttackExtremityInThePlaceOfABan(t *testing.T) {
 	})
 }
 
-// A member without power makes more forks than an event has parents, deeper than all others, each time somebody new comes. Who
+// Two members without power make more forks than an event has parents, deeper than all others, each time somebody new comes. Who
 // has just joined must be able to speak: what we build on is not for the liar to choose.
 func TestAttackExtremitiesLockNobodyOut(t *testing.T) {
 	underAttack(t, func(t *testing.T, version eventgraph.RoomVersion) {
 		a, b, alice, bob, room := shared(t, version)
-		c := newServer(t, "c", a, b)
-		carol, dave := c.user("carol"), a.user("dave")
+		c, e := newServer(t, "c", a, b), newServer(t, "e", a, b)
+		carol, dave, mallet := c.user("carol"), a.user("dave"), e.user("mallet")
+		e.join(a, room, mallet)
+		c.learn(e.doc)
 		old := a.record(room).Forward
 		n := 0
+		// Of two servers, so that they are more than an event has parents although few of one server stay.
 		forks := func() {
-			var events []*eventgraph.Event
-			for range 3 * maxPrevEvents {
-				n++
-				events = append(events, b.lie(a, said(room, bob, fmt.Sprint(n)), claim{depth: maxDepth, ts: b.now, parents: old}))
+			for i, liar := range []*server{b, e} {
+				user := []eventgraph.UserID{bob, mallet}[i]
+				var events []*eventgraph.Event
+				for range 3 * maxPrevEvents {
+					n++
+					events = append(events, liar.lie(a, said(room, user, fmt.Sprint(n)), claim{depth: maxDepth, ts: b.now, parents: old}))
+				}
+				a.flood(liar, events)
 			}
-			a.flood(b, events)
 		}
 		forks()
 		a.setState(room, dave, "m.room.member", string(dave), `{"membership":"join"}`)
@@ -252,9 +258,13 @@ func TestAttackExtremitiesLockNobodyOut(t *testing.T) {
 		if e := a.current(room, "m.room.topic", ""); e == nil || e.ID() != topic {
 			t.Error("the topic did not come through")
 		}
+		a.message(room, alice, "on what the others did")
+		if slices.Contains(a.record(room).Forward, topic) {
+			t.Error("our event was built on forks alone, and not on the topic")
+		}
 		forks()
 		a.message(room, alice, "still here")
-		if got := len(a.record(room).Forward); got > maxForwardOf {
+		if got := len(a.record(room).Forward); got > 2*maxForwardOf {
 			t.Errorf("%d forward extremities", got)
 		}
 	})
