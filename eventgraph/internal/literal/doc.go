@@ -10,5 +10,10 @@
 // sender's server, and whether that by the server of join_authorised_via_users_server is valid, which must be there. The format checks of a PDU are left to
 // the caller too: a field of the wrong type reads as absent unless a rule speaks of it.
 //
+// Where the pages leave something open, a reading had to be chosen, and it is that of the other implementation, so that the comparison
+// says nothing of it: a state without a create event allows nothing; without join rules a room is closed; malformed levels outside users
+// refuse power levels before version 10 too, but null there counts as absent; the DAG of the reverse topological power ordering is
+// that of the room; the first of several auth events at one key counts.
+//
 // Room versions other than 3 to 12 panic.
 package literal

@@ -186,7 +186,9 @@ func powerEvent(e *Event) bool {
 
 // reverseTopologicalPowerOrdering: "The reverse topological power ordering can be found by sorting the events using Kahn's
 // algorithm for topological sorting, and at each step selecting, among all the candidate vertices, the smallest vertex
-// using the above comparison relation." The DAG has the auth_events links between events of the set.
+// using the above comparison relation." "The DAG formed by auth events" is read as that of the room: an event comes after each of the
+// set that is in its auth chain, also where the way leads through events that are not in the set. The page does not say so; with the
+// links between events of the set alone the order may be another.
 func (r *resolution) reverseTopologicalPowerOrdering(set map[string]bool) []string {
 	powers := map[string]power{}
 	for id := range set {
