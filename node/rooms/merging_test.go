@@ -213,7 +213,7 @@ func TestMergingInASplit(t *testing.T) {
 
 // Who merges, and when: of two servers, one after the other in the order, in a room with others who are away.
 func TestWhoMerges(t *testing.T) {
-	const day, most = 24 * time.Hour, mergeAbove + 1
+	const long, most = 2 * time.Hour, mergeAbove + 1
 	all := func(power int) string { return fmt.Sprintf(`{"events":{"org.matrix.dummy_event":%d}}`, power) }
 	for name, c := range map[string]struct {
 		forks   int
@@ -224,13 +224,13 @@ func TestWhoMerges(t *testing.T) {
 		left    bool   // the first server's user has left
 		want    [2]int // merging events of each
 	}{
-		"few extremities":    {forks: mergeAbove, wait: day, running: []int{0, 1}, levels: all(0)},
+		"few extremities":    {forks: mergeAbove, wait: long, running: []int{0, 1}, levels: all(0)},
 		"not for long":       {forks: most, wait: mergeAfter - time.Second, running: []int{0, 1}, levels: all(0)},
-		"the first":          {forks: most, wait: day, running: []int{0, 1}, levels: all(0), want: [2]int{1, 0}},
-		"the first is away":  {forks: most, wait: day, running: []int{1}, levels: all(0), want: [2]int{0, 1}},
-		"the first has left": {forks: most, wait: day, running: []int{0, 1}, levels: all(0), left: true, want: [2]int{0, 1}},
-		"the first may not":  {forks: most, wait: day, running: []int{0, 1}, levels: all(50), power: 50, want: [2]int{0, 1}},
-		"nobody here may":    {forks: most, wait: day, running: []int{0, 1}, levels: all(50)},
+		"the first":          {forks: most, wait: long, running: []int{0, 1}, levels: all(0), want: [2]int{1, 0}},
+		"the first is away":  {forks: most, wait: long, running: []int{1}, levels: all(0), want: [2]int{0, 1}},
+		"the first has left": {forks: most, wait: long, running: []int{0, 1}, levels: all(0), left: true, want: [2]int{0, 1}},
+		"the first may not":  {forks: most, wait: long, running: []int{0, 1}, levels: all(50), power: 50, want: [2]int{0, 1}},
+		"nobody here may":    {forks: most, wait: long, running: []int{0, 1}, levels: all(50)},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -245,6 +245,7 @@ func TestWhoMerges(t *testing.T) {
 				for _, s := range here {
 					s.join(a, room, s.user("somebody"))
 				}
+				a.give(b, room, position) // who joined last
 				here = inOrder(t, room, a, b, d)
 				here = slices.DeleteFunc(here, func(s *server) bool { return s == a })
 				away := crowdIn(room, 2, a)
@@ -280,7 +281,7 @@ func TestWhoMerges(t *testing.T) {
 					all[s] = s.store.Position()
 				}
 				for began := time.Now(); time.Since(began) < c.wait; {
-					time.Sleep(min(10*time.Second, c.wait-time.Since(began)))
+					time.Sleep(min(5*time.Second, c.wait-time.Since(began))) // two turns are no closer
 					all.spread(room)
 				}
 				got := a.merges(room)
