@@ -48,6 +48,8 @@ type Status struct {
 	// ClockAheadMS is by how much this device's clock is ahead of those of most peers, or, less than zero, behind them; absent if that
 	// is within an hour, or too few peers were heard lately.
 	ClockAheadMS int64 `json:"clock_ahead_ms,omitempty"`
+	// Blocked are the servers that "plexus block" names.
+	Blocked []eventgraph.ServerName `json:"blocked,omitempty"`
 }
 
 // PeerStatus is a connected peer. ServerName is "" until it has shown for whom it speaks.
@@ -117,6 +119,7 @@ func (n *Node) adminHandler() http.Handler {
 		answerAdmin(w, map[string]any{"user_id": user}, err)
 	})
 	n.adminInvites(mux)
+	n.adminBlock(mux)
 	return mux
 }
 
@@ -133,7 +136,12 @@ func answerAdmin(w http.ResponseWriter, v any, err error) {
 func (n *Node) Status() (*Status, error) {
 	s := &Status{ServerName: n.keys.server, PeerID: n.keys.peer, Peers: n.peers(), Rooms: map[eventgraph.RoomID]*RoomStatus{}}
 	s.ClockAheadMS = n.rooms.ClockAhead().Milliseconds()
-	err := n.store.View(func(r *store.Reader) error {
+	blocked, err := n.fed.Blocked()
+	if err != nil {
+		return nil, err
+	}
+	s.Blocked = blocked
+	err = n.store.View(func(r *store.Reader) error {
 		return r.Rooms(func(room *store.Room) (bool, error) {
 			s.Rooms[room.ID] = &RoomStatus{Version: room.Version, Extremities: room.Forward, StateHash: hex.EncodeToString(room.State[:])}
 			return true, nil

@@ -45,6 +45,7 @@ import (
 //	tableMeeting    str server, str peer ID               token
 //	tableAddress    str peer ID                           PeerAddresses, JSON
 //	tableInviteToken 32 bytes, hash of the token          InviteToken, JSON
+//	tableBlocked    str server                            u64 since when, ms
 //
 //	tableAccount    str user                              Account, JSON
 //	tableSession    32 bytes, hash of the token           Session, JSON
@@ -105,6 +106,7 @@ const (
 	tableMeeting     table = 0x37
 	tableAddress     table = 0x38
 	tableInviteToken table = 0x39
+	tableBlocked     table = 0x3a
 
 	tableAccount     table = 0x40
 	tableSession     table = 0x41

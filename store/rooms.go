@@ -81,6 +81,7 @@ type Member struct {
 	Stripped   []byte                // JSON array of stripped state, if Outside
 	Via        eventgraph.ServerName // who brought it, if Outside
 	WasJoined  bool                  // the user has been joined to the room at some time
+	Stranger   bool                  // who invites shared no room with us, if Outside and an invite
 }
 
 // memberRecord is Member on disk; room and user are in the key.
@@ -94,6 +95,7 @@ type memberRecord struct {
 	Stripped   []byte                `json:"stripped,omitempty"`
 	Via        eventgraph.ServerName `json:"via,omitempty"`
 	WasJoined  bool                  `json:"j,omitempty"`
+	Stranger   bool                  `json:"s,omitempty"`
 }
 
 func decodeMember(room eventgraph.RoomID, user eventgraph.UserID, v []byte) (*Member, error) {
@@ -102,7 +104,7 @@ func decodeMember(room eventgraph.RoomID, user eventgraph.UserID, v []byte) (*Me
 		return nil, fmt.Errorf("member %s of %s in the store: %w", user, room, err)
 	}
 	return &Member{
-		room, user, d.Membership, d.Event, d.Position, d.Forgotten, d.Outside, d.Invite, d.Stripped, d.Via, d.WasJoined,
+		room, user, d.Membership, d.Event, d.Position, d.Forgotten, d.Outside, d.Invite, d.Stripped, d.Via, d.WasJoined, d.Stranger,
 	}, nil
 }
 
@@ -166,7 +168,7 @@ func (tx *Tx) PutMember(m *Member) error {
 		}
 	}
 	return tx.putJSON(memberKey(m.Room, m.User), memberRecord{
-		m.Membership, m.Event, m.Position, m.Forgotten, m.Outside, m.Invite, m.Stripped, m.Via, m.WasJoined,
+		m.Membership, m.Event, m.Position, m.Forgotten, m.Outside, m.Invite, m.Stripped, m.Via, m.WasJoined, m.Stranger,
 	})
 }
 

@@ -12,11 +12,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/plexus-p2p/plexus/eventgraph"
 	"github.com/plexus-p2p/plexus/node"
 )
 
@@ -187,6 +189,27 @@ func TestBinary(t *testing.T) {
 	first.until("connected")
 	if out, _, code = b.run("", "peers", "--data", dir); code != 0 || !strings.Contains(out, string(second.file(b).PeerID)) {
 		t.Errorf("peers: %d %q", code, out)
+	}
+
+	// Blocked, it is named; and no longer after unblock.
+	blocked := second.file(b).ServerName
+	if _, errOut, code = b.run("", "block", "nobody", "--data", dir); code != 1 || !strings.Contains(errOut, "not a server name") {
+		t.Errorf("block nobody: %d %q", code, errOut)
+	}
+	if out, errOut, code = b.run("", "block", string(blocked), "--data", dir); code != 0 || !strings.Contains(out, "is blocked") {
+		t.Errorf("block: %d %q %q", code, out, errOut)
+	}
+	if out, _, code = b.run("", "block", "--data", dir); code != 0 || out != string(blocked)+"\n" {
+		t.Errorf("block without a name: %d %q", code, out)
+	}
+	if out, _, _ = b.run("", "status", "--json", "--data", dir); json.Unmarshal([]byte(out), &status) != nil || !slices.Equal(status.Blocked, []eventgraph.ServerName{blocked}) {
+		t.Errorf("status --json: %s", out)
+	}
+	if out, _, code = b.run("", "unblock", string(blocked), "--data", dir); code != 0 {
+		t.Errorf("unblock: %d %q", code, out)
+	}
+	if _, errOut, code = b.run("", "unblock", string(blocked), "--data", dir); code != 1 || !strings.Contains(errOut, "is not blocked") {
+		t.Errorf("unblock twice: %d %q", code, errOut)
 	}
 
 	// Both end in time, though a client waits in /sync and they are connected.

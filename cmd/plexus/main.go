@@ -22,6 +22,8 @@ const usage = `plexus is a Matrix homeserver for this device. It finds others on
   plexus invite [--room ROOM]     make a link, also as a QR code, by which another device finds this one
   plexus invite --list            the links that are valid; --revoke ID ends one
   plexus join LINK [--user NAME]  act on such a link: connect, and join the room if it is of one
+  plexus block [SERVER]           have nothing to do with a server; alone: which are blocked
+  plexus unblock SERVER           end that
   plexus mesh-key FILE            make the key of a private mesh
   plexus version
 
@@ -62,6 +64,10 @@ func command(ctx context.Context, args []string, in io.Reader, out, errOut io.Wr
 		return invite(ctx, args, out)
 	case "join":
 		return join(ctx, args, out)
+	case "block":
+		return block(ctx, args, out)
+	case "unblock":
+		return unblock(ctx, args, out)
 	case "help":
 		_, err := io.WriteString(out, usage)
 		return err

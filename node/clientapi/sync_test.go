@@ -714,13 +714,16 @@ func TestSyncInvitesFromAfar(t *testing.T) {
 	stripped := []byte(`[{"type":"m.room.name","state_key":"","sender":"@b:far","content":{"name":"far"},"event_id":"$x","unsigned":{}},
 		{"type":"m.room.message","sender":"@b:far","content":{}}, 7]`)
 	member := fmt.Sprintf(`{"type":"m.room.member","state_key":%q,"sender":"@b:far","content":{"membership":"invite"},"signatures":{}}`, alice.user)
-	put(store.Member{Room: room, Membership: "invite", Stripped: stripped, Invite: []byte(member)})
+	put(store.Member{Room: room, Membership: "invite", Stripped: stripped, Invite: []byte(member), Stranger: true}) // like any other
 	put(store.Member{Room: knocked, Membership: "knock", Stripped: stripped})
 	body := alice.sync(since)
 	wantList(t, "invite_state", body.Rooms.Invite[room].State.names(), "name/", "member/alice")
 	wantList(t, "knock_state", body.Rooms.Knock[knocked].State.names(), "name/")
 	if strings.Contains(body.raw, "signatures") || strings.Contains(body.raw, "$x") {
 		t.Errorf("passed through: %s", body.raw)
+	}
+	if strings.Contains(body.raw, "notification") {
+		t.Errorf("an invite counts as unread: %s", body.raw)
 	}
 	put(store.Member{Room: room, Membership: "leave"})
 	next := alice.sync(body.NextBatch)

@@ -132,9 +132,13 @@ func New(c Config) *Federation {
 		fromOutside: rate.NewLimiter(rate.Every(outsideEventEvery), outsideEventBurst),
 	}
 	f.peers = newPeers(c.Now)
+	f.Transport = blockable{c.Transport, f.peers}
 	f.inbox = newInbox(c.Now)
 	f.meetings = newMeetings(c.Now)
 	f.handler = f.routes()
+	if err := f.loadBlocked(); err != nil {
+		f.Log.Error("cannot tell which servers are blocked", "err", err)
+	}
 	return f
 }
 

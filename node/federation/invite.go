@@ -45,6 +45,9 @@ func (f *Federation) Invite(ctx context.Context, d rooms.Draft) (eventgraph.Even
 	if err != nil {
 		return "", &rooms.Refusal{Code: "M_INVALID_PARAM", Reason: "the user's server cannot be reached from here: " + err.Error()}
 	}
+	if f.peers.isBlocked(server) {
+		return "", &rooms.Refusal{Code: "M_FORBIDDEN", Reason: "the server of " + string(user) + " is blocked here"}
+	}
 	e, err := f.Rooms.Build(ctx, d)
 	if err != nil {
 		return "", err

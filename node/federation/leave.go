@@ -80,7 +80,7 @@ func (f *Federation) knockVia(ctx context.Context, server eventgraph.ServerName,
 	if err != nil {
 		return malformed(server, err.Error())
 	}
-	return f.Rooms.ReceiveInvite(ctx, e, stripped, server)
+	return f.Rooms.ReceiveInvite(ctx, e, stripped, server, false)
 }
 
 // deliverOutbound brings a pending invite or leave to its server. A nil error means that it is done with and can be deleted from the queue: delivered, or

@@ -66,6 +66,9 @@ type peers struct {
 	links     map[eventgraph.PeerID]*link // one for each connection: bounded by the transport
 	turn      uint64
 	changed   chan struct{} // closed and replaced at each turn
+
+	blocked map[eventgraph.ServerName]bool              // servers that are not met: see block.go
+	refused map[eventgraph.PeerID]eventgraph.ServerName // their devices, as far as known
 }
 
 func newPeers(now func() time.Time) *peers {
@@ -78,6 +81,8 @@ func newPeers(now func() time.Time) *peers {
 		documents: documents,
 		links:     map[eventgraph.PeerID]*link{},
 		changed:   make(chan struct{}),
+		blocked:   map[eventgraph.ServerName]bool{},
+		refused:   map[eventgraph.PeerID]eventgraph.ServerName{},
 	}
 }
 
@@ -152,6 +157,9 @@ func seq(d *eventgraph.KeyDocument) int64 {
 // put makes d the server's document; mu is held.
 func (p *peers) put(d *eventgraph.KeyDocument, from eventgraph.PeerID) {
 	p.documents.Add(d.ServerName, d)
+	if p.blocked[d.ServerName] {
+		p.refuseDevices(d)
+	}
 	news := false
 	for peer, l := range p.links {
 		speaks := speaksNow(d, peer, p.now())
@@ -201,7 +209,7 @@ func consents(d *eventgraph.KeyDocument, peer eventgraph.PeerID) bool {
 	return false
 }
 
-// met waits for news and returns the contacts that are so since a turn after the one given, with the turn to
+// met waits for news and returns the contacts, but for those of blocked servers, that are so since a turn after the one given, with the turn to
 // ask for next. Nothing is lost between two calls: who went and came again is there with the later turn.
 func (p *peers) met(ctx context.Context, after uint64) ([]contact, uint64, error) {
 	for {
@@ -209,7 +217,7 @@ func (p *peers) met(ctx context.Context, after uint64) ([]contact, uint64, error
 		turn, changed := p.turn, p.changed
 		var found []contact
 		for peer, l := range p.links {
-			if l.server != "" && l.since > after {
+			if l.server != "" && l.since > after && !p.blocked[l.server] {
 				found = append(found, contact{l.server, peer, l.since})
 			}
 		}
@@ -230,7 +238,7 @@ func (p *peers) since(peer eventgraph.PeerID) (uint64, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	l := p.links[peer]
-	if l == nil || l.server == "" {
+	if l == nil || l.server == "" || p.blocked[l.server] {
 		return 0, false
 	}
 	return l.since, true
@@ -266,7 +274,7 @@ func (p *peers) contacts() []contact {
 	defer p.mu.Unlock()
 	var all []contact
 	for peer, l := range p.links {
-		if l.server != "" {
+		if l.server != "" && !p.blocked[l.server] {
 			all = append(all, contact{l.server, peer, l.since})
 		}
 	}
@@ -365,8 +373,11 @@ func (f *Federation) ServerOf(peer eventgraph.PeerID) (eventgraph.ServerName, bo
 }
 
 // Friend says whether a peer has presented an invite token of ours, or is connected and speaks for a server that shares a room with us
-// (design.md §7).
+// (design.md §7). Peers of blocked servers are strangers.
 func (f *Federation) Friend(peer eventgraph.PeerID) bool {
+	if f.peers.refuses(peer) {
+		return false
+	}
 	if f.invitees.holds(peer, f.Now()) {
 		return true
 	}

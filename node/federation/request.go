@@ -61,7 +61,7 @@ const (
 
 // do sends a signed request to the server: to its connected peers, then by dialling those that its document names. The target goes out
 // and is signed as given, percent-encoded. body may be nil; out may be nil. Errors are *remoteError (a *rooms.Refusal)
-// where the server answered with one, else ErrUnreachable, or that of ctx.
+// where the server answered with one, else ErrUnreachable (ErrBlocked), or that of ctx.
 func (f *Federation) do(ctx context.Context, server eventgraph.ServerName, method, target string, body, out any) error {
 	return f.doLarge(ctx, server, method, target, body, out, maxAnswer)
 }
@@ -74,6 +74,9 @@ func (f *Federation) doLarge(ctx context.Context, server eventgraph.ServerName, 
 		if content, err = marshal(body); err != nil {
 			return err
 		}
+	}
+	if f.peers.isBlocked(server) {
+		return fmt.Errorf("%w: %s", ErrBlocked, server)
 	}
 	authorization, err := f.authorize(server, method, target, content)
 	if err != nil {

@@ -132,6 +132,9 @@ func (r *router) serve(w http.ResponseWriter, req *http.Request) (any, error) {
 	if !ok {
 		return nil, fail(http.StatusUnauthorized, "M_UNAUTHORIZED", "no proven peer")
 	}
+	if r.f.peers.refuses(peer) {
+		return nil, errRefused
+	}
 	q := &request{Request: req, peer: peer, params: params}
 	var c *claim
 	if !route.open {

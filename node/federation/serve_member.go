@@ -364,7 +364,8 @@ func (f *Federation) serveInvite(q *request) (any, error) {
 	if inRoom && !f.Rooms.ServerAllowed(room, q.origin) {
 		return nil, errDenied
 	}
-	if !inRoom && !f.sharesRoom(q.origin) && !f.invited(q.origin) && !f.invites.AllowN(f.Now(), 1) {
+	stranger := !inRoom && !f.sharesRoom(q.origin) && !f.invited(q.origin)
+	if stranger && !f.invites.AllowN(f.Now(), 1) {
 		return nil, &matrixError{
 			Status:       http.StatusTooManyRequests,
 			Refusal:      rooms.Refusal{Code: "M_LIMIT_EXCEEDED", Reason: "too many invites from servers that share no room with this one"},
@@ -393,7 +394,7 @@ func (f *Federation) serveInvite(q *request) (any, error) {
 		if err != nil {
 			return nil, err
 		}
-		if err := f.Rooms.ReceiveInvite(q.Context(), e, stripped, q.origin); err != nil {
+		if err := f.Rooms.ReceiveInvite(q.Context(), e, stripped, q.origin, stranger); err != nil {
 			return nil, err
 		}
 	}

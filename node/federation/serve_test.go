@@ -165,7 +165,7 @@ func TestHistoryForJoined(t *testing.T) {
 
 func TestRouter(t *testing.T) {
 	t.Parallel()
-	f := New(Config{Key: eventgraph.SigningKey{Private: testKey("x")}})
+	f := idleHost(t, newWire(), "x").Federation
 	r := f.handler.(*router)
 	for path, want := range map[string]map[string]string{
 		"/_matrix/federation/v1/event/%24a%2Fb":      {"eventId": "$a/b"},

@@ -139,7 +139,7 @@ func deny(format string, args ...any) error {
 }
 
 // claimed reads who asks from the header, before the body is read: the proven peer must speak for the origin now (design.md §6:
-// X-Matrix beside the stream's proof) and the key must be valid now. Whatever is wrong is 401 M_UNAUTHORIZED.
+// X-Matrix beside the stream's proof) and the key must be valid now. Whatever is wrong is 401 M_UNAUTHORIZED; a blocked server is refused without a look.
 func (f *Federation) claimed(r *http.Request, peer eventgraph.PeerID) (*claim, error) {
 	headers := r.Header.Values("Authorization")
 	if len(headers) != 1 {
@@ -158,6 +158,9 @@ func (f *Federation) claimed(r *http.Request, peer eventgraph.PeerID) (*claim, e
 	}
 	if a.origin == f.server {
 		return nil, deny("the origin is this server itself")
+	}
+	if f.peers.isBlocked(a.origin) {
+		return nil, errRefused
 	}
 	d, err := f.speaker(r.Context(), a.origin, peer)
 	if err != nil {

@@ -16,9 +16,14 @@ const maxStripped = 64 << 10
 // anybody can send them.
 const maxInvites = 500
 
+// maxStrangerInvites bounds the invites by servers that share no room with us, of all local users together: identities are free. Beyond it
+// the oldest goes, so that a person who is invited today is asked, whoever asked a thousand times yesterday.
+const maxStrangerInvites = 100
+
 // ReceiveInvite keeps an invite (or, for a knock we sent, its stripped state) for a local user to a room that we are not in.
-// The event's signatures are checked. An invite to a room that we are in is put through Accept instead, by its parents.
-func (r *Rooms) ReceiveInvite(ctx context.Context, invite *eventgraph.Event, stripped []json.RawMessage, via eventgraph.ServerName) error {
+// The event's signatures are checked. An invite to a room that we are in is put through Accept instead, by its parents. That of a stranger
+// is kept like any other, but all of these have one bound.
+func (r *Rooms) ReceiveInvite(ctx context.Context, invite *eventgraph.Event, stripped []json.RawMessage, via eventgraph.ServerName, stranger bool) error {
 	key, isState := invite.StateKey()
 	user := eventgraph.UserID(key)
 	membership := invite.Membership()
@@ -50,8 +55,11 @@ func (r *Rooms) ReceiveInvite(ctx context.Context, invite *eventgraph.Event, str
 			}
 		}
 		m.Membership, m.Event, m.Invite = membership, invite.ID(), invite.Raw()
-		m.Stripped, m.Via, m.Forgotten = state, via, false
-		return nil
+		m.Stripped, m.Via, m.Forgotten, m.Stranger = state, via, false, stranger
+		if !stranger {
+			return nil
+		}
+		return dropOldestStranger(tx, m)
 	})
 }
 
@@ -96,6 +104,29 @@ func waitingInvites(tx *store.Tx, user eventgraph.UserID) (n int, err error) {
 		return true, nil
 	})
 	return n, err
+}
+
+// dropOldestStranger makes room for the invite of one more stranger, as if the user had rejected the oldest.
+func dropOldestStranger(tx *store.Tx, next *store.Member) error {
+	count, oldest := 0, (*store.Member)(nil)
+	err := tx.Accounts(func(a *store.Account) (bool, error) {
+		return true, tx.RoomsOf(a.User, func(m *store.Member) (bool, error) {
+			if waits(m) && m.Stranger && (m.Room != next.Room || m.User != next.User) {
+				if count++; oldest == nil || m.Position < oldest.Position {
+					oldest = m
+				}
+			}
+			return true, nil
+		})
+	})
+	if err != nil || count < maxStrangerInvites {
+		return err
+	}
+	oldest.Membership, oldest.Invite, oldest.Stripped = "leave", nil, nil
+	if oldest.Position, err = tx.Log(store.Change{Kind: store.ChangeMembership, Room: oldest.Room, User: oldest.User}); err != nil {
+		return err
+	}
+	return tx.PutMember(oldest)
 }
 
 // setOutside changes a membership that no room held here speaks of, and logs it.

@@ -180,7 +180,7 @@ func TestInviteFromOutside(t *testing.T) {
 	}
 	position := b.store.Position()
 	stripped := []json.RawMessage{json.RawMessage(`{"type":"m.room.name","state_key":"","content":{"name":"x"},"sender":"@a:b"}`)}
-	if err := b.ReceiveInvite(ctx, pdu(t, invite), stripped, a.Server()); err != nil {
+	if err := b.ReceiveInvite(ctx, pdu(t, invite), stripped, a.Server(), false); err != nil {
 		t.Fatal(err)
 	}
 	m := b.membership(room, bob)

@@ -1,0 +1,182 @@
+package federation
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/node/rooms"
+	"github.com/plexus-p2p/plexus/store"
+)
+
+// transactions says how many transactions a host was sent.
+func (h *host) transactions() (n int) {
+	h.end.wire.mu.Lock()
+	defer h.end.wire.mu.Unlock()
+	for _, asked := range h.end.asked {
+		if strings.Contains(asked, "/send/") {
+			n++
+		}
+	}
+	return n
+}
+
+func (h *host) holds(id eventgraph.EventID) bool {
+	_, err := h.held(id)
+	return err == nil
+}
+
+// A blocked server that shares a room gets no answer to anything, and nothing is asked of it or sent to it, also after a restart; unblocked, it gets
+// what it has missed.
+func TestBlockedServer(t *testing.T) {
+	t.Parallel()
+	w := newWire()
+	c := newHosts(t, w, "c")[0] // takes what it is given, and brings nobody anything by itself
+	a, b := newHost(t, w, "a"), newHost(t, w, "b")
+	for _, h := range []*host{b, c} {
+		h.meet(a)
+		a.meet(h)
+	}
+	room := a.create("12", "public", "shared")
+	b.join(room, b.user("bob"), a)
+	c.join(room, c.user("carol"), a)
+	first := a.say(room, a.user("alice"), "before")
+	b.wait("a message", func() bool { return b.holds(first) })
+	if !a.Friend(b.end.id) {
+		t.Fatal("b is no friend")
+	}
+
+	if err := a.Block(t.Context(), b.server); err != nil {
+		t.Fatal(err)
+	}
+	if a.Friend(b.end.id) {
+		t.Error("b is a friend")
+	}
+	refused := func(method, target string, body any) {
+		t.Helper()
+		err := b.do(t.Context(), a.server, method, target, body, nil)
+		var remote *remoteError
+		if !errors.As(err, &remote) || remote.Status != http.StatusForbidden || remote.Refusal.Reason != "refused" {
+			t.Errorf("%s %s: %v", method, target, err)
+		}
+	}
+	refused(http.MethodGet, v1+"version", nil)
+	refused(http.MethodGet, "/_matrix/key/v2/server", nil)
+	refused(http.MethodGet, target(v1+"event", []string{string(first)}, nil), nil)
+	theirs := b.say(room, b.user("bob"), "of b")
+	refused(http.MethodPut, target(v1+"send", []string{"1"}, nil), transaction{Origin: b.server, PDUs: []json.RawMessage{b.event(theirs).Raw()}})
+	if a.holds(theirs) {
+		t.Error("an event of the blocked server was taken from it")
+	}
+	alice := string(a.user("alice"))
+	invite, err := b.Rooms.Build(t.Context(), rooms.Draft{Room: b.create("12", "public", "shared"), Sender: b.user("alice"), Type: "m.room.member",
+		StateKey: &alice, Content: json.RawMessage(`{"membership":"invite"}`)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	refused(http.MethodPut, target(v2+"invite", []string{string(invite.RoomID()), string(invite.ID())}, nil), invitation{Version: "12", Event: invite.Raw()})
+	stream, err := b.Federation.Transport.OpenStream(t.Context(), a.end.id, protocolMeet)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stream.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+		t.Errorf("a meeting: %v", err)
+	}
+	// It is known by its name, too, where its devices are not.
+	named := func(server eventgraph.ServerName) {
+		a.peers.mu.Lock()
+		defer a.peers.mu.Unlock()
+		clear(a.peers.refused)
+		a.peers.links[b.end.id].server = server
+	}
+	named("")
+	refused(http.MethodGet, target(v1+"event", []string{string(first)}, nil), nil)
+	named(b.server)
+
+	// Nothing goes out, and others are not held up.
+	bob := string(b.user("another"))
+	_, err = a.Invite(t.Context(), rooms.Draft{Room: room, Sender: a.user("alice"), Type: "m.room.member", StateKey: &bob, Content: json.RawMessage(`{"membership":"invite"}`)})
+	wantCode(t, err, "M_FORBIDDEN")
+	before := b.transactions()
+	if err := a.do(t.Context(), b.server, http.MethodGet, v1+"version", nil, nil); !errors.Is(err, ErrBlocked) || !errors.Is(err, ErrUnreachable) {
+		t.Errorf("asked all the same: %v", err)
+	}
+	if _, err := a.Federation.Transport.OpenStream(t.Context(), b.end.id, protocolMeet); !errors.Is(err, ErrBlocked) {
+		t.Errorf("met all the same: %v", err)
+	}
+	for _, text := range []string{"one", "two"} {
+		id := a.say(room, a.user("alice"), text)
+		c.wait("a message", func() bool { return c.holds(id) })
+	}
+	if n := b.transactions(); n != before {
+		t.Errorf("%d transactions were sent to the blocked server", n-before)
+	}
+	// What it says comes by others: the room stays one.
+	if err := c.do(t.Context(), a.server, http.MethodPut, target(v1+"send", []string{"2"}, nil), transaction{Origin: c.server, PDUs: []json.RawMessage{b.event(theirs).Raw()}}, nil); err != nil {
+		t.Fatal(err)
+	}
+	a.wait("an event by way of another", func() bool { return a.holds(theirs) })
+
+	again := New(a.Config)
+	if !again.peers.isBlocked(b.server) || !again.peers.refuses(eventgraph.NewPeerID(b.server.PublicKey())) {
+		t.Error("forgotten by a restart")
+	}
+	last := a.say(room, a.user("alice"), "last")
+	if err := a.Unblock(t.Context(), b.server); err != nil {
+		t.Fatal(err)
+	}
+	b.wait("what it missed", func() bool { return b.holds(last) })
+	a.meet(b)
+	if err := b.do(t.Context(), a.server, http.MethodGet, v1+"version", nil, nil); err != nil {
+		t.Errorf("unblocked: %v", err)
+	}
+}
+
+func TestBlockList(t *testing.T) {
+	t.Parallel()
+	a := idleHost(t, newWire(), "a")
+	wantCode(t, a.Block(t.Context(), "not a name"), "M_INVALID_PARAM")
+	wantCode(t, a.Block(t.Context(), a.server), "M_INVALID_PARAM")
+	other, _, _, _ := newKeys("b")
+	if err := a.Unblock(t.Context(), other); !errors.Is(err, store.ErrNotFound) {
+		t.Errorf("unblock: %v", err)
+	}
+	for range 2 {
+		if err := a.Block(t.Context(), other); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if list, err := a.Blocked(); err != nil || !slices.Equal(list, []eventgraph.ServerName{other}) {
+		t.Errorf("blocked: %v, %v", list, err)
+	}
+}
+
+// A certificate of a blocked server that names somebody else's device does not block that one.
+func TestBlockedCertificateNamesOthers(t *testing.T) {
+	t.Parallel()
+	a := idleHost(t, newWire(), "a")
+	server, _, identity, _ := newKeys("b")
+	_, innocent, _, _ := newKeys("c")
+	cert, err := eventgraph.SignCertificate(identity, 1, []eventgraph.CertifiedDevice{{
+		PeerID: innocent, KeyID: innocent.KeyID(), Key: unpadded(innocent.PublicKey()), BoxKey: unpadded(append([]byte{9}, make([]byte, 31)...)), FromTS: 1,
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := eventgraph.SignKeyDocument(server, []eventgraph.SigningKey{identity}, nil, cert, a.Now().UnixMilli()+1_000_000)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.peers.learn(d, "")
+	if err := a.Block(t.Context(), server); err != nil {
+		t.Fatal(err)
+	}
+	if a.peers.refuses(innocent) || !a.peers.refuses(eventgraph.NewPeerID(server.PublicKey())) {
+		t.Error("who is refused is not who is blocked")
+	}
+}
