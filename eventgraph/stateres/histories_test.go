@@ -83,7 +83,7 @@ func (l *literalReceiver) receive(seen onResolution) error {
 		if err := literal.AuthorizeByAuthEvents(v, e, l.get); err != nil || l.c.misplaced(i) {
 			at.verdict = refusedByAuthEvents
 		}
-		before := l.before(i, p.prev, seen)
+		before := l.before(i, l.c.parents(i), seen)
 		if at.verdict == accepted {
 			if err := literal.Authorize(v, e, before, l.get); err != nil {
 				at.verdict = refusedByState

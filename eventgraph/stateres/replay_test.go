@@ -97,7 +97,19 @@ func (c *chronicle) misplaced(i int) bool {
 	if i > 0 && p.Type() == "m.room.create" && p.RoomID() == c.events[0].RoomID() {
 		return true
 	}
-	return slices.ContainsFunc(p.prev, func(on int) bool { return on >= 0 && c.events[on].RoomID() != p.RoomID() })
+	return len(c.parents(i)) < len(p.prev)
+}
+
+// parents are those of event i that are of its room: states come from no other.
+func (c *chronicle) parents(i int) []int {
+	room := c.events[i].RoomID()
+	var own []int
+	for _, on := range c.events[i].prev {
+		if on < 0 || c.events[on].RoomID() == room {
+			own = append(own, on)
+		}
+	}
+	return own
 }
 
 func (c *chronicle) TrieNode(h eventgraph.Hash) ([]byte, error) {
@@ -273,7 +285,7 @@ func (r *replay) place(i int) error {
 	if r.of.misplaced(i) {
 		at.verdict = refusedByAuthEvents
 	}
-	if at.before, err = r.before(i, p.prev); err != nil {
+	if at.before, err = r.before(i, r.of.parents(i)); err != nil {
 		return err
 	}
 	if at.verdict == accepted {
@@ -349,13 +361,12 @@ func (r *replay) resolve(i int, roots []eventgraph.Hash) (eventgraph.Hash, error
 		delete(r.full, i) // the generator may have tried other parents
 		return roots[0], nil
 	}
-	if slices.Equal(roots, r.lastly.roots) && r.full[i] != nil {
+	if i != claimed && slices.Equal(roots, r.lastly.roots) && r.full[i] != nil { // of claimed states, others may be doubted now
 		return r.lastly.root, nil
 	}
 	res := newResolver(r.of.version, roots, r.of, r)
+	// Histories are small: the usual bound on citing events would never be met.
 	res.citers = citersTried[uint(i)%uint(len(citersTried))]
-	// Histories are small: the bound on citing events would never be met.
-	res.citers = []int{usualCiters, -1000, 0, 4}[(i+4)%4]
 	if err := res.resolve(); err != nil {
 		return eventgraph.Hash{}, err
 	}
