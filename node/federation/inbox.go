@@ -197,6 +197,13 @@ func (i *inbox) take(ctx context.Context) (eventgraph.RoomID, error) {
 	}
 }
 
+// wokenAgain says whether something has come for the room since its visit began.
+func (i *inbox) wokenAgain(room eventgraph.RoomID) bool {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.rooms[room].again
+}
+
 // done ends a visit: empty says that nothing waits in the room any more, moved that something was taken in, read how long it took to
 // read what waits.
 func (i *inbox) done(room eventgraph.RoomID, empty, moved bool, read time.Duration) {
@@ -316,6 +323,11 @@ func (f *Federation) visit(ctx context.Context, room eventgraph.RoomID) (empty, 
 		f.inbox.ask(room, next)
 		if err := f.obtain(ctx, w, next); err != nil {
 			f.Log.Debug("what is missing was not given", "room", room, "event", next.event, "server", next.server, "err", err)
+		}
+		// What is missing may have come meanwhile from somebody else. Only after a question: else whoever sends without pause keeps us
+		// from asking.
+		if f.inbox.wokenAgain(room) {
+			break
 		}
 	}
 	return false, moved, read, nil

@@ -136,6 +136,31 @@ expect p95 60s
 expect copies 6
 `
 
+// TestHeal: two halves that meet again are level as soon as they have met, though a node on a slow line takes long to answer: what one
+// question asks for, another peer has brought meanwhile.
+func TestHeal(t *testing.T) {
+	t.Parallel()
+	r := play(t, heal, Options{})
+	for _, f := range r.Failures {
+		t.Error(f)
+	}
+}
+
+const heal = `
+nodes 12
+line all delay 5ms jitter 5ms rate 20Mbit/s
+line 10,11 delay 50ms jitter 50ms rate 1Mbit/s loss 5%   # radio
+split 0-5 / 6-11
+messages 120/h size 200
+run 1h
+messages off
+heal
+run 10m
+expect equal
+expect p95 5s
+expect copies 2.5
+`
+
 // TestSeed: messages and contacts follow from the seed.
 func TestSeed(t *testing.T) {
 	t.Parallel()
