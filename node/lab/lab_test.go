@@ -152,7 +152,7 @@ line all delay 5ms jitter 5ms rate 20Mbit/s
 line 10,11 delay 50ms jitter 50ms rate 1Mbit/s loss 5%   # radio
 split 0-5 / 6-11
 messages 120/h size 200
-run 1h
+run 30m
 messages off
 heal
 run 10m
