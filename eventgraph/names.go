@@ -13,8 +13,9 @@ import (
 	"github.com/multiformats/go-base36"
 )
 
-// ServerName is the name of a homeserver: its identity key as a libp2p CIDv1 in base36
-// ("k51qzi5uqu5d…", 62 characters), optionally followed by a DNS zone ("k51….example.org").
+// ServerName is the name of a homeserver. In the IDs of an event it is any that the grammar of the specification allows; what
+// ParseServerName accepts are those of plexus: the identity key as a libp2p CIDv1 in base36 ("k51qzi5uqu5d…", 62 characters),
+// optionally followed by a DNS zone ("k51….example.org").
 type ServerName string
 
 // PeerID is libp2p's name of a device key, in base58 ("12D3KooW…").

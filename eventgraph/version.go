@@ -12,23 +12,24 @@ type RoomVersion string
 // DefaultRoomVersion is the version of new rooms.
 const DefaultRoomVersion RoomVersion = "12"
 
-// Traits is what differs between room versions: one row of the table below.
+// Traits is what differs between room versions, as the specification's page of each says; the table of all of them stands in
+// version.go. Each trait holds from the version on that brought it.
 type Traits struct {
-	URLSafeEventIDs     bool // event IDs in URL-safe base64
-	StrictKeyValidity   bool // a signing key must be valid at the event's time
-	StrictJSON          bool // canonical JSON enforced
-	NotificationLevels  bool // notifications levels checked by auth
-	NoAliasAuth         bool // m.room.aliases loses its special rules
-	Knock               bool
-	Restricted          bool // the restricted join rule; redaction keeps allow
-	RestrictedRedaction bool // redaction keeps join_authorised_via_users_server
-	IntegerLevels       bool // power levels are integers, no strings
-	KnockRestricted     bool
-	RedactsInContent    bool // with the redaction rules of version 11
-	NoCreatorField      bool // the creator is the create event's sender
-	RoomIDFromCreate    bool // with create absent from auth_events
-	PrivilegedCreators  bool
-	StateResolutionV21  bool
+	URLSafeEventIDs     bool // version 4: event IDs in URL-safe base64
+	StrictKeyValidity   bool // version 5: a signing key must be valid at the event's time
+	StrictJSON          bool // version 6: canonical JSON enforced
+	NotificationLevels  bool // version 6: notifications levels checked by auth
+	NoAliasAuth         bool // version 6: m.room.aliases loses its special rules
+	Knock               bool // version 7: membership and join rule knock
+	Restricted          bool // version 8: the restricted join rule; redaction keeps allow
+	RestrictedRedaction bool // version 9: redaction keeps join_authorised_via_users_server
+	IntegerLevels       bool // version 10: power levels are integers, no strings
+	KnockRestricted     bool // version 10: the join rule knock_restricted
+	RedactsInContent    bool // version 11: with its redaction rules
+	NoCreatorField      bool // version 11: the creator is the create event's sender
+	RoomIDFromCreate    bool // version 12: with create absent from auth_events
+	PrivilegedCreators  bool // version 12: creators, additional_creators among them, have infinite power
+	StateResolutionV21  bool // version 12: state resolution 2.1, before it 2
 }
 
 // versionTable has the room versions in ascending order. 1 and 2 are not supported: their event IDs are what senders
