@@ -56,10 +56,10 @@ func (r *Rooms) Accept(ctx context.Context, e *eventgraph.Event, b Basis) (Resul
 	return outcomes[0].Result, outcomes[0].Err
 }
 
-// AcceptAll is Accept for a run of events of one room, in order, parents first; it stops at the first that cannot be taken in
-// now (Missing), after committing those before; a Refusal is in its Outcome and the run goes on. So there are as many
-// outcomes as events looked at. A Claimed state is that before the first event; the others rest on their parents. A page of
-// backfill must come in one call, oldest first: it gets its place below all that is held.
+// AcceptAll is Accept for a run of events of one room, in order, parents first. A Refusal is in its Outcome and the run goes on. So it does after an
+// event that cannot be taken in now (Missing), whose descendants then miss it too; but for a claimed state, and in a page of backfill, it stops
+// there, after committing those before. So there are as many outcomes as events looked at. A Claimed state is that before the
+// first event; the others rest on their parents. A page of backfill must come in one call, oldest first: it gets its place below all that is held.
 func (r *Rooms) AcceptAll(ctx context.Context, events []*eventgraph.Event, b Basis) ([]Outcome, error) {
 	if len(events) == 0 {
 		return nil, nil
@@ -90,7 +90,7 @@ func (r *Rooms) AcceptAll(ctx context.Context, events []*eventgraph.Event, b Bas
 			}
 			placed = placed || (err == nil && !results[i].Already)
 			outcomes = append(outcomes, Outcome{Err: err})
-			if missing := (*MissingError)(nil); errors.As(err, &missing) {
+			if missing := (*MissingError)(nil); errors.As(err, &missing) && (b.Kind == Claimed || b.Backfill) {
 				break
 			}
 			if run.size >= maxRunBytes {

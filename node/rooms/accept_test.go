@@ -211,12 +211,18 @@ func TestMissing(t *testing.T) {
 	if !errors.As(err, &missing) || !slices.Equal(missing.Events, []eventgraph.EventID{second}) || missing.StateBefore {
 		t.Fatalf("got %v, want missing %s", err, second)
 	}
-	// A run stops at the first that cannot be taken in.
+	// A run goes on after one that cannot be taken in: a caller that had to begin anew would have the signatures of all the rest checked again.
+	fourth, fifth := a.message(room, alice, "fourth"), a.message(room, alice, "fifth")
 	outcomes, err := b.AcceptAll(context.Background(), []*eventgraph.Event{
-		pdu(t, a.event(first).Event), pdu(t, a.event(third).Event), pdu(t, a.event(second).Event),
+		pdu(t, a.event(first).Event), pdu(t, a.event(third).Event), pdu(t, a.event(fourth).Event), pdu(t, a.event(fifth).Event),
 	}, Basis{Origin: a.Server()})
-	if err != nil || len(outcomes) != 2 || outcomes[0].Verdict != store.Accepted || !errors.As(outcomes[1].Err, &missing) {
+	if err != nil || len(outcomes) != 4 || outcomes[0].Verdict != store.Accepted {
 		t.Fatalf("outcomes %+v, %v", outcomes, err)
+	}
+	for i, lacks := range []eventgraph.EventID{second, third, fourth} {
+		if err := outcomes[i+1].Err; !errors.As(err, &missing) || !slices.Equal(missing.Events, []eventgraph.EventID{lacks}) {
+			t.Errorf("got %v, want missing %s", err, lacks)
+		}
 	}
 	if outcomes[0].Position != b.store.Position() {
 		t.Errorf("position %d, want %d", outcomes[0].Position, b.store.Position())
