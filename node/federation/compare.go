@@ -76,17 +76,10 @@ func (a *agreements) put(peer eventgraph.PeerID, room eventgraph.RoomID, g agree
 
 // summary makes items of the rooms that the peer's server is in.
 func (f *Federation) summary(c contact, secret []byte) (*summary, error) {
-	var shared []*sharedRoom
-	err := f.Store.View(func(r *store.Reader) error {
-		return r.Rooms(func(room *store.Room) (bool, error) {
-			if f.Rooms.InRoom(room.ID, c.Server) && f.Rooms.ServerAllowed(room.ID, c.Server) {
-				s := &sharedRoom{id: room.ID, forward: room.Forward, own: heldOf(room.Forward)}
-				f.meetings.agreements.show(c.Peer, s)
-				shared = append(shared, s)
-			}
-			return true, nil
-		})
-	})
+	shared, err := f.meetings.sharing.with(c.Server)
+	for _, r := range shared {
+		f.meetings.agreements.show(c.Peer, r)
+	}
 	return newSummary(secret, shared), err
 }
 
@@ -127,7 +120,7 @@ func (f *Federation) settle(ctx context.Context, c contact, m *meeting, own *sum
 		room := meetRoom{ID: id[:]}
 		if r := own.rooms[id]; !r.silent { // of a silent one it is only asked whether it is shared now
 			room.Value = r.own[:]
-			if room.Have, err = f.visible(c.Server, r.forward); err != nil {
+			if room.Have, err = f.visible(c.Server, r.id); err != nil {
 				return false, err
 			}
 		}
@@ -186,7 +179,7 @@ func (f *Federation) answerRooms(c contact, own *summary, asked []meetRoom) (ans
 			continue
 		}
 		a := meetRoom{Value: r.own[:]}
-		if a.Have, err = f.visible(c.Server, r.forward); err != nil {
+		if a.Have, err = f.visible(c.Server, r.id); err != nil {
 			return nil, err
 		}
 		known, err := f.knows(c.Server, q.Have)
@@ -202,10 +195,14 @@ func (f *Federation) answerRooms(c contact, own *summary, asked []meetRoom) (ans
 	return answer, nil
 }
 
-// visible keeps of a room's extremities those that the server may see.
-func (f *Federation) visible(server eventgraph.ServerName, forward []eventgraph.EventID) (ids []eventgraph.EventID, err error) {
+// visible lists those of a room's extremities that the server may see.
+func (f *Federation) visible(server eventgraph.ServerName, room eventgraph.RoomID) (ids []eventgraph.EventID, err error) {
 	err = f.Store.View(func(r *store.Reader) error {
-		for _, id := range forward[:min(len(forward), maxTips)] {
+		held, err := r.Room(room)
+		if err != nil {
+			return err
+		}
+		for _, id := range held.Forward[:min(len(held.Forward), maxTips)] {
 			e, err := r.Event(id)
 			if errors.Is(err, store.ErrNotFound) {
 				continue

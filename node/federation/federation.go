@@ -134,7 +134,7 @@ func New(c Config) *Federation {
 	f.peers = newPeers(c.Now)
 	f.Transport = blockable{c.Transport, f.peers}
 	f.inbox = newInbox(c.Now)
-	f.meetings = newMeetings(c.Now)
+	f.meetings = newMeetings(c)
 	f.handler = f.routes()
 	if err := f.loadBlocked(); err != nil {
 		f.Log.Error("cannot tell which servers are blocked", "err", err)

@@ -195,13 +195,17 @@ func (s meetStream) read(limit uint32) (*meetMessage, error) {
 type meetings struct {
 	claims     *claims
 	agreements *agreements
+	sharing    *sharing
 
 	mu        sync.Mutex
 	attending map[eventgraph.PeerID]chan struct{} // a hint for each contact: bounded by the transport's connections
 }
 
-func newMeetings(now func() time.Time) *meetings {
-	return &meetings{claims: newClaims(now), agreements: newAgreements(), attending: map[eventgraph.PeerID]chan struct{}{}}
+func newMeetings(c Config) *meetings {
+	return &meetings{
+		claims: newClaims(c.Now), agreements: newAgreements(), sharing: &sharing{store: c.Store, now: c.Rooms},
+		attending: map[eventgraph.PeerID]chan struct{}{},
+	}
 }
 
 // hint lets the next meeting with the peer be soon.
@@ -224,8 +228,8 @@ func (m *meetings) rally(but eventgraph.PeerID) {
 	}
 }
 
-// runMeetings brings us level with each server met, at once and then at intervals, until ctx ends.
-func (f *Federation) runMeetings(ctx context.Context) error {
+// handleMeetings answers those who ask, and heeds hints.
+func (f *Federation) handleMeetings() {
 	g := &givers{friends: make(chan struct{}, givingMeetings), strangers: make(chan struct{}, strangerMeetings), with: map[eventgraph.PeerID]*giving{}}
 	f.Transport.Handle(protocolMeet, func(ctx context.Context, peer eventgraph.PeerID, stream io.ReadWriteCloser) {
 		defer stream.Close()
@@ -237,6 +241,11 @@ func (f *Federation) runMeetings(ctx context.Context) error {
 		stream.Close()
 		f.meetings.hint(peer)
 	})
+}
+
+// runMeetings brings us level with each server met, at once and then at intervals, until ctx ends.
+func (f *Federation) runMeetings(ctx context.Context) error {
+	f.handleMeetings()
 	group, ctx := errgroup.WithContext(ctx)
 	asking := make(chan struct{}, askingMeetings)
 	group.Go(func() error {

@@ -147,7 +147,7 @@ func (h *memHost) meetOnce(with *memHost, f func(io.ReadWriteCloser) io.ReadWrit
 	before := h.Transport
 	defer func() { h.Transport = before }()
 	if f != nil {
-		h.Transport = brokenStreams{before, f}
+		h.Transport = brokenStreams{before, func(_ eventgraph.PeerID, s io.ReadWriteCloser) io.ReadWriteCloser { return f(s) }}
 	}
 	pace := chunkBytes
 	m := &meeting{pace: &pace, until: time.Now().Add(meetSlice)}
@@ -157,7 +157,7 @@ func (h *memHost) meetOnce(with *memHost, f func(io.ReadWriteCloser) io.ReadWrit
 
 type brokenStreams struct {
 	Transport
-	f func(io.ReadWriteCloser) io.ReadWriteCloser
+	f func(peer eventgraph.PeerID, stream io.ReadWriteCloser) io.ReadWriteCloser
 }
 
 func (b brokenStreams) OpenStream(ctx context.Context, peer eventgraph.PeerID, protocol string) (io.ReadWriteCloser, error) {
@@ -165,7 +165,7 @@ func (b brokenStreams) OpenStream(ctx context.Context, peer eventgraph.PeerID, p
 	if err != nil {
 		return nil, err
 	}
-	return b.f(s), nil
+	return b.f(peer, s), nil
 }
 
 // short is a stream that ends after so many bytes were read.
@@ -394,6 +394,20 @@ func TestHostileGiver(t *testing.T) {
 		}
 		if d, err := b.storedDocument(strange); d != nil || err != nil {
 			t.Fatalf("%s: a key document was kept", name)
+		}
+	}
+}
+
+// givingAs answers each message as f says.
+func givingAs(f func(*meetMessage) *meetMessage) func(context.Context, eventgraph.PeerID, io.ReadWriteCloser) {
+	return func(_ context.Context, _ eventgraph.PeerID, stream io.ReadWriteCloser) {
+		defer stream.Close()
+		s := meetStream{stream}
+		for {
+			m, err := s.read(maxFrame)
+			if err != nil || s.write(f(m)) != nil {
+				return
+			}
 		}
 	}
 }

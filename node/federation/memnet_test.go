@@ -64,8 +64,14 @@ type memHost struct {
 // newMemHost makes a server that answers; start lets it do more.
 func newMemHost(t *testing.T, n *memnet.Network, name string) *memHost {
 	t.Helper()
+	return newMemHostIn(t, n, name, "")
+}
+
+// newMemHostIn keeps its store in a directory, if that is not "".
+func newMemHostIn(t *testing.T, n *memnet.Network, name, dir string) *memHost {
+	t.Helper()
 	server, peer, identity, device := newKeys(name)
-	s, err := store.Open("", store.Options{InMemory: true})
+	s, err := store.Open(dir, store.Options{InMemory: dir == ""})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -522,7 +522,13 @@ func (f *Federation) kept(server eventgraph.ServerName) bool {
 }
 
 // sharesRoom says whether a user of the server is joined to a room that is held here.
-func (f *Federation) sharesRoom(server eventgraph.ServerName) bool { return f.Rooms.SharesRoom(server) }
+func (f *Federation) sharesRoom(server eventgraph.ServerName) bool {
+	shares, err := f.meetings.sharing.shares(server)
+	if err != nil {
+		f.Log.Error("cannot tell who shares a room", "err", err)
+	}
+	return shares
+}
 
 // keep stores a document, which may be older than the one held: old signatures are judged by it. It returns the one that now counts.
 func (f *Federation) keep(ctx context.Context, d *eventgraph.KeyDocument, from eventgraph.PeerID) (*eventgraph.KeyDocument, error) {

@@ -130,11 +130,10 @@ func meetingSecret(asker, giver []byte) []byte {
 // sharedRoom is a room that the other server is in, as is known here. Silent: the other side has said that it does not share it, and nothing has
 // changed since, so it is in no range.
 type sharedRoom struct {
-	id      eventgraph.RoomID
-	forward []eventgraph.EventID
-	own     held // of forward
-	shown   held // what the print is of: own, or with the other's
-	silent  bool
+	id     eventgraph.RoomID
+	own    held
+	shown  held // what the print is of: own, or with the other's
+	silent bool
 }
 
 // summary is the shared rooms as items. It does not change.

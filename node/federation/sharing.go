@@ -1,0 +1,150 @@
+package federation
+
+import (
+	"errors"
+	"slices"
+	"sync"
+
+	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/node/rooms"
+	"github.com/plexus-p2p/plexus/store"
+)
+
+// sharing knows which servers are in which of our rooms, and what we hold of each. With 1,000 rooms, reading all of them at each meeting would be most of
+// what an idle node does; so it follows the changes, and reads the rooms again that changed.
+type sharing struct {
+	store *store.Store
+	now   *rooms.Rooms
+
+	mu    sync.Mutex // also while it reads the store: who waits needs the same
+	upTo  store.Position
+	rooms map[eventgraph.RoomID]*sharedBy
+	count map[eventgraph.ServerName]int // of rooms; its keys are the names in all lists
+}
+
+// sharedBy is a room with the servers in it.
+type sharedBy struct {
+	state   eventgraph.Hash
+	own     held
+	servers []eventgraph.ServerName        // sorted
+	allowed map[eventgraph.ServerName]bool // by the server ACL, of those that were asked for
+}
+
+// maxFollowed is how many changes are followed; after more, all rooms are read.
+const maxFollowed = 20_000
+
+// refresh reads what has changed since the last time; mu is held.
+func (s *sharing) refresh() error {
+	upTo := s.store.Position()
+	if s.rooms != nil && upTo == s.upTo {
+		return nil
+	}
+	var changed map[eventgraph.RoomID]bool
+	err := s.store.View(func(r *store.Reader) error {
+		if s.rooms != nil && upTo-s.upTo <= maxFollowed {
+			changed = map[eventgraph.RoomID]bool{}
+			return r.Changes(s.upTo, upTo, func(_ store.Position, c store.Change) (bool, error) {
+				if c.Room != "" {
+					changed[c.Room] = true
+				}
+				return true, nil
+			})
+		}
+		s.rooms, s.count = map[eventgraph.RoomID]*sharedBy{}, map[eventgraph.ServerName]int{}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	err = s.store.View(func(r *store.Reader) error {
+		if changed == nil {
+			return r.Rooms(func(room *store.Room) (bool, error) { return true, s.read(room.ID, room) })
+		}
+		for id := range changed {
+			room, err := r.Room(id)
+			if err != nil && !errors.Is(err, store.ErrNotFound) {
+				return err
+			}
+			if err := s.read(id, room); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		s.rooms = nil // in parts
+		return err
+	}
+	s.upTo = upTo
+	return nil
+}
+
+// read takes in a room as it is now, nil if it is held no more; mu is held.
+func (s *sharing) read(id eventgraph.RoomID, room *store.Room) error {
+	before := s.rooms[id]
+	if room == nil {
+		if before != nil {
+			s.counting(before.servers, -1)
+			delete(s.rooms, id)
+		}
+		return nil
+	}
+	now := &sharedBy{state: room.State, own: heldOf(room.Forward)}
+	if before != nil && before.state == now.state {
+		now.servers, now.allowed = before.servers, before.allowed
+		s.rooms[id] = now
+		return nil
+	}
+	servers, err := s.now.Servers(id)
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
+		return err
+	}
+	now.servers, now.allowed = servers, map[eventgraph.ServerName]bool{}
+	s.counting(now.servers, +1)
+	if before != nil {
+		s.counting(before.servers, -1)
+	}
+	s.rooms[id] = now
+	return nil
+}
+
+func (s *sharing) counting(servers []eventgraph.ServerName, by int) {
+	for _, server := range servers {
+		if s.count[server] += by; s.count[server] == 0 {
+			delete(s.count, server)
+		}
+	}
+}
+
+// shares says whether a user of the server is joined to a room that is held here.
+func (s *sharing) shares(server eventgraph.ServerName) (bool, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.refresh(); err != nil {
+		return false, err
+	}
+	return s.count[server] > 0, nil
+}
+
+// with lists the rooms that the server is in and is let into by their ACLs.
+func (s *sharing) with(server eventgraph.ServerName) (shared []*sharedRoom, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.refresh(); err != nil {
+		return nil, err
+	}
+	for id, room := range s.rooms {
+		if _, in := slices.BinarySearch(room.servers, server); !in {
+			continue
+		}
+		allowed, known := room.allowed[server]
+		if !known {
+			allowed = s.now.ServerAllowed(id, server)
+			room.allowed[server] = allowed
+		}
+		if allowed {
+			shared = append(shared, &sharedRoom{id: id, own: room.own})
+		}
+	}
+	return shared, nil
+}
