@@ -77,6 +77,7 @@ var (
 	genID = rapid.OneOf(
 		rapid.Map(rapid.IntRange(0, 50), numberedID),
 		rapid.Just(EventID("$acR1l0raoZnm60CBwAVgqbZqoO/mYU81xysh1u7XcJk")),
+		rapid.Just(EventID("$acR1l0raoZnm60CBwAVgqbZqoO/mYU81xysh1u7XcJl")),
 		rapid.Just(EventID("$old:example.org")),
 	)
 )
@@ -437,7 +438,8 @@ func TestTrieNodeSpelling(t *testing.T) {
 	for _, usual := range usualTypes {
 		tuples = append(tuples, StateTuple{usual, "k"})
 	}
-	ids := []EventID{numberedID(1), "$acR1l0raoZnm60CBwAVgqbZqoO/mYU81xysh1u7XcJk", "$old:example.org", "$", ""}
+	ids := []EventID{numberedID(1), "$acR1l0raoZnm60CBwAVgqbZqoO/mYU81xysh1u7XcJk", "$old:example.org", "$", "",
+		"$acR1l0raoZnm60CBwAVgqbZqoO/mYU81xysh1u7XcJl", "$acR1l0raoZnm60CBwAVgqbZqoO_mYU81xysh1u7XcJn"} // base64 with bits that no hash has
 	var spelled []string
 	for i, k := range tuples {
 		id := ids[i%len(ids)]

@@ -171,10 +171,10 @@ func appendID(b []byte, id EventID) []byte {
 
 func idKind(id string) (byte, *base64.Encoding) {
 	switch {
-	case isHashID(id, '$', base64.RawURLEncoding):
-		return idURLSafe, base64.RawURLEncoding
-	case isHashID(id, '$', base64.RawStdEncoding):
-		return idStandard, base64.RawStdEncoding
+	case isHashID(id, '$', urlSafeIDs):
+		return idURLSafe, urlSafeIDs
+	case isHashID(id, '$', standardIDs):
+		return idStandard, standardIDs
 	}
 	return idText, nil
 }
