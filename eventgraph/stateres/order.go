@@ -53,27 +53,24 @@ func (r *resolver) powerEvents() []*node {
 	return set
 }
 
-// byPower sorts into the reverse topological power ordering, with Kahn's algorithm.
-//
-// The DAG is that of all auth events: two events of the set may also be tied by a path through events outside it. Those
-// outside events take part as silent vertices, passed as soon as they are free.
+// byPower sorts the set that powerEvents marked into the reverse topological power ordering, with Kahn's algorithm. The links of the
+// DAG are those between events of the set.
 func (r *resolver) byPower(set []*node) ([]*node, error) {
-	for _, n := range set {
+	for i, n := range set {
 		level, err := r.senderPower(n)
 		if err != nil {
 			return nil, err
 		}
-		n.level = level
+		n.level, n.vertex = level, i+1
 	}
 
-	tied := r.tied()
 	// Who cites whom: the citers of vertex v are citers[ends[v-1]:ends[v]]. Of each, how many auth events must come first.
-	waits := make([]int, len(tied)+1)
-	ends := make([]int, len(tied)+2)
+	waits := make([]int, len(set)+1)
+	ends := make([]int, len(set)+2)
 	edges := func(f func(citer, cited int)) {
-		for _, n := range tied {
+		for _, n := range set {
 			for _, a := range n.auth {
-				if a.vertex > 0 {
+				if a.ordered {
 					f(n.vertex, a.vertex)
 				}
 			}
@@ -83,59 +80,34 @@ func (r *resolver) byPower(set []*node) ([]*node, error) {
 		waits[citer]++
 		ends[cited+1]++
 	})
-	for v := range tied {
+	for v := range set {
 		ends[v+2] += ends[v+1]
 	}
-	citers := make([]*node, ends[len(tied)+1])
+	citers := make([]*node, ends[len(set)+1])
 	edges(func(citer, cited int) {
-		citers[ends[cited]] = tied[citer-1]
+		citers[ends[cited]] = set[citer-1]
 		ends[cited]++
 	})
 
 	free := &vertices{}
-	var silent []*node
 	release := func(n *node) {
-		switch {
-		case waits[n.vertex] > 0:
-		case n.ordered:
+		if waits[n.vertex] == 0 {
 			heap.Push(free, n)
-		default:
-			silent = append(silent, n)
 		}
 	}
-	for _, n := range tied {
+	for _, n := range set {
 		release(n)
 	}
 	sorted := make([]*node, 0, len(set))
-	for len(silent) > 0 || free.Len() > 0 {
-		var n *node
-		if len(silent) > 0 {
-			n = silent[len(silent)-1]
-			silent = silent[:len(silent)-1]
-		} else {
-			n = heap.Pop(free).(*node)
-			sorted = append(sorted, n)
-		}
+	for free.Len() > 0 {
+		n := heap.Pop(free).(*node)
+		sorted = append(sorted, n)
 		for _, c := range citers[ends[n.vertex-1]:ends[n.vertex]] {
 			waits[c.vertex]--
 			release(c)
 		}
 	}
 	return sorted, nil
-}
-
-// tied returns, and numbers, the vertices of the DAG that sorting needs: the set that powerEvents marked, and the events on
-// paths between two of it.
-func (r *resolver) tied() []*node {
-	var vertices []*node
-	for _, n := range slices.Backward(r.walked) {
-		n.leads = slices.ContainsFunc(n.auth, func(a *node) bool { return a.ordered || a.leads })
-		if n.ordered || n.powerful && n.leads {
-			vertices = append(vertices, n)
-			n.vertex = len(vertices)
-		}
-	}
-	return vertices
 }
 
 // byTime is the part that both orderings have in common.

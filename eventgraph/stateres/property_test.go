@@ -260,7 +260,7 @@ func TestDefinitions(t *testing.T) {
 			}
 		}
 
-		// The power events come after all that they rest on, and of those that could come next the smallest does.
+		// The power events come after those of the set that they cite, and of those that could come next the smallest does.
 		sorted, err := r.byPower(slices.Clone(set))
 		if err != nil {
 			t.Fatal(err)
@@ -270,10 +270,10 @@ func TestDefinitions(t *testing.T) {
 		}
 		for i, n := range sorted {
 			for _, later := range sorted[i+1:] {
-				if chains.reaches(n.ID(), later.ID()) {
-					t.Errorf("%s comes before %s, which it rests on", w.names[n.ID()], w.names[later.ID()])
+				if slices.Contains(n.AuthEvents(), later.ID()) {
+					t.Errorf("%s comes before %s, which it cites", w.names[n.ID()], w.names[later.ID()])
 				}
-				free := !slices.ContainsFunc(sorted[i:], func(o *node) bool { return o != later && chains.reaches(later.ID(), o.ID()) })
+				free := !slices.ContainsFunc(sorted[i:], func(o *node) bool { return slices.Contains(later.AuthEvents(), o.ID()) })
 				if free && w.less(later.Event, n.Event) {
 					t.Errorf("%s comes before %s, which is smaller and free", w.names[n.ID()], w.names[later.ID()])
 				}

@@ -27,10 +27,10 @@
 // By the spec's definition an event is not in its own auth chain. So an event that is in all states, but that only some
 // states' events cite, is in the auth difference, though not in conflict.
 //
-// Two readings of the text are ours. "The DAG formed by auth events" that the reverse topological power ordering rests on is that
-// of the room, not only of the links between events of the set: a power event comes after each that is in its auth chain, also where
-// the way leads through an event that is in no conflict. (Version 2.1 has such events in the set.) And a room has one create event:
-// whoever receives events refuses a second.
+// Two readings of the text are ours. "The DAG formed by auth events" that the reverse topological power ordering rests on has the
+// links between events of the set to be sorted, as servers that are widely used read it too, and not ways through an event that is
+// in no conflict. (Version 2.1 has such events in the set, so there it makes no difference.) And a room has one create event: whoever
+// receives events refuses a second.
 //
 // Auth chains are walked with a stack, never by recursion: a chain is as long as a room is old.
 package stateres

@@ -12,8 +12,7 @@
 //
 // Where the pages leave something open, a reading had to be chosen, and it is that of the other implementation, so that the comparison
 // says nothing of it: a state without a create event allows nothing; without join rules a room is closed; malformed levels outside users
-// refuse power levels before version 10 too, but null there counts as absent; the DAG of the reverse topological power ordering is
-// that of the room; the first of several auth events at one key counts.
+// refuse power levels before version 10 too, but null there counts as absent; the first of several auth events at one key counts.
 //
 // Room versions other than 3 to 12 panic.
 package literal

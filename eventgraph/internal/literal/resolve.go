@@ -2,6 +2,7 @@ package literal
 
 import (
 	"maps"
+	"slices"
 	"sort"
 )
 
@@ -208,7 +209,7 @@ func (r *resolution) reverseTopologicalPowerOrdering(set map[string]bool) []stri
 	for len(waiting) > 0 {
 		smallest := ""
 		for id := range waiting {
-			if !r.restsOn(id, waiting) && (smallest == "" || less(id, smallest)) {
+			if !r.citesOneOf(id, waiting) && (smallest == "" || less(id, smallest)) {
 				smallest = id
 			}
 		}
@@ -221,12 +222,10 @@ func (r *resolution) reverseTopologicalPowerOrdering(set map[string]bool) []stri
 	return ordered
 }
 
-// restsOn tells whether the auth chain of an event has one of the set.
-func (r *resolution) restsOn(id string, set map[string]bool) bool {
-	for ancestor := range r.authChain(id) {
-		if set[ancestor] {
-			return true
-		}
+// citesOneOf tells whether an event has one of the set among its auth_events.
+func (r *resolution) citesOneOf(id string, set map[string]bool) bool {
+	if e := r.get(id); e != nil {
+		return slices.ContainsFunc(e.ids("auth_events"), func(auth string) bool { return set[auth] })
 	}
 	return false
 }
