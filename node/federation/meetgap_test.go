@@ -418,7 +418,7 @@ func TestLargeGap(t *testing.T) {
 	grown := int64(most) - int64(before)
 	t.Logf("%d events in %v, %.0f a second, at %d meetings; %d bytes in, %d out for each; memory in use grew by %.1f MiB",
 		events, took.Round(time.Millisecond), float64(events)/took.Seconds(), meetings, in.Load()/int64(events), out.Load()/int64(events), float64(grown)/(1<<20))
-	if grown > 64<<20 {
+	if grown > 96<<20 { // the caches and memory tables of two nodes, which fill
 		t.Errorf("memory in use grew by %d bytes", grown)
 	}
 }
