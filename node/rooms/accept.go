@@ -256,6 +256,11 @@ func (run *run) judge(in incoming, held *store.StoredEvent) (judgement, error) {
 	}
 
 	// Step 4: by its auth events. All of them must be held; a rejected one rejects this one too.
+	if in.basis.Kind == Parents && !in.basis.Backfill {
+		if err := run.placeAuthEvents(e); err != nil {
+			return j, err
+		}
+	}
 	authEvents, rejected, missing, err := run.authEvents(e)
 	if err != nil {
 		return j, err

@@ -758,3 +758,40 @@ func TestAttackLongAuthChain(t *testing.T) {
 		}
 	})
 }
+
+// A server shows an event that the state before it forbids to one only as somebody's auth event, and to the other in its place. Both
+// reject what rests on it, so their states stay the same.
+func TestAttackRejectedForOneAlone(t *testing.T) {
+	underAttack(t, func(t *testing.T, version eventgraph.RoomVersion) {
+		a, b, alice, bob, room := shared(t, version)
+		before := a.store.Position()
+		both := a.levels(version, map[eventgraph.UserID]int{alice: 100, bob: 50})
+		a.setState(room, alice, "m.room.power_levels", "", both)
+		old := a.current(room, "m.room.power_levels", "").ID()
+		a.setState(room, alice, "m.room.power_levels", "", a.levels(version, map[eventgraph.UserID]int{alice: 100}))
+		a.give(b, room, before)
+		member := a.current(room, "m.room.member", string(bob)).ID()
+		build := func(eventType, key, content string, authEvents ...eventgraph.EventID) *eventgraph.Event {
+			if version != "12" {
+				authEvents = append(authEvents, a.record(room).Create)
+			}
+			e, err := eventgraph.Build(version, eventgraph.Draft{RoomID: room, Type: eventType, StateKey: &key, Sender: bob, Content: json.RawMessage(content),
+				PrevEvents: a.record(room).Forward, AuthEvents: authEvents, Depth: 50, OriginServerTS: b.now.UnixMilli()}, b.key)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return e
+		}
+		forbidden := build("m.room.power_levels", "", string(both), old, member)
+		resting := build("m.room.member", string(bob), `{"membership":"join","displayname":"split"}`,
+			forbidden.ID(), member, a.current(room, "m.room.join_rules", "").ID())
+
+		a.accept(pdu(t, forbidden), Basis{}, store.Rejected)
+		b.accept(pdu(t, forbidden), Basis{Kind: Nothing}, store.Outlier)
+		a.accept(pdu(t, resting), Basis{}, store.Rejected)
+		b.accept(pdu(t, resting), Basis{}, store.Rejected)
+		if a.record(room).State != b.record(room).State {
+			t.Error("the states differ")
+		}
+	})
+}

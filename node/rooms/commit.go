@@ -19,15 +19,16 @@ type run struct {
 	ctx  context.Context
 	read *store.Reader // a snapshot from when the run began; the run is the only writer of this room
 
-	live   live                                        // with the work of this run
-	events map[eventgraph.EventID]*store.StoredEvent   // new or changed in this run
-	edges  map[eventgraph.EventID][]eventgraph.EventID // to events new in this run, by parent
-	citers map[eventgraph.EventID][]eventgraph.EventID // events of this run, by auth event; filled in when somebody asks
-	citing []*eventgraph.Event                         // of this run, not in citers yet
-	waits  map[eventgraph.EventID][]eventgraph.EventID // redactions new in this run whose target is not here, by target
-	nodes  map[eventgraph.Hash][]byte                  // trie nodes new in this run
-	states map[eventgraph.Hash]*State
-	txns   map[sentAs]eventgraph.EventID
+	live    live                                        // with the work of this run
+	events  map[eventgraph.EventID]*store.StoredEvent   // new or changed in this run
+	edges   map[eventgraph.EventID][]eventgraph.EventID // to events new in this run, by parent
+	citers  map[eventgraph.EventID][]eventgraph.EventID // events of this run, by auth event; filled in when somebody asks
+	citing  []*eventgraph.Event                         // of this run, not in citers yet
+	waits   map[eventgraph.EventID][]eventgraph.EventID // redactions new in this run whose target is not here, by target
+	nodes   map[eventgraph.Hash][]byte                  // trie nodes new in this run
+	states  map[eventgraph.Hash]*State
+	placing int // how deep placeAuthEvents is in auth events of auth events
+	txns    map[sentAs]eventgraph.EventID
 
 	// To be written by the next commit.
 	writes  []*write

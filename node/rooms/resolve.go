@@ -15,6 +15,10 @@ import (
 // maxPlaced bounds how many outliers among an event's ancestors get their place on the way to it.
 const maxPlaced = 1000
 
+// maxPlacing bounds how far placeAuthEvents goes from auth event to auth event. Honest ones have their place, or one or two wait
+// for it.
+const maxPlacing = 20
+
 // stateBefore finds the state before e: by its parents, or as claimed where they are not all held (then gap is true).
 func (run *run) stateBefore(e *eventgraph.Event, b Basis) (root eventgraph.Hash, gap bool, err error) {
 	if b.Kind == Claimed {
@@ -89,6 +93,37 @@ func (run *run) placeParents(e *eventgraph.Event, b Basis) error {
 	}
 	for _, outlier := range order {
 		if err := run.accept(incoming{event: outlier, basis: Basis{Kind: Parents, Backfill: b.Backfill}}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// placeAuthEvents gives outliers among e's auth events their place, where all that they build on has its place. Step 4 asks whether they
+// were rejected, and of an outlier only its own auth events have been asked: who took such an event in by its parents may have
+// rejected it by the state before it, and then rejects e. What cannot have its place yet stays an outlier.
+func (run *run) placeAuthEvents(e *eventgraph.Event) error {
+	if run.placing == maxPlacing {
+		return nil
+	}
+	run.placing++
+	defer func() { run.placing-- }()
+	for _, id := range e.AuthEvents() {
+		s, err := run.stored(id)
+		if err != nil && !errors.Is(err, store.ErrNotFound) {
+			return err
+		}
+		if err != nil || s.Verdict != store.Outlier || len(s.PrevEvents()) == 0 || s.RoomID() != run.rm.id {
+			continue
+		}
+		lacking, err := run.withoutPlace(s.Event)
+		if err != nil {
+			return err
+		}
+		if len(lacking) > 0 {
+			continue // as all that a join brought: what it builds on is the past
+		}
+		if err := run.accept(incoming{event: s.Event, basis: Basis{Kind: Parents}}); err != nil && !isOutcome(err) {
 			return err
 		}
 	}
