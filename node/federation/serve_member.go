@@ -318,12 +318,22 @@ func (f *Federation) strippedState(room eventgraph.RoomID, sender eventgraph.Use
 	}
 	events := []json.RawMessage{}
 	for _, t := range tuples {
-		e, err := state.Event(t)
+		id, ok, err := state.EventID(t)
 		if err != nil {
 			return nil, err
 		}
-		if e != nil {
-			events = append(events, e.Raw())
+		if !ok {
+			continue
+		}
+		err = f.Store.View(func(r *store.Reader) error {
+			e, err := r.Event(id)
+			if err == nil {
+				events = append(events, e.Shown().Raw())
+			}
+			return err
+		})
+		if err != nil {
+			return nil, err
 		}
 	}
 	return events, nil

@@ -362,6 +362,7 @@ func (run *run) replace(held *store.StoredEvent, e *eventgraph.Event) {
 		s.Event = e.RedactKeepingRules()
 	}
 	run.put(&write{event: s})
+	run.rm.resolved = nil // by the content that the event had
 }
 
 // take gives a judged event its place: order, state after, extremities, the room's current state, redactions.
@@ -373,6 +374,7 @@ func (run *run) take(in incoming, held *store.StoredEvent, j judgement) error {
 	}
 	if held != nil {
 		s.RedactedBy, s.ReceivedTS = held.RedactedBy, held.ReceivedTS
+		run.rm.resolved = nil // by the verdict and the content that the event had
 	}
 	var err error
 	if s.Height, err = heightOf(e, run.stored); err != nil {
