@@ -419,7 +419,10 @@ func (h *Host) openStream(ctx context.Context, p PeerID, proto string) (net.Conn
 		s, err := gostream.Dial(network.WithNoDial(network.WithAllowLimitedConn(ctx, proto), "dialled"), h.host, id, protocol.ID(proto))
 		switch {
 		case err == nil:
-			return &stream{s}, nil
+			if proto == ProtocolFederation {
+				return &stream{Conn: s}, nil // kept open between requests; Do looks after those
+			}
+			return &stream{Conn: s, waits: func() context.CancelFunc { return h.await(id) }}, nil
 		case h.ctx.Err() != nil:
 			return nil, ErrClosed
 		case try == 0 && ctx.Err() == nil && !h.isConnected(id):
@@ -430,9 +433,16 @@ func (h *Host) openStream(ctx context.Context, p PeerID, proto string) (net.Conn
 }
 
 // stream reports a protocol that the peer turns out not to speak, which libp2p finds at the first read, as ErrNotHere.
-type stream struct{ net.Conn }
+type stream struct {
+	net.Conn
+	waits func() (came context.CancelFunc) // called when something of the peer's is waited for
+}
 
+// Read waits for what was asked for, if this side has opened the stream: meanwhile the peer's connections are probed, as in Do.
 func (s *stream) Read(b []byte) (int, error) {
+	if s.waits != nil {
+		defer s.waits()()
+	}
 	n, err := s.Conn.Read(b)
 	return n, asNotHere(err)
 }
@@ -476,7 +486,7 @@ func (h *Host) Handle(proto string, f func(ctx context.Context, p PeerID, stream
 			if err != nil {
 				return // the listener is closed
 			}
-			if !h.work.start(func() { f(h.ctx, PeerID(s.RemoteAddr().String()), &stream{s}) }) {
+			if !h.work.start(func() { f(h.ctx, PeerID(s.RemoteAddr().String()), &stream{Conn: s}) }) {
 				_ = s.Close()
 			}
 		}
