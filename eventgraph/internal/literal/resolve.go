@@ -349,11 +349,13 @@ func (r *resolution) stateSeen(state State, e *Event) State {
 		}
 		for _, id := range e.ids("auth_events") {
 			event := r.get(id)
-			if event == nil || event.Rejected {
+			if event == nil {
 				continue
 			}
 			if k, ok := event.key(); ok && k == key {
-				seen[key] = id
+				if !event.Rejected {
+					seen[key] = id
+				}
 				break
 			}
 		}
