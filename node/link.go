@@ -68,7 +68,7 @@ func ParseLink(s string) (Link, error) {
 	}
 	rest, ok := cutPrefixFold(strings.TrimSpace(s), "matrix:")
 	if !ok {
-		return l, errors.New("an invite link begins with matrix:")
+		return l, errors.New("an invite link begins with \"matrix:\"")
 	}
 	rest, _, _ = strings.Cut(rest, "#")
 	path, query, _ := strings.Cut(rest, "?")

@@ -127,14 +127,14 @@ func (m *meter) watchAll(ctx context.Context, nodes []*member) {
 		m.mu.Unlock()
 		from := n.store.Position()
 		m.watchers.Go(func() {
-			if err := m.watch(ctx, n, from); err != nil && ctx.Err() == nil {
+			if err := m.watch(ctx, n, from); ctx.Err() == nil {
 				m.fail(fmt.Errorf("watch node %d: %w", n.index, err))
 			}
 		})
 	}
 }
 
-// watch notes the messages that the node's client could see.
+// watch notes the messages that the node's client could see, until ctx ends or the store fails.
 func (m *meter) watch(ctx context.Context, n *member, from store.Position) error {
 	for {
 		upTo, err := n.store.Wait(ctx, from)
