@@ -130,8 +130,8 @@ func BenchmarkEventCache(b *testing.B) {
 		events                   int
 	}{
 		{"message", "m.room.message", message, nothing, 1000},
-		{"powerLevels/500users", "m.room.power_levels", levels, nothing, 40},
-		{"powerLevels/500users/judged", "m.room.power_levels", levels, judged, 40},
+		{"powerLevels/500users", "m.room.power_levels", levels, nothing, 20},
+		{"powerLevels/500users/judged", "m.room.power_levels", levels, judged, 20},
 	} {
 		b.Run(c.name, func(b *testing.B) {
 			id, record := cacheable(b, c.eventType, c.content, 0)
