@@ -144,9 +144,9 @@ func TestHint(t *testing.T) {
 // meetOnce holds a meeting over a stream that f may replace.
 func (h *memHost) meetOnce(with *memHost, f func(io.ReadWriteCloser) io.ReadWriteCloser) (int, error) {
 	h.t.Helper()
-	before := h.Transport
-	defer func() { h.Transport = before }()
-	if f != nil {
+	if f != nil { // for hosts that do nothing else meanwhile: what runs beside reads Transport
+		before := h.Transport
+		defer func() { h.Transport = before }()
 		h.Transport = brokenStreams{before, func(_ eventgraph.PeerID, s io.ReadWriteCloser) io.ReadWriteCloser { return f(s) }}
 	}
 	pace := chunkBytes
