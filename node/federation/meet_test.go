@@ -144,10 +144,10 @@ func TestHint(t *testing.T) {
 // meetOnce holds a meeting over a stream that f may replace.
 func (h *memHost) meetOnce(with *memHost, f func(io.ReadWriteCloser) io.ReadWriteCloser) (int, error) {
 	h.t.Helper()
-	if f != nil { // for hosts that do nothing else meanwhile: what runs beside reads Transport
-		before := h.Transport
-		defer func() { h.Transport = before }()
-		h.Transport = brokenStreams{before, func(_ eventgraph.PeerID, s io.ReadWriteCloser) io.ReadWriteCloser { return f(s) }}
+	if f != nil {
+		g := func(_ eventgraph.PeerID, s io.ReadWriteCloser) io.ReadWriteCloser { return f(s) }
+		h.streams.f.Store(&g)
+		defer h.streams.f.Store(nil)
 	}
 	pace := chunkBytes
 	m := &meeting{pace: &pace, until: time.Now().Add(meetSlice)}
@@ -157,15 +157,18 @@ func (h *memHost) meetOnce(with *memHost, f func(io.ReadWriteCloser) io.ReadWrit
 
 type brokenStreams struct {
 	Transport
-	f func(peer eventgraph.PeerID, stream io.ReadWriteCloser) io.ReadWriteCloser
+	f atomic.Pointer[func(peer eventgraph.PeerID, stream io.ReadWriteCloser) io.ReadWriteCloser]
 }
 
-func (b brokenStreams) OpenStream(ctx context.Context, peer eventgraph.PeerID, protocol string) (io.ReadWriteCloser, error) {
+func (b *brokenStreams) OpenStream(ctx context.Context, peer eventgraph.PeerID, protocol string) (io.ReadWriteCloser, error) {
 	s, err := b.Transport.OpenStream(ctx, peer, protocol)
 	if err != nil {
 		return nil, err
 	}
-	return b.f(peer, s), nil
+	if f := b.f.Load(); f != nil {
+		return (*f)(peer, s), nil
+	}
+	return s, nil
 }
 
 // short is a stream that ends after so many bytes were read.

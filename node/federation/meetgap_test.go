@@ -199,14 +199,15 @@ func TestSeveralHolders(t *testing.T) {
 		cut(n, a, h)
 	}
 	came := newFetched()
-	b.Transport = brokenStreams{b.Transport, func(peer eventgraph.PeerID, s io.ReadWriteCloser) io.ReadWriteCloser {
+	noted := func(peer eventgraph.PeerID, s io.ReadWriteCloser) io.ReadWriteCloser {
 		return &framed{ReadWriteCloser: s, f: func(m *meetMessage, answer bool) error {
 			if m.Events != nil {
 				came.note("12", peer, m.Events)
 			}
 			return nil
 		}}
-	}}
+	}
+	b.streams.f.Store(&noted)
 	var group sync.WaitGroup
 	for _, holder := range holders {
 		group.Go(func() {

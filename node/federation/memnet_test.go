@@ -57,6 +57,7 @@ func (e memEnd) AddRecord(peer eventgraph.PeerID, record []byte) error {
 type memHost struct {
 	*host
 	peer      eventgraph.PeerID
+	streams   *brokenStreams // between the federation and the network
 	handler   atomic.Pointer[http.Handler]
 	intercept atomic.Pointer[func(w http.ResponseWriter, r *http.Request, body []byte) (answered bool)]
 }
@@ -86,8 +87,9 @@ func newMemHostIn(t *testing.T, n *memnet.Network, name, dir string) *memHost {
 	document := newDocument(t, server, peer, identity, device, time.Now())
 	local := &people{server: server}
 	h.host = &host{t: t, local: local, stop: func() {}}
+	h.streams = &brokenStreams{Transport: memEnd{at}}
 	h.renew(Config{
-		Store: s, Rooms: r, Ephemeral: e, Transport: memEnd{at}, Records: memEnd{at}, Key: device, Local: local, Now: time.Now, Log: log,
+		Store: s, Rooms: r, Ephemeral: e, Transport: h.streams, Records: memEnd{at}, Key: device, Local: local, Now: time.Now, Log: log,
 		KeyDocument: func() *eventgraph.KeyDocument { return document },
 		PeerOf: func(ctx context.Context) (eventgraph.PeerID, bool) {
 			p, ok := p2ptransport.PeerFrom(ctx)
