@@ -92,15 +92,15 @@ func (m *mesh) start(dir string, index int, log *slog.Logger) (*member, error) {
 			return errors.Join(<-ended, opened.Close())
 		},
 	}
-	return n, n.makeUser()
+	return n, n.makeUser(ctx)
 }
 
 // makeUser makes the node's user without a password: hashing one takes longer than a hundred messages.
-func (n *member) makeUser() error {
+func (n *member) makeUser(ctx context.Context) error {
 	n.user = eventgraph.UserID("@u:" + string(n.ServerName()))
 	n.token = "token of node " + strconv.Itoa(n.index)
 	now := time.Now().UnixMilli()
-	_, err := n.store.Update(context.Background(), func(tx *store.Tx) error {
+	_, err := n.store.Update(ctx, func(tx *store.Tx) error {
 		if err := tx.PutAccount(&store.Account{User: n.user, CreatedTS: now}); err != nil {
 			return err
 		}
