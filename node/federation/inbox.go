@@ -164,28 +164,36 @@ func (i *inbox) met(server eventgraph.ServerName, isIn func(eventgraph.RoomID) b
 	signal(i.woken)
 }
 
+// due finds a room that is due and marks it as visited; else it says when the next one is.
+func (i *inbox) due() (room eventgraph.RoomID, next time.Time, found bool) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	now := i.now()
+	next = now.Add(inboxBackoff)
+	for id, r := range i.rooms {
+		if r.visited {
+			continue
+		}
+		if !r.due.After(now) {
+			r.visited, r.again = true, false
+			signal(i.woken) // for the other workers
+			return id, now, true
+		}
+		if r.due.Before(next) {
+			next = r.due
+		}
+	}
+	return "", next, false
+}
+
 // take waits for a room that is due and marks it as visited.
 func (i *inbox) take(ctx context.Context) (eventgraph.RoomID, error) {
 	for {
-		i.mu.Lock()
-		now := i.now()
-		next := now.Add(inboxBackoff)
-		for id, r := range i.rooms {
-			if r.visited {
-				continue
-			}
-			if !r.due.After(now) {
-				r.visited, r.again = true, false
-				signal(i.woken) // for the other workers
-				i.mu.Unlock()
-				return id, nil
-			}
-			if r.due.Before(next) {
-				next = r.due
-			}
+		room, next, found := i.due()
+		if found {
+			return room, nil
 		}
-		i.mu.Unlock()
-		timer := time.NewTimer(next.Sub(now))
+		timer := time.NewTimer(next.Sub(i.now()))
 		select {
 		case <-ctx.Done():
 			timer.Stop()
@@ -256,8 +264,8 @@ func (i *inbox) wasRefused(event eventgraph.EventID, giver eventgraph.ServerName
 	return ok && i.now().Sub(at) < inboxBackoff
 }
 
-// runInbox takes in what waits in the inbox as it becomes possible, until ctx ends.
-func (f *Federation) runInbox(ctx context.Context) error {
+// wakeWaiting makes the rooms due in which something waits, at start.
+func (f *Federation) wakeWaiting() error {
 	err := f.Store.View(func(r *store.Reader) error {
 		return r.Rooms(func(room *store.Room) (bool, error) {
 			return true, r.Inbox(room.ID, func(*store.InboxItem) (bool, error) {
@@ -268,6 +276,14 @@ func (f *Federation) runInbox(ctx context.Context) error {
 	})
 	if err != nil {
 		return fmt.Errorf("read inbox: %w", err)
+	}
+	return nil
+}
+
+// runInbox takes in what waits in the inbox as it becomes possible, until ctx ends.
+func (f *Federation) runInbox(ctx context.Context) error {
+	if err := f.wakeWaiting(); err != nil {
+		return err
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {

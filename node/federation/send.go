@@ -140,67 +140,84 @@ func (f *Federation) destination(server eventgraph.ServerName) (d *store.Destina
 	return d, err
 }
 
-// follow reads the changes as they come, makes a record for each server that is concerned for the first time, and pokes the couriers.
-func (f *Federation) follow(ctx context.Context, senders *couriers) error {
+// following is how far the sender has looked at the changes, and how far that is stored.
+type following struct{ from, saved store.Position }
+
+func (f *Federation) beginFollowing() (following, error) {
 	own, err := f.destination(senderCursor)
 	if err != nil {
-		return fmt.Errorf("read sender's cursor: %w", err)
+		return following{}, fmt.Errorf("read sender's cursor: %w", err)
 	}
-	var from store.Position
-	if own != nil {
-		from = own.Sent
+	if own == nil {
+		return following{}, nil
 	}
-	saved := from
+	return following{own.Sent, own.Sent}, nil
+}
+
+// follow reads the changes as they come, makes a record for each server that is concerned for the first time, and pokes the couriers.
+func (f *Federation) follow(ctx context.Context, senders *couriers) error {
+	at, err := f.beginFollowing()
+	if err != nil {
+		return err
+	}
 	for {
-		upTo, err := f.Store.Wait(ctx, from)
+		upTo, err := f.Store.Wait(ctx, at.from)
 		if err != nil {
 			return err
 		}
-		concerned := map[eventgraph.ServerName]store.Position{} // to the first change
-		err = f.Store.View(func(r *store.Reader) error {
-			return r.Changes(from, upTo, func(at store.Position, c store.Change) (bool, error) {
-				servers, err := f.concerned(r, c)
-				if errors.Is(err, store.ErrNotFound) {
-					return true, nil // the room or the event has gone
-				}
-				for _, s := range servers {
-					if _, ok := concerned[s]; !ok && s != f.server && s != "" {
-						concerned[s] = at
-					}
-				}
-				return ctx.Err() == nil, err
-			})
-		})
-		if ctx.Err() != nil {
-			return ctx.Err()
+		err = f.followTo(ctx, &at, upTo, senders)
+		if errors.Is(err, store.ErrDiskFull) {
+			f.Log.Warn("sending waits for room on the disk", "err", err)
+			select {
+			case <-time.After(retryLast):
+			case <-ctx.Done():
+			}
+			continue
 		}
-		if err != nil {
-			return fmt.Errorf("read changes: %w", err)
-		}
-		fresh, err := f.withoutRecord(concerned)
 		if err != nil {
 			return err
 		}
-		if len(fresh) > 0 || upTo-saved > saveScan {
-			err := f.addDestinations(ctx, fresh, concerned, upTo)
-			if errors.Is(err, store.ErrDiskFull) {
-				f.Log.Warn("sending waits for room on the disk", "err", err)
-				select {
-				case <-time.After(retryLast):
-				case <-ctx.Done():
-				}
-				continue
-			}
-			if err != nil {
-				return fmt.Errorf("store destinations: %w", err)
-			}
-			saved = upTo
-		}
-		for s := range concerned {
-			senders.of(s).poke()
-		}
-		from = upTo
 	}
+}
+
+// followTo is one step of follow.
+func (f *Federation) followTo(ctx context.Context, at *following, upTo store.Position, senders *couriers) error {
+	concerned := map[eventgraph.ServerName]store.Position{} // to the first change
+	err := f.Store.View(func(r *store.Reader) error {
+		return r.Changes(at.from, upTo, func(pos store.Position, c store.Change) (bool, error) {
+			servers, err := f.concerned(r, c)
+			if errors.Is(err, store.ErrNotFound) {
+				return true, nil // the room or the event has gone
+			}
+			for _, s := range servers {
+				if _, ok := concerned[s]; !ok && s != f.server && s != "" {
+					concerned[s] = pos
+				}
+			}
+			return ctx.Err() == nil, err
+		})
+	})
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if err != nil {
+		return fmt.Errorf("read changes: %w", err)
+	}
+	fresh, err := f.withoutRecord(concerned)
+	if err != nil {
+		return err
+	}
+	if len(fresh) > 0 || upTo-at.saved > saveScan {
+		if err := f.addDestinations(ctx, fresh, concerned, upTo); err != nil {
+			return fmt.Errorf("store destinations: %w", err)
+		}
+		at.saved = upTo
+	}
+	for s := range concerned {
+		senders.of(s).poke()
+	}
+	at.from = upTo
+	return nil
 }
 
 // addDestinations makes the records of servers that had none, from before the first change that concerns each, and moves the
