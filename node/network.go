@@ -43,6 +43,25 @@ func (n network) AddRecord(peer eventgraph.PeerID, record []byte) error {
 	return n.t.AddRecord(p2ptransport.PeerID(peer), record)
 }
 
+func (n network) Subscribe(topic string, deliver func(from eventgraph.PeerID, payload []byte) bool) (cancel func(), err error) {
+	return n.t.Subscribe(topic, func(from p2ptransport.PeerID, payload []byte) bool { return deliver(eventgraph.PeerID(from), payload) })
+}
+
+func (n network) Publish(ctx context.Context, topic string, payload []byte) error {
+	return n.t.Publish(ctx, topic, payload)
+}
+
+func (n network) Subscribers(topic string) (peers []eventgraph.PeerID) {
+	for _, p := range n.t.Subscribers(topic) {
+		peers = append(peers, eventgraph.PeerID(p))
+	}
+	return peers
+}
+
+func (n network) SubscribersChanged() <-chan struct{} { return n.t.SubscribersChanged() }
+
+func (n network) GossipChanged(peer eventgraph.PeerID) { n.t.GossipChanged(p2ptransport.PeerID(peer)) }
+
 // addressBook keeps the transport's address book in the store.
 type addressBook struct{ s *store.Store }
 

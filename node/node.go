@@ -222,7 +222,7 @@ func (n *Node) openFederation() (err error) {
 		return fmt.Errorf("start transport: %w", err)
 	}
 	n.fed = federation.New(federation.Config{
-		Store: n.store, Rooms: n.rooms, Ephemeral: n.ephemeral, Transport: network{n.transport}, Records: network{n.transport},
+		Store: n.store, Rooms: n.rooms, Ephemeral: n.ephemeral, Transport: network{n.transport}, Records: network{n.transport}, Gossip: network{n.transport},
 		Key: n.keys.signing(), KeyDocument: n.keyDocument, Local: n.api, Now: c.Now, Log: c.Log,
 		PeerOf: func(ctx context.Context) (eventgraph.PeerID, bool) {
 			p, ok := p2ptransport.PeerFrom(ctx)

@@ -86,6 +86,7 @@ type Host struct {
 	relay  *relayv2.Relay // nil without Config.Relay
 
 	records Records
+	gossip  *Gossip
 
 	mu        sync.Mutex
 	closed    bool
@@ -125,6 +126,7 @@ func New(c Config) (*Host, error) {
 		return h.OpenStream(ctx, p, ProtocolFederation)
 	})
 	h.client.relayed = h.onlyRelayed
+	h.gossip = NewGossip(h.ctx, h.id, c.Gossip, &h.roster, h.openGossip, c.Log)
 	h.keeper = newKeeper(h)
 	if c.AddressBook != nil {
 		h.book = newBook(h, c.AddressBook)
@@ -141,6 +143,7 @@ func New(c Config) (*Host, error) {
 			return nil, err
 		}
 	}
+	h.Handle(ProtocolGossip, h.gossip.Serve)
 	if c.Relay {
 		if h.relay, err = startRelay(lh, c.Friend); err != nil {
 			_ = h.Close()
@@ -432,6 +435,38 @@ func (h *Host) openStream(ctx context.Context, p PeerID, proto string) (net.Conn
 	}
 }
 
+// openGossip opens a stream for gossip, over a direct connection.
+func (h *Host) openGossip(ctx context.Context, p PeerID) (net.Conn, error) {
+	id, err := peer.Decode(string(p))
+	if err != nil {
+		return nil, fmt.Errorf("%w: %v", ErrUnreachable, err)
+	}
+	s, err := gostream.Dial(network.WithNoDial(ctx, "gossip"), h.host, id, ProtocolGossip)
+	if err != nil {
+		return nil, sentinel(err)
+	}
+	return s, nil
+}
+
+// Subscribe takes part in a gossip topic; see Transport.
+func (h *Host) Subscribe(topic string, deliver func(from PeerID, payload []byte) bool) (cancel func(), err error) {
+	return h.gossip.Subscribe(topic, deliver)
+}
+
+// Publish sends a payload to a gossip topic; see Transport.
+func (h *Host) Publish(ctx context.Context, topic string, payload []byte) error {
+	return h.gossip.Publish(ctx, topic, payload)
+}
+
+// Subscribers are the connected peers that have announced a gossip topic; see Transport.
+func (h *Host) Subscribers(topic string) []PeerID { return h.gossip.Subscribers(topic) }
+
+// SubscribersChanged is closed when the subscribers of a topic change; see Transport.
+func (h *Host) SubscribersChanged() <-chan struct{} { return h.gossip.SubscribersChanged() }
+
+// GossipChanged has Config.Gossip asked again about a peer.
+func (h *Host) GossipChanged(p PeerID) { h.gossip.Changed(p) }
+
 // stream reports a protocol that the peer turns out not to speak, which libp2p finds at the first read, as ErrNotHere.
 type stream struct {
 	net.Conn
@@ -623,6 +658,7 @@ func (h *Host) Close() error {
 	}
 	h.work.refuse()
 	h.cancel()
+	h.gossip.Close()
 	if puncher != nil {
 		_ = puncher.Close()
 	}

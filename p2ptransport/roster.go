@@ -99,6 +99,14 @@ func (r *Roster) Peers() []Peer {
 	return peers
 }
 
+// direct says whether a peer has a connection that goes through no relay.
+func (r *Roster) direct(peer PeerID) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s := r.sessions[peer]
+	return s != nil && !s.best().relay
+}
+
 // Watch is Transport.Watch: it returns when ctx ends.
 func (r *Roster) Watch(ctx context.Context, f func(PeerEvent)) {
 	told := make(map[PeerID]uint64)

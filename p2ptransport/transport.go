@@ -2,7 +2,7 @@
 // key, discovery, dialling, and request streams. It knows neither rooms nor a database; whom to serve and
 // where peers were last seen it asks through small interfaces.
 //
-// What comes later has its place: gossip topics for large rooms in gossip.go, beside request streams.
+// Beside requests and streams there is gossip of payloads to all that take part in a topic (gossip.go).
 package p2ptransport
 
 import (
@@ -38,6 +38,9 @@ type Config struct {
 	// Friend says whether a peer that opens a stream is one that need not wait behind strangers, who share a part of the
 	// server's bounds (design.md §7). It must not block. nil: all are friends.
 	Friend func(PeerID) bool
+	// Gossip says whether a peer takes part in gossip, for example because it shares a large room: to others no topic is announced, and
+	// nothing that they gossip is looked at. It must not block; GossipChanged has it asked again. nil: nobody takes part.
+	Gossip func(PeerID) bool
 	// AddressBook keeps where friends and static peers were reached; nil: nothing outlives the host.
 	AddressBook AddressBook
 	// Relay makes this node carry connections between friends that cannot reach each other; see relay.go for how much. Its own
@@ -73,6 +76,22 @@ type Transport interface {
 	// AddRecord takes in a record that another peer handed on; if it is newer than the one held, the peer is dialled there.
 	// ErrRecord, ErrOldRecord.
 	AddRecord(peer PeerID, record []byte) error
+
+	// Subscribe takes part in a gossip topic, of at most MaxGossipTopic bytes, until cancel is called. deliver gets each payload of others
+	// once, from one goroutine, in no certain order; from is the neighbour that it came through, not who made it. It must not block
+	// nor change or keep the bytes, and answers whether the payload is to be forwarded; once refused it comes not again for two minutes.
+	// deliver may still be called once when cancel has returned. What was published before comes to nobody.
+	Subscribe(topic string, deliver func(from PeerID, payload []byte) (forward bool)) (cancel func(), err error)
+	// Publish sends a payload of at most MaxGossipPayload bytes to a topic that is subscribed. nil: some neighbour is being sent it, and
+	// those pass it on, with no certainty that it reaches all subscribers. ErrPayloadTooLarge, ErrNotSubscribed, ErrNobody.
+	Publish(ctx context.Context, topic string, payload []byte) error
+	// Subscribers are the connected peers that have announced a topic that is subscribed here, ordered by ID.
+	Subscribers(topic string) []PeerID
+	// SubscribersChanged is closed when the Subscribers of any topic change after the call.
+	SubscribersChanged() <-chan struct{}
+	// GossipChanged has Config.Gossip asked again about a peer.
+	GossipChanged(peer PeerID)
+
 	Close() error
 }
 

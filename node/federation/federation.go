@@ -38,13 +38,25 @@ type Transport interface {
 	Watch(ctx context.Context, f func(peer eventgraph.PeerID, connected bool))
 }
 
-// Config of New. All fields but Records and Log are required.
+// Gossip is what federation needs of the network for large rooms; node adapts p2ptransport.Transport to it, where the outcomes are written.
+type Gossip interface {
+	Subscribe(topic string, deliver func(from eventgraph.PeerID, payload []byte) (forward bool)) (cancel func(), err error)
+	// Publish: any error means that nobody is being sent the payload.
+	Publish(ctx context.Context, topic string, payload []byte) error
+	Subscribers(topic string) []eventgraph.PeerID
+	SubscribersChanged() <-chan struct{}
+	// GossipChanged is to be called when a peer may have come to take part in gossip, or no longer to.
+	GossipChanged(peer eventgraph.PeerID)
+}
+
+// Config of New. All fields but Records, Gossip and Log are required.
 type Config struct {
 	Store     *store.Store
 	Rooms     *rooms.Rooms
 	Ephemeral *ephemeral.State
 	Transport Transport
 	Records   PeerRecords // nil: no peer records are handed on
+	Gossip    Gossip      // nil: there is none
 	Key       eventgraph.SigningKey
 	// KeyDocument is our own current one.
 	KeyDocument func() *eventgraph.KeyDocument

@@ -326,6 +326,17 @@ func (n *Network) open(ctx context.Context, from *Node, to p2ptransport.PeerID, 
 	}
 }
 
+// openConnected opens a stream if the two are connected. It takes mu.
+func (n *Network) openConnected(ctx context.Context, from *Node, to p2ptransport.PeerID, protocol string) (*stream, error) {
+	n.mu.Lock()
+	up := n.link(from.id, to).up
+	n.mu.Unlock()
+	if !up {
+		return nil, fmt.Errorf("%w: %s", p2ptransport.ErrUnreachable, to)
+	}
+	return n.open(ctx, from, to, protocol)
+}
+
 func (n *Network) tryOpen(from *Node, to p2ptransport.PeerID, protocol string) (near, far *stream, accept func(*stream), stalled <-chan struct{}, err error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()

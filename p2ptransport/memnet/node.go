@@ -31,6 +31,7 @@ type Node struct {
 
 	record  []byte // its own signed peer record
 	records p2ptransport.Records
+	gossip  *p2ptransport.Gossip
 
 	// Guarded by the network's mu.
 	wants map[p2ptransport.PeerID]bool // static peers and those once connected
@@ -55,6 +56,10 @@ func newNode(n *Network, id p2ptransport.PeerID, c p2ptransport.Config) *Node {
 	node.client = p2ptransport.NewClient(node.ctx, func(ctx context.Context, p p2ptransport.PeerID) (net.Conn, error) {
 		return node.OpenStream(ctx, p, p2ptransport.ProtocolFederation)
 	})
+	node.gossip = p2ptransport.NewGossip(node.ctx, id, c.Gossip, &node.roster, func(ctx context.Context, p p2ptransport.PeerID) (net.Conn, error) {
+		return n.openConnected(ctx, node, p, p2ptransport.ProtocolGossip)
+	}, c.Log)
+	node.Handle(p2ptransport.ProtocolGossip, node.gossip.Serve)
 	if c.Handler != nil {
 		node.accept = listener{streams: make(chan net.Conn), closed: make(chan struct{}), addr: addr(id)}
 		node.server = p2ptransport.NewServer(node.ctx, c)
@@ -251,6 +256,29 @@ func (n *Node) knows(p p2ptransport.PeerID, address string) bool {
 	return false
 }
 
+// Subscribe takes part in a gossip topic; see p2ptransport.Transport.
+func (n *Node) Subscribe(topic string, deliver func(from p2ptransport.PeerID, payload []byte) bool) (cancel func(), err error) {
+	return n.gossip.Subscribe(topic, deliver)
+}
+
+// Publish sends a payload to a gossip topic; see p2ptransport.Transport.
+func (n *Node) Publish(ctx context.Context, topic string, payload []byte) error {
+	return n.gossip.Publish(ctx, topic, payload)
+}
+
+// Subscribers are the connected peers that have announced a gossip topic; see p2ptransport.Transport.
+func (n *Node) Subscribers(topic string) []p2ptransport.PeerID { return n.gossip.Subscribers(topic) }
+
+// SubscribersChanged is closed when the subscribers of a topic change; see p2ptransport.Transport.
+func (n *Node) SubscribersChanged() <-chan struct{} { return n.gossip.SubscribersChanged() }
+
+// GossipChanged has Config.Gossip asked again about a peer.
+func (n *Node) GossipChanged(p p2ptransport.PeerID) { n.gossip.Changed(p) }
+
+// GossipCounts says how many copies of gossiped payloads have come, and how many of these were the first of theirs. What they take on the
+// wire Observe sees, as streams of p2ptransport.ProtocolGossip.
+func (n *Node) GossipCounts() (copies, first uint64) { return n.gossip.Counts() }
+
 // Close leaves the network, which breaks all connections, and waits for the handlers.
 func (n *Node) Close() error {
 	n.mu.Lock()
@@ -261,6 +289,7 @@ func (n *Node) Close() error {
 	n.closed = true
 	n.mu.Unlock()
 	n.cancel()
+	n.gossip.Close()
 	n.net.leave(n)
 	if n.server != nil {
 		_ = n.accept.Close()
