@@ -298,8 +298,18 @@ type Outbound struct {
 	Body   []byte // JSON
 }
 
-// MaxOutbound items are queued for one server; the oldest goes. A server that never comes back does not fill the disk.
-const MaxOutbound = 5_000
+// MaxOutboundBytes are queued for one server, and MaxAllOutboundBytes for all together; an item counts with outboundFrame beside its body.
+// What was accepted for sending is never dropped, so at the bound nothing more is accepted. An encrypted message shares its room's key anew
+// once a week or every hundred messages, in one or two KB for each device: a server that is away for a year leaves far less.
+// A client may name any number of servers, so all of them together have a bound too.
+const (
+	MaxOutboundBytes    = 64 << 20
+	MaxAllOutboundBytes = 1 << 30
+	outboundFrame       = 200 // bytes of the record's key and header and of its place in the log of changes
+)
+
+// ErrOutboundFull: MaxOutboundBytes or MaxAllOutboundBytes are queued. There is room again when the server has been met.
+var ErrOutboundFull = errors.New("too much waits to be sent to that server")
 
 type outboundRecord struct {
 	Kind string `json:"kind"`
@@ -307,27 +317,18 @@ type outboundRecord struct {
 
 func outboundKey(s eventgraph.ServerName) dbKey { return key(tableOutbound).str(string(s)) }
 
-// outboundCountKey is where the number of items queued for the server stands.
-func outboundCountKey(s eventgraph.ServerName) dbKey {
+// outboundBytesKey is where the bytes queued for the server stand; with "", those of all servers.
+func outboundBytesKey(s eventgraph.ServerName) dbKey {
 	return key(tableMeta).str("outbound").str(string(s))
 }
 
-// PutOutbound queues it, sets its Seq and logs ChangeOutbound. Beyond MaxOutbound the server's oldest item goes.
+// PutOutbound queues it, sets its Seq and logs ChangeOutbound; ErrOutboundFull.
 func (tx *Tx) PutOutbound(o *Outbound) (Position, error) {
-	queued, err := tx.getNumber(outboundCountKey(o.Server))
-	if err != nil {
+	size := int64(len(o.Body) + outboundFrame)
+	if err := tx.countOutbound("", size, MaxAllOutboundBytes); err != nil {
 		return 0, err
 	}
-	if queued >= MaxOutbound {
-		err := tx.scan(outboundKey(o.Server), nil, false, func(k, _ []byte) (bool, error) {
-			queued--
-			return false, tx.delete(bytes.Clone(k))
-		})
-		if err != nil {
-			return 0, err
-		}
-	}
-	if err := tx.putNumber(outboundCountKey(o.Server), queued+1); err != nil {
+	if err := tx.countOutbound(o.Server, size, MaxOutboundBytes); err != nil {
 		return 0, err
 	}
 	p, err := tx.Log(Change{Kind: ChangeOutbound, Server: o.Server})
@@ -340,6 +341,22 @@ func (tx *Tx) PutOutbound(o *Outbound) (Position, error) {
 		return 0, err
 	}
 	return p, tx.put(outboundKey(o.Server).u64(o.Seq), record)
+}
+
+// countOutbound adds to what is queued for the server, "" for all, unless it would be more than most then.
+func (tx *Tx) countOutbound(s eventgraph.ServerName, bytes, most int64) error {
+	before, err := tx.getNumber(outboundBytesKey(s))
+	if err != nil {
+		return err
+	}
+	now := max(0, int64(before)+bytes)
+	if bytes > 0 && now > most {
+		return ErrOutboundFull
+	}
+	if now == 0 {
+		return tx.delete(outboundBytesKey(s))
+	}
+	return tx.putNumber(outboundBytesKey(s), uint64(now))
 }
 
 // Outbound calls f for what is queued for the server with a Seq greater than after, in order.
@@ -362,19 +379,19 @@ func (r *Reader) Outbound(s eventgraph.ServerName, after uint64, f func(*Outboun
 // DeleteOutbound removes an item, if it is there.
 func (tx *Tx) DeleteOutbound(s eventgraph.ServerName, seq uint64) error {
 	k := outboundKey(s).u64(seq)
-	if queued, err := tx.has(k); !queued || err != nil {
+	record, err := tx.get(k)
+	if errors.Is(err, ErrNotFound) {
+		return nil
+	} else if err != nil {
 		return err
 	}
-	n, err := tx.getNumber(outboundCountKey(s))
+	var h outboundRecord
+	body, err := splitBody(record, &h)
 	if err != nil {
-		return err
+		return fmt.Errorf("outbound item for %s: %w", s, err)
 	}
-	if n <= 1 {
-		err = tx.delete(outboundCountKey(s))
-	} else {
-		err = tx.putNumber(outboundCountKey(s), n-1)
-	}
-	return errors.Join(err, tx.delete(k))
+	size := int64(len(body) + outboundFrame)
+	return errors.Join(tx.countOutbound(s, -size, 0), tx.countOutbound("", -size, 0), tx.delete(k))
 }
 
 // MeetingCursor is the opaque token that the peer gave us, for that server, at our last meeting; "" if none.

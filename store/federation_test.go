@@ -292,18 +292,17 @@ func TestDestinationsAndOutbound(t *testing.T) {
 	})
 }
 
+// TestOutboundIsBounded: at the bound nothing more is accepted, and nothing that was goes.
 func TestOutboundIsBounded(t *testing.T) {
 	t.Parallel()
 	s := open(t)
-	put := func(n int) {
-		mustUpdate(t, s, func(tx *Tx) error {
-			for range n {
-				if _, err := tx.PutOutbound(&Outbound{Server: "s1", Kind: "k", Body: []byte(`{}`)}); err != nil {
-					return err
-				}
-			}
-			return nil
+	body := []byte(`"` + strings.Repeat("x", 500<<10) + `"`)
+	put := func(server eventgraph.ServerName) error {
+		_, err := s.Update(context.Background(), func(tx *Tx) error {
+			_, err := tx.PutOutbound(&Outbound{Server: server, Kind: "k", Body: body})
+			return err
 		})
+		return err
 	}
 	queued := func() (seqs []uint64) {
 		mustView(t, s, func(r *Reader) error {
@@ -311,18 +310,39 @@ func TestOutboundIsBounded(t *testing.T) {
 		})
 		return seqs
 	}
-	put(MaxOutbound / 2)
-	put(MaxOutbound / 2)
-	put(3)
+	fits := MaxOutboundBytes / (len(body) + outboundFrame)
+	for i := range fits {
+		if err := put("s1"); err != nil {
+			t.Fatalf("item %d of %d: %v", i, fits, err)
+		}
+	}
+	if err := put("s1"); !errors.Is(err, ErrOutboundFull) {
+		t.Fatalf("beyond the bound: %v", err)
+	}
+	if err := put("s2"); err != nil {
+		t.Errorf("for another server: %v", err)
+	}
 	seqs := queued()
-	if len(seqs) != MaxOutbound || seqs[0] != 4 {
-		t.Fatalf("%d items are queued, the first %d", len(seqs), seqs[0])
+	if len(seqs) != fits || seqs[0] != 1 {
+		t.Fatalf("%d of %d items are queued, the first %d", len(seqs), fits, seqs[0])
 	}
 	mustUpdate(t, s, func(tx *Tx) error {
 		return errors.Join(tx.DeleteOutbound("s1", seqs[7]), tx.DeleteOutbound("s1", seqs[7]))
 	})
-	put(1)
-	if seqs := queued(); len(seqs) != MaxOutbound || seqs[0] != 4 {
-		t.Errorf("with room for one more %d are queued, the first %d", len(seqs), seqs[0])
+	if err := put("s1"); err != nil {
+		t.Errorf("with room for one more: %v", err)
+	}
+	if err := put("s1"); !errors.Is(err, ErrOutboundFull) {
+		t.Errorf("with no room: %v", err)
+	}
+
+	// All servers together have a bound; what is taken from the queue counts no more.
+	mustUpdate(t, s, func(tx *Tx) error { return tx.putNumber(outboundBytesKey(""), MaxAllOutboundBytes) })
+	if err := put("s3"); !errors.Is(err, ErrOutboundFull) {
+		t.Errorf("beyond the bound of all: %v", err)
+	}
+	mustUpdate(t, s, func(tx *Tx) error { return tx.DeleteOutbound("s1", seqs[8]) })
+	if err := put("s3"); err != nil {
+		t.Errorf("with room for one of all: %v", err)
 	}
 }

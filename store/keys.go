@@ -15,7 +15,7 @@ import (
 //
 //	table           rest of the key                       value
 //	tableMeta       str name                              see open.go, federation.go
-//	                "outbound", str server                u64 length of the queue
+//	                "outbound", str server                u64 bytes queued for the server; "": for all servers
 //	tableCommit     u64 commit number modulo commitRing   commitRecord, binary
 //	tableChange     u64 position                          Change, binary (changes.go)
 //	tableRoomChange str room, u64 position                event ID
@@ -35,6 +35,8 @@ import (
 //	tableAlias      str alias                             Alias, JSON
 //	tableRoomAlias  str room, str alias                   empty
 //	tablePublished  str room                              empty
+//	tableJoin       str room                              Join, JSON
+//	tableStaged     str room, ID                          flags, PDU (joins.go)
 //	tableKeyDoc     str server                            keyDocRecord, JSON
 //	tableInbox      str room, u64 arrival                 InboxItem, JSON
 //	tableInboxID    str room, str event ID                u64 arrival, u64 size
@@ -95,6 +97,8 @@ const (
 	tableAlias     table = 0x23
 	tableRoomAlias table = 0x24
 	tablePublished table = 0x25
+	tableJoin      table = 0x26
+	tableStaged    table = 0x27
 
 	tableKeyDoc      table = 0x30
 	tableInbox       table = 0x31

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"maps"
 	"net/http"
+	"time"
 
 	"github.com/plexus-p2p/plexus/node/federation"
 	"github.com/plexus-p2p/plexus/node/rooms"
@@ -78,6 +79,9 @@ func asMatrixError(err error) *matrixError {
 		return &matrixError{Status: http.StatusNotFound, Code: "M_NOT_FOUND", Message: "Not found."}
 	case errors.Is(err, store.ErrDiskFull):
 		return &matrixError{Status: http.StatusInsufficientStorage, Code: "M_UNKNOWN", Message: "The disk of this device is nearly full: nothing can be written until there is room."}
+	case errors.Is(err, store.ErrOutboundFull):
+		return &matrixError{Status: http.StatusTooManyRequests, Code: "M_LIMIT_EXCEEDED", Message: "Too much waits for a server that is away. What was for other servers is sent.",
+			Extra: map[string]any{"retry_after_ms": outboundFullRetry.Milliseconds()}}
 	case errors.Is(err, store.ErrClosed):
 		return &matrixError{Status: http.StatusServiceUnavailable, Code: "M_UNKNOWN", Message: "The server is shutting down."}
 	case errors.Is(err, federation.ErrUnreachable):
@@ -87,6 +91,9 @@ func asMatrixError(err error) *matrixError {
 	}
 	return nil
 }
+
+// outboundFullRetry is when a client may repeat what found store.ErrOutboundFull: it takes a meeting with the server.
+const outboundFullRetry = time.Minute
 
 // writeError answers with the error in the spec's form. An error that only a defect or a broken store explains is logged
 // here, once, and told to the client without its details.

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"net/url"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -478,6 +479,65 @@ func TestRemoteDeviceLists(t *testing.T) {
 	const stranger = eventgraph.UserID("@x:elsewhere")
 	if alice.queryKeys(stranger).Failures["elsewhere"] == nil {
 		t.Error("a server out of reach is no failure")
+	}
+}
+
+// TestToDeviceForAServerLongAway: what is for a server for which too much waits is not accepted, and holds up nobody else.
+func TestToDeviceForAServerLongAway(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, nil)
+	alice := s.newClient("alice")
+	server := func(seed byte) eventgraph.ServerName {
+		return eventgraph.NewServerName(ed25519.NewKeyFromSeed(bytes.Repeat([]byte{seed}, 32)).Public().(ed25519.PublicKey))
+	}
+	away, other := server(8), server(9)
+	if away > other { // the parts are written in order of names
+		away, other = other, away
+	}
+	size := 500 << 10
+	var first uint64
+	for n := 0; ; n++ {
+		_, err := s.Store.Update(t.Context(), func(tx *store.Tx) error {
+			o := &store.Outbound{Server: away, Kind: "m.direct_to_device", Body: []byte(`{"x":"` + strings.Repeat("x", size) + `"}`)}
+			_, err := tx.PutOutbound(o)
+			if n == 0 {
+				first = o.Seq
+			}
+			return err
+		})
+		if errors.Is(err, store.ErrOutboundFull) {
+			if size /= 2; size < 100 {
+				break
+			}
+		} else if err != nil {
+			t.Fatal(err)
+		}
+	}
+	queued := func(server eventgraph.ServerName) (n int) {
+		err := s.Store.View(func(r *store.Reader) error {
+			return r.Outbound(server, 0, func(*store.Outbound) (bool, error) { n++; return true, nil })
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	full := queued(away)
+	put := func(status int) answer {
+		return alice.call(status, "PUT", "/v3/sendToDevice/m.test/1", map[string]any{"messages": map[string]any{
+			"@x:" + string(away): map[string]any{"D": map[string]any{"k": strings.Repeat("y", 1000)}}, "@x:" + string(other): map[string]any{"D": map[string]any{}},
+		}})
+	}
+	if a := put(429); a.code() != "M_LIMIT_EXCEEDED" || a.body["retry_after_ms"] == nil {
+		t.Errorf("refused with %s", a.raw)
+	}
+	if queued(away) != full || queued(other) != 1 {
+		t.Errorf("%d wait for the server that is away, %d did; %d for the other", queued(away), full, queued(other))
+	}
+	s.update(func(tx *store.Tx) error { return tx.DeleteOutbound(away, first) })
+	put(200)
+	if queued(away) != full || queued(other) != 1 {
+		t.Errorf("after a repetition %d wait for the server that is away, of %d, and %d for the other", queued(away), full, queued(other))
 	}
 }
 

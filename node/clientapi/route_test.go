@@ -227,6 +227,7 @@ func TestErrorsInSpecForm(t *testing.T) {
 		{&rooms.MissingError{StateBefore: true}, 503, "M_UNKNOWN"},
 		{fmt.Errorf("read: %w", store.ErrNotFound), 404, "M_NOT_FOUND"},
 		{store.ErrDiskFull, 507, "M_UNKNOWN"},
+		{store.ErrOutboundFull, 429, "M_LIMIT_EXCEEDED"},
 		{store.ErrClosed, 503, "M_UNKNOWN"},
 		{federation.ErrUnreachable, 502, "M_UNKNOWN"},
 		{context.DeadlineExceeded, 504, "M_UNKNOWN"},

@@ -23,7 +23,7 @@ const (
 	maxToDeviceType     = 255       // bytes
 	maxToDeviceMessages = 5000      // in one request: a room of 1000 people
 	maxEDUMessages      = 100       // in one m.direct_to_device that we send
-	maxEDUBytes         = 128 << 10 // of such
+	maxEDUBytes         = 32 << 10  // of such: 16 s at 16 kbit/s
 	maxReceivedMessages = 1000      // in one that we take in
 	maxStrangers        = 1000      // from servers that share no room with us are put behind no more than so many: they push out nothing
 	toDeviceAtOnce      = 256 << 10 // bytes of content written in one transaction of the store
@@ -140,6 +140,7 @@ func (a *API) sendToDevice(q *request) (any, error) {
 		servers = append(servers, server)
 	}
 	slices.Sort(servers)
+	var full error // for a server that takes no more, which must not hold up the others
 	for _, server := range servers {
 		for _, batch := range batches(remote[server], maxEDUMessages, maxEDUBytes) {
 			edu, err := directToDevice(q.user, eventType, batch)
@@ -150,12 +151,14 @@ func (a *API) sendToDevice(q *request) (any, error) {
 				_, err := tx.PutOutbound(&store.Outbound{Server: server, Kind: "m.direct_to_device", Body: edu})
 				return err
 			})
-			if err != nil {
+			if errors.Is(err, store.ErrOutboundFull) {
+				full = fmt.Errorf("%s: %w", server, err)
+			} else if err != nil {
 				return nil, err
 			}
 		}
 	}
-	return nil, nil
+	return nil, full // a repetition does only what was not done
 }
 
 // deliver queues messages for local devices. Devices that do not exist are passed over, and those for which more than most

@@ -43,7 +43,9 @@ func (f *Federation) Leave(ctx context.Context, room eventgraph.RoomID, user eve
 		if _, err := f.Store.Update(ctx, func(tx *store.Tx) error {
 			_, err := tx.PutOutbound(&store.Outbound{Server: member.Via, Kind: kindLeave, Body: body})
 			return err
-		}); err != nil {
+		}); errors.Is(err, store.ErrOutboundFull) {
+			f.Log.Warn("the server that brought an invite is not told that it was rejected", "server", member.Via, "err", err)
+		} else if err != nil {
 			return err
 		}
 	}
