@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -161,6 +162,7 @@ func (f *Federation) newsFor(server eventgraph.ServerName, cursor string) (*meet
 	upTo := f.Store.Position()
 	reached := from
 	been := map[eventgraph.RoomID]bool{} // rooms that the server was in
+	joins := joinsOf{server: server}
 	err := f.Store.View(func(r *store.Reader) error {
 		looked := 0
 		return r.Changes(from, upTo, func(at store.Position, c store.Change) (bool, error) {
@@ -188,7 +190,7 @@ func (f *Federation) newsFor(server eventgraph.ServerName, cursor string) (*meet
 			if err != nil {
 				return false, err
 			}
-			may, err := f.mayGive(r, server, e, at)
+			may, err := f.mayGive(r, &joins, e, at)
 			if may {
 				news.add(meetID{c.Room, c.Event})
 			}
@@ -207,30 +209,55 @@ func (f *Federation) newsFor(server eventgraph.ServerName, cursor string) (*meet
 
 // mayGive says whether an event that came in at a position is news to the server: it may see it, and it was in the room then; what
 // was before its time it pages back for.
-func (f *Federation) mayGive(r *store.Reader, server eventgraph.ServerName, e *store.StoredEvent, at store.Position) (bool, error) {
-	if !f.Rooms.ServerAllowed(e.RoomID(), server) {
+func (f *Federation) mayGive(r *store.Reader, joins *joinsOf, e *store.StoredEvent, at store.Position) (bool, error) {
+	if !f.Rooms.ServerAllowed(e.RoomID(), joins.server) {
 		return false, nil
 	}
-	if !f.owedSince(r, server, e, at) {
-		return false, nil
+	if owed, err := f.owedSince(r, joins, e, at); !owed || err != nil {
+		return false, err
 	}
-	return f.Rooms.MaySeeServer(server, e)
+	return f.Rooms.MaySeeServer(joins.server, e)
 }
 
 // owedSince is owed for meetings: in the room before or after the event, or joined here before the event came in.
-func (f *Federation) owedSince(r *store.Reader, server eventgraph.ServerName, e *store.StoredEvent, at store.Position) bool {
-	if target, ok := removedServer(e); ok && target == server {
-		return true
+func (f *Federation) owedSince(r *store.Reader, joins *joinsOf, e *store.StoredEvent, at store.Position) (bool, error) {
+	if target, ok := removedServer(e); ok && target == joins.server {
+		return true, nil
 	}
-	if f.Rooms.InRoomAt(e.RoomID(), e.StateBefore, server) || f.Rooms.InRoomAt(e.RoomID(), e.StateAfter, server) {
-		return true
+	if f.Rooms.InRoomAt(e.RoomID(), e.StateBefore, joins.server) || f.Rooms.InRoomAt(e.RoomID(), e.StateAfter, joins.server) {
+		return true, nil
 	}
-	joined := false
-	r.MembersOf(e.RoomID(), func(m *store.Member) (bool, error) {
-		joined = m.User.Server() == server && m.Membership == "join" && m.Position < at
-		return !joined, nil
+	joined, err := joins.of(r, e.RoomID())
+	return joined < at, err
+}
+
+// joinsOf remembers since when a server is in which rooms, for the time of one reading: an event may ask for it, and then all that came
+// before the server's join do, while a room may have thousands of members.
+type joinsOf struct {
+	server eventgraph.ServerName
+	at     map[eventgraph.RoomID]store.Position
+}
+
+// of is the position here of the oldest join that still holds; math.MaxUint64 if there is none.
+func (j *joinsOf) of(r *store.Reader, room eventgraph.RoomID) (store.Position, error) {
+	if at, known := j.at[room]; known {
+		return at, nil
+	}
+	at := store.Position(math.MaxUint64)
+	err := r.MembersOf(room, func(m *store.Member) (bool, error) {
+		if m.User.Server() == j.server && m.Membership == "join" {
+			at = min(at, m.Position)
+		}
+		return true, nil
 	})
-	return joined
+	if err != nil {
+		return 0, err
+	}
+	if j.at == nil {
+		j.at = map[eventgraph.RoomID]store.Position{}
+	}
+	j.at[room] = at
+	return at, nil
 }
 
 // wasIn says whether a user of the server has been in the room: then it may still be owed what came before its removal.

@@ -283,7 +283,16 @@ func (p *peers) contacts() []contact {
 
 // of lists the connected peers of a server, in the order in which they were met.
 func (p *peers) of(server eventgraph.ServerName) []eventgraph.PeerID {
-	found := slices.DeleteFunc(p.contacts(), func(c contact) bool { return c.Server != server })
+	var found []contact
+	p.mu.Lock()
+	if !p.blocked[server] {
+		for peer, l := range p.links {
+			if l.server == server {
+				found = append(found, contact{l.server, peer, l.since})
+			}
+		}
+	}
+	p.mu.Unlock()
 	slices.SortFunc(found, func(a, b contact) int { return int(a.Since) - int(b.Since) })
 	all := make([]eventgraph.PeerID, len(found))
 	for i, c := range found {
@@ -293,7 +302,32 @@ func (p *peers) of(server eventgraph.ServerName) []eventgraph.PeerID {
 }
 
 // isConnected says whether some peer of the server is connected.
-func (p *peers) isConnected(server eventgraph.ServerName) bool { return len(p.of(server)) > 0 }
+func (p *peers) isConnected(server eventgraph.ServerName) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.blocked[server] {
+		return false
+	}
+	for _, l := range p.links {
+		if l.server == server {
+			return true
+		}
+	}
+	return false
+}
+
+// servers are those of which some peer is connected.
+func (p *peers) servers() map[eventgraph.ServerName]bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	all := make(map[eventgraph.ServerName]bool, len(p.links))
+	for _, l := range p.links {
+		if l.server != "" && !p.blocked[l.server] {
+			all[l.server] = true
+		}
+	}
+	return all
+}
 
 // due lists connected peers that should be asked who they are: those not known, and those whose document ends soon.
 func (p *peers) due() []eventgraph.PeerID {

@@ -241,8 +241,9 @@ func (in *introducer) say(ctx context.Context, c contact, m *peersMessage) {
 // of each. A peer is a server's if its certificate says so.
 func (f *Federation) missed(server eventgraph.ServerName) map[eventgraph.PeerID]uint64 {
 	missed := map[eventgraph.PeerID]uint64{}
+	connected := f.peers.servers()
 	for other := range f.roommates(server) {
-		if other == server || other == f.server || f.peers.isConnected(other) {
+		if other == server || other == f.server || connected[other] {
 			continue
 		}
 		for _, peer := range f.candidates(other) {
@@ -398,11 +399,11 @@ func (in *introducer) takeRecords(from eventgraph.ServerName, records map[eventg
 		return
 	}
 	f := in.f
-	mates := f.roommates(from)
+	mates, connected := f.roommates(from), f.peers.servers()
 	for peer, raw := range records {
 		missed := false
 		for mate := range mates {
-			missed = missed || mate != f.server && !f.peers.isConnected(mate) && slices.Contains(f.candidates(mate), peer)
+			missed = missed || mate != f.server && !connected[mate] && slices.Contains(f.candidates(mate), peer)
 		}
 		if !missed {
 			continue
