@@ -21,6 +21,8 @@ const (
 	// so the later ones only make good what was lost.
 	beaconFirst  = time.Second
 	beaconSeldom = 2 * time.Minute
+	// beaconCrowd connected peers make the beacons half as frequent, twice as many a third: what all send together stays what it is.
+	beaconCrowd = 4
 	// beaconSize is below the 1472 bytes that an Ethernet packet carries beside its headers, also through a tunnel: of fragments
 	// one is lost more easily, and then all are.
 	beaconSize = 1400
@@ -62,7 +64,7 @@ func (b *beacon) open(m *mdns) {
 // send broadcasts the announcement on each interface and says when to do so again.
 func (b *beacon) send(m *mdns) (again time.Duration) {
 	again = b.wait
-	b.wait = min(2*b.wait, beaconSeldom)
+	b.wait = min(2*b.wait, beaconSeldom*time.Duration(1+len(m.h.roster.Peers())/beaconCrowd))
 	b.open(m)
 	if b.sock == nil {
 		return again

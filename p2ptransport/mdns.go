@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"log/slog"
+	mrand "math/rand/v2"
 	"net"
 	"runtime"
 	"slices"
@@ -35,6 +36,8 @@ const (
 	mdnsSendHops = 255 // RFC 6762 section 11
 	// mdnsQueryMax: queries begin at one second after start or a change of networks and double up to this.
 	mdnsQueryMax = 60 * time.Second
+	// mdnsKnown are the answers at most that a question names as known, so that it stays one packet: 41 bytes for each.
+	mdnsKnown = 30
 	// mdnsRest between two answers on one interface, RFC 6762 section 6.
 	mdnsRest = time.Second
 	// mdnsAddrs that are read from one message, and told in one.
@@ -133,8 +136,8 @@ func (m *mdns) run() {
 		case <-query.C:
 			m.join()
 			m.ask(time.Now(), wait)
-			query.Reset(wait)
-			wait = min(2*wait, mdnsQueryMax)
+			query.Reset(wait + mrand.N(wait/8)) // or all who began together would ask before they heard one of them ask
+			wait = min(2*wait, m.queryMax())
 		case <-broadcast.C:
 			m.join()
 			broadcast.Reset(m.beacon.send(m))
@@ -269,9 +272,26 @@ func (m *mdns) join() {
 	}
 }
 
+// queryMax is mdnsQueryMax, and more where more peers are connected than a question can name: the others all answer it.
+func (m *mdns) queryMax() time.Duration {
+	return mdnsQueryMax * time.Duration(1+len(m.h.roster.Peers())/(mdnsKnown+1))
+}
+
+// known are the instances of connected peers, which need not answer: what they would tell is known (RFC 6762 section 7.1).
+func (m *mdns) known() (instances []string) {
+	for _, p := range m.h.roster.Peers() {
+		if instance, ok := m.instances[p.ID]; ok && !p.Relay {
+			instances = append(instances, instance)
+		}
+	}
+	return instances
+}
+
 // ask sends the question on interfaces where nobody asked it lately: all hear the answers (RFC 6762 section 7.3).
 func (m *mdns) ask(now time.Time, lately time.Duration) {
-	msg, err := m.dialect.question()
+	known := m.known()
+	mrand.Shuffle(len(known), func(i, j int) { known[i], known[j] = known[j], known[i] })
+	msg, err := m.dialect.question(known[:min(len(known), mdnsKnown)]...)
 	if err != nil {
 		m.log.Error("mDNS question", "error", err)
 		return
@@ -371,8 +391,12 @@ func (m *mdns) receive(p packet) {
 	}
 	asked, peers := m.dialect.read(p.data)
 	if asked {
-		i.lastAsk = time.Now()
-		i.answer = true
+		known := m.dialect.known(p.data)
+		i.answer = i.answer || !slices.Contains(known, m.instance)
+		own := append(m.known(), m.instance)
+		if !slices.ContainsFunc(known, func(k string) bool { return !slices.Contains(own, k) }) {
+			i.lastAsk = time.Now() // and who is not known here answers
+		}
 	}
 	for _, a := range peers {
 		if a.instance == m.instance || a.peer.ID == m.h.host.ID() {
@@ -478,7 +502,8 @@ func (d dialect) addr(text string) (string, bool) {
 	return d.key.open(sealed)
 }
 
-func (d dialect) question() ([]byte, error) {
+// question asks for all instances, and those known need not answer.
+func (d dialect) question(known ...string) ([]byte, error) {
 	name, err := dnsmessage.NewName(d.service)
 	if err != nil {
 		return nil, err
@@ -486,7 +511,40 @@ func (d dialect) question() ([]byte, error) {
 	msg := dnsmessage.Message{Questions: []dnsmessage.Question{
 		{Name: name, Type: dnsmessage.TypePTR, Class: dnsmessage.ClassINET},
 	}}
+	for _, k := range known {
+		instance, err := dnsmessage.NewName(k)
+		if err != nil {
+			return nil, err
+		}
+		header := dnsmessage.ResourceHeader{Name: name, Class: dnsmessage.ClassINET, TTL: mdnsTTL}
+		msg.Answers = append(msg.Answers, dnsmessage.Resource{Header: header, Body: &dnsmessage.PTRResource{PTR: instance}})
+	}
 	return msg.Pack()
+}
+
+// known are the instances that a question names as known. One known for half its time or longer does not count (RFC 6762 section 7.1).
+func (d dialect) known(question []byte) (instances []string) {
+	var p dnsmessage.Parser
+	if _, err := p.Start(question); err != nil || p.SkipAllQuestions() != nil {
+		return nil
+	}
+	for {
+		h, err := p.AnswerHeader()
+		if err != nil {
+			return instances
+		}
+		if h.Type != dnsmessage.TypePTR || h.TTL < mdnsTTL/2 || !strings.EqualFold(h.Name.String(), d.service) {
+			if p.SkipAnswer() != nil {
+				return instances
+			}
+			continue
+		}
+		r, err := p.PTRResource()
+		if err != nil {
+			return instances
+		}
+		instances = append(instances, strings.ToLower(r.PTR.String()))
+	}
 }
 
 // announcement is the answer to question, with the records that libp2p's specification asks for. addrs end in /p2p/ID.

@@ -1,6 +1,7 @@
 package p2ptransport
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -153,5 +154,59 @@ func TestDisguise(t *testing.T) {
 		if plain, ok := undisguise(ma.StringCast(s)); ok {
 			t.Errorf("%s passed for %s", s, plain)
 		}
+	}
+}
+
+// TestKnownAnswers: who is named as known in a question does not answer it, and who hears a question that names nobody unknown to it
+// need not ask.
+func TestKnownAnswers(t *testing.T) {
+	t.Parallel()
+	d := dialectOf(nil)
+	instance := func(i int) string { return fmt.Sprintf("%026d.%s", i, mdnsService) }
+	var most []string
+	for i := range mdnsKnown {
+		most = append(most, instance(i))
+	}
+	for _, c := range []struct {
+		known        []string
+		answer, rest bool
+	}{
+		{nil, true, true},
+		{[]string{instance(1)}, false, true}, // this host
+		{[]string{instance(2)}, true, true},  // a connected peer
+		{[]string{instance(1), instance(2)}, false, true},
+		{[]string{instance(2), instance(3)}, true, false},  // a peer that this host does not know: it may be known to who asked only
+		{[]string{instance(1), instance(4)}, false, false}, // one that is not connected any more
+		{most, false, false},
+	} {
+		h := &Host{}
+		h.roster.Add(peerA, 1, "", false)
+		m := &mdns{h: h, dialect: d, instance: instance(1), ifaces: map[int]*mdnsIface{7: {}}, instances: map[PeerID]string{peerA: instance(2), peerB: instance(4)}}
+		question, err := d.question(c.known...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if known := d.known(question); !slices.Equal(known, c.known) || len(question) > beaconSize {
+			t.Errorf("%d bytes name %q, not %q", len(question), known, c.known)
+		}
+		m.receive(packet{iface: 7, data: question})
+		if i := m.ifaces[7]; i.answer != c.answer || i.lastAsk.IsZero() == c.rest {
+			t.Errorf("known %q: answers %v, takes it for its own question %v", c.known, i.answer, !i.lastAsk.IsZero())
+		}
+	}
+	var old dnsmessage.Message
+	question, err := d.question(instance(1))
+	if err == nil {
+		err = old.Unpack(question)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	old.Answers[0].Header.TTL = mdnsTTL/2 - 1
+	if question, err = old.Pack(); err != nil {
+		t.Fatal(err)
+	}
+	if known := d.known(question); len(known) != 0 {
+		t.Errorf("known for too long: %q", known)
 	}
 }
