@@ -19,23 +19,15 @@ import (
 // asked of two, and the meetings share the work. A chunk is taken in after those that were claimed before it and precede it in its giver's
 // order, so that its events find their parents. Whoever is slow is overtaken: after claimPatience others ask for what it has claimed.
 
-const (
-	// claimPatience is how long others leave a claimed event to whom it is asked of, and wait with theirs for it.
-	claimPatience = 10 * time.Second
-	// paceFirst is the size of the first chunk asked of a peer, in bytes: 4 s at 16 kbit/s. The next are twice as large while one comes
-	// in less than paceQuick, and half as large when it takes longer than paceSlow or does not come at all; between paceLeast and chunkBytes.
-	// So on a slow link too a chunk comes well within claimPatience.
-	paceFirst = 8 << 10
-	paceLeast = 2 << 10
-	paceQuick = time.Second
-	paceSlow  = 4 * time.Second
-)
+// claimPatience is how long others leave a claimed event to whom it is asked of, and wait with theirs for it. Chunks are as large as
+// comes well within it (pace.go).
+const claimPatience = 10 * time.Second
 
 // meeting is one in which we ask.
 type meeting struct {
 	meetStream
 	secret []byte    // of this meeting, for comparing
-	pace   *int      // bytes of the next chunk; of the contact, over all meetings
+	pace   *pace     // of the contact, over all meetings
 	until  time.Time // the end of its slice
 	turns  int       // questions asked
 	taken  int       // events that came
@@ -201,21 +193,17 @@ func (f *Federation) collect(ctx context.Context, c contact, m *meeting, news []
 // fetchChunk asks for a part of what is wanted and takes in what comes. It returns how many of the part were answered.
 func (f *Federation) fetchChunk(ctx context.Context, c contact, m *meeting, want, part []eventgraph.EventID, number uint64) (looked int, err error) {
 	began := f.Now()
-	answer, err := m.ask(&meetMessage{Want: part, Bytes: *m.pace})
+	answer, err := m.ask(&meetMessage{Want: part, Bytes: m.pace.chunk(chunkBytes)})
 	took := f.Now().Sub(began)
-	switch {
-	case err != nil || took > paceSlow:
-		*m.pace = max(*m.pace/2, paceLeast)
-	case took < paceQuick:
-		*m.pace = min(2**m.pace, chunkBytes)
-	}
 	if err != nil {
+		m.pace.came(0, took, true)
 		return 0, err
 	}
 	chunk := answer.Events
 	if chunk == nil || len(chunk.Events) > len(part) {
 		return 0, errors.New("an answer to want that is none")
 	}
+	m.pace.came(chunk.size(), took, false)
 	f.meetings.claims.renew(m)
 	end := part[max(0, min(chunk.Looked, len(part))-1)]
 	if err := f.meetings.claims.await(ctx, want[:slices.Index(want, end)], number); err != nil {

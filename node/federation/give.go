@@ -73,8 +73,9 @@ func (f *Federation) give(ctx context.Context, g *givers, peer eventgraph.PeerID
 	defer end()
 	defer s.endWith(ctx)()
 	with := &gift{contact: contact{Server: server, Peer: peer}, told: map[eventgraph.ServerName]bool{}}
+	sent := 0
 	for range maxTurns {
-		m, err := s.read(maxQuestion)
+		m, err := s.readAfter(sent, maxQuestion)
 		if errors.Is(err, io.EOF) {
 			return nil
 		}
@@ -87,6 +88,9 @@ func (f *Federation) give(ctx context.Context, g *givers, peer eventgraph.PeerID
 		}
 		if err := s.write(answer); err != nil {
 			return err
+		}
+		if sent = 0; answer.Events != nil {
+			sent = answer.Events.size()
 		}
 	}
 	return nil
@@ -284,8 +288,11 @@ func (f *Federation) wanted(g *gift, want []eventgraph.EventID, limit int) (*mee
 			if size >= limit {
 				break
 			}
-			given.Looked++
 			e, err := r.Event(id)
+			if err == nil && size > 0 && size+len(e.Raw()) > limit {
+				break
+			}
+			given.Looked++
 			if errors.Is(err, store.ErrNotFound) {
 				continue
 			}

@@ -1,6 +1,7 @@
 package federation
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/binary"
@@ -52,8 +53,10 @@ const (
 	maxTurns = 5000
 	// maxCursor bounds a cursor, ours are some 50 bytes.
 	maxCursor = 256
-	// meetTurn is how long the other side may take for one message.
+	// meetTurn is how long the other side may take for one message, and it may take longer for what passes meanwhile: see passing. That
+	// is looked at after each readStep bytes.
 	meetTurn = 30 * time.Second
+	readStep = 4 << 10
 	// meetSlice is how long one meeting may go on. Then others have their turn, and it goes on from where it was.
 	meetSlice = time.Minute
 	// meetAgain and meetSeldom are the shortest and longest interval between two meetings with a connected peer: it doubles
@@ -136,6 +139,17 @@ type meetEvents struct {
 	Looked int               `json:"looked"` // how many of the wanted, from the first, this answers; the others did not fit
 }
 
+// size is the bytes of what it holds.
+func (m *meetEvents) size() (n int) {
+	for _, e := range m.Events {
+		n += len(e.PDU)
+	}
+	for _, k := range m.Keys {
+		n += len(k)
+	}
+	return n
+}
+
 type meetEvent struct {
 	Room eventgraph.RoomID `json:"room"`
 	PDU  json.RawMessage   `json:"pdu"`
@@ -157,18 +171,24 @@ func (s meetStream) write(m *meetMessage) error {
 	if len(body) > maxFrame {
 		return errTooLong
 	}
-	if d, ok := s.ReadWriteCloser.(deadliner); ok {
-		d.SetDeadline(time.Now().Add(meetTurn))
-	}
+	s.setDeadline(time.Now().Add(meetTurn + passing(len(body))))
 	_, err = s.Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(body))), body...))
 	return err
 }
 
-// read reads a message of at most limit bytes.
-func (s meetStream) read(limit uint32) (*meetMessage, error) {
+func (s meetStream) setDeadline(t time.Time) {
 	if d, ok := s.ReadWriteCloser.(deadliner); ok {
-		d.SetDeadline(time.Now().Add(meetTurn))
+		d.SetDeadline(t)
 	}
+}
+
+// read reads a message of at most limit bytes.
+func (s meetStream) read(limit uint32) (*meetMessage, error) { return s.readAfter(0, limit) }
+
+// readAfter is read of the answer to a message of so many bytes, which may still be on their way.
+func (s meetStream) readAfter(sent int, limit uint32) (*meetMessage, error) {
+	until := time.Now().Add(meetTurn + passing(sent))
+	s.setDeadline(until)
 	var head [4]byte
 	if _, err := io.ReadFull(s, head[:]); err != nil {
 		return nil, err
@@ -177,15 +197,17 @@ func (s meetStream) read(limit uint32) (*meetMessage, error) {
 	if n > limit {
 		return nil, errTooLong
 	}
-	body, err := io.ReadAll(io.LimitReader(s, int64(n))) // grows with what comes, not with what is announced
-	if err != nil {
-		return nil, err
-	}
-	if len(body) < int(n) {
-		return nil, io.ErrUnexpectedEOF
+	var body bytes.Buffer // grows with what comes, not with what is announced
+	for rest := int64(n); rest > 0; rest = int64(n) - int64(body.Len()) {
+		if _, err := io.CopyN(&body, s, min(rest, readStep)); errors.Is(err, io.EOF) {
+			return nil, io.ErrUnexpectedEOF
+		} else if err != nil {
+			return nil, err
+		}
+		s.setDeadline(until.Add(passing(body.Len())))
 	}
 	m := &meetMessage{}
-	if err := json.Unmarshal(body, m); err != nil {
+	if err := json.Unmarshal(body.Bytes(), m); err != nil {
 		return nil, fmt.Errorf("message that is not one: %w", err)
 	}
 	return m, nil
@@ -332,14 +354,14 @@ func (f *Federation) attend(ctx context.Context, c contact, asking, hinted chan 
 	var when interval
 	var met uint64
 	var own held // what we held when we last met
-	pace := paceFirst
+	var pace *pace
 	for {
 		since, connected := f.peers.since(c.Peer)
 		if !connected {
 			return
 		}
 		if since != met {
-			met, when, pace = since, interval{}, paceFirst
+			met, when, pace = since, interval{}, f.peers.paceOf(c.Peer)
 			c.Server, _ = f.ServerOf(c.Peer)
 		}
 		wait := meetAgain
@@ -348,7 +370,7 @@ func (f *Federation) attend(ctx context.Context, c contact, asking, hinted chan 
 			if err != nil {
 				return
 			}
-			m := &meeting{pace: &pace, until: f.Now().Add(meetSlice)}
+			m := &meeting{pace: pace, until: f.Now().Add(meetSlice)}
 			changed, err := f.meet(ctx, c, m)
 			release()
 			if ctx.Err() != nil {

@@ -149,8 +149,7 @@ func (h *memHost) meetOnce(with *memHost, f func(io.ReadWriteCloser) io.ReadWrit
 		h.streams.f.Store(&g)
 		defer h.streams.f.Store(nil)
 	}
-	pace := chunkBytes
-	m := &meeting{pace: &pace, until: time.Now().Add(meetSlice)}
+	m := &meeting{pace: &pace{in: chunkBytes, out: chunkBytes}, until: time.Now().Add(meetSlice)}
 	_, err := h.Federation.meet(h.t.Context(), contact{Server: with.server, Peer: with.peer}, m)
 	return m.taken, err
 }

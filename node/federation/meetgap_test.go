@@ -211,8 +211,7 @@ func TestSeveralHolders(t *testing.T) {
 	var group sync.WaitGroup
 	for _, holder := range holders {
 		group.Go(func() {
-			pace := chunkBytes
-			m := &meeting{pace: &pace, until: time.Now().Add(meetSlice)}
+			m := &meeting{pace: &pace{in: chunkBytes, out: chunkBytes}, until: time.Now().Add(meetSlice)}
 			if _, err := b.Federation.meet(t.Context(), contact{Server: holder.server, Peer: holder.peer}, m); err != nil {
 				t.Error(err)
 			}

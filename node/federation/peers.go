@@ -55,6 +55,7 @@ type link struct {
 	pending  bool                    // to be asked, or being asked, who it is
 	asked    int                     // questions without an answer
 	next     time.Time               // when to ask again
+	pace     *pace                   // what the link carries
 }
 
 // peers knows who speaks for whom and who is connected. Its turn grows with each news.
@@ -101,7 +102,7 @@ func (p *peers) connected(peer eventgraph.PeerID) (ask bool) {
 	if _, ok := p.links[peer]; ok {
 		return false
 	}
-	l := &link{}
+	l := &link{pace: newPace()}
 	p.links[peer] = l
 	for _, server := range p.documents.Keys() {
 		d, _ := p.documents.Peek(server)
@@ -233,6 +234,13 @@ func (p *peers) met(ctx context.Context, after uint64) ([]contact, uint64, error
 	}
 }
 
+// latest is the turn after which met waits for what has not happened yet.
+func (p *peers) latest() uint64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.turn
+}
+
 // since is the turn at which the peer was met; false if it is not connected or not known to speak for anybody.
 func (p *peers) since(peer eventgraph.PeerID) (uint64, bool) {
 	p.mu.Lock()
@@ -327,6 +335,16 @@ func (p *peers) servers() map[eventgraph.ServerName]bool {
 		}
 	}
 	return all
+}
+
+// paceOf is that of the link to a peer; of one that is not connected it is kept nowhere.
+func (p *peers) paceOf(peer eventgraph.PeerID) *pace {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if l := p.links[peer]; l != nil {
+		return l.pace
+	}
+	return newPace()
 }
 
 // due lists connected peers that should be asked who they are: those not known, and those whose document ends soon.
