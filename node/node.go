@@ -45,6 +45,7 @@ type Config struct {
 	Registration      clientapi.Registration // default clientapi.RegistrationToken
 	RegistrationToken string                 // "": made at first start and kept in Dir
 	NoRateLimits      bool
+	NoGossip          bool             // send each event of a large room to each of its servers
 	Log               *slog.Logger     // nil: none
 	Now               func() time.Time // nil: time.Now
 
@@ -209,20 +210,18 @@ func (n *Node) openFederation() (err error) {
 	n.transport, err = c.Transport(p2ptransport.Config{
 		Key: n.keys.device, Listen: c.P2PAddrs, StaticPeers: c.Peers, MDNS: !c.NoMDNS, Handler: handler, Log: c.Log,
 		Relay: c.Relay, MeshKey: c.MeshKey, LANOnly: c.LANOnly, AddressBook: addressBook{n.store},
-		Friend: func(p p2ptransport.PeerID) bool {
-			select {
-			case <-ready:
-				return n.fed.Friend(eventgraph.PeerID(p))
-			default:
-				return false
-			}
-		},
+		Friend: whenReady(ready, func(p eventgraph.PeerID) bool { return n.fed.Friend(p) }),
+		Gossip: whenReady(ready, func(p eventgraph.PeerID) bool { return n.fed.Gossips(p) }),
 	})
 	if err != nil {
 		return fmt.Errorf("start transport: %w", err)
 	}
+	var gossip federation.Gossip
+	if !c.NoGossip {
+		gossip = network{n.transport}
+	}
 	n.fed = federation.New(federation.Config{
-		Store: n.store, Rooms: n.rooms, Ephemeral: n.ephemeral, Transport: network{n.transport}, Records: network{n.transport}, Gossip: network{n.transport},
+		Store: n.store, Rooms: n.rooms, Ephemeral: n.ephemeral, Transport: network{n.transport}, Records: network{n.transport}, Gossip: gossip,
 		Key: n.keys.signing(), KeyDocument: n.keyDocument, Local: n.api, Now: c.Now, Log: c.Log,
 		PeerOf: func(ctx context.Context) (eventgraph.PeerID, bool) {
 			p, ok := p2ptransport.PeerFrom(ctx)
@@ -232,6 +231,18 @@ func (n *Node) openFederation() (err error) {
 	n.api.SetRemote(n.fed)
 	close(ready)
 	return nil
+}
+
+// whenReady lets the transport ask about a peer: until the federation stands, the answer is no.
+func whenReady(ready <-chan struct{}, is func(eventgraph.PeerID) bool) func(p2ptransport.PeerID) bool {
+	return func(p p2ptransport.PeerID) bool {
+		select {
+		case <-ready:
+			return is(eventgraph.PeerID(p))
+		default:
+			return false
+		}
+	}
 }
 
 // hasUsers says whether somebody has made an account here: then the identity is one that others know.

@@ -16,7 +16,7 @@ import (
 // composeChanges fills the transaction from the changes after the record's cursor, and returns up to which it has looked.
 func (f *Federation) composeChanges(ctx context.Context, d *store.Destination, next *transaction) (scanned store.Position, err error) {
 	scanned = d.Sent
-	for upTo := f.Store.Position(); scanned < upTo && len(next.PDUs) == 0 && len(next.EDUs) == 0; {
+	for upTo := min(f.Store.Position(), f.gossip.reachedBy()); scanned < upTo && len(next.PDUs) == 0 && len(next.EDUs) == 0; {
 		n := 0
 		err := f.Store.View(func(r *store.Reader) error {
 			return r.Changes(scanned, upTo, func(at store.Position, c store.Change) (bool, error) {
@@ -53,7 +53,7 @@ func (f *Federation) compose(r *store.Reader, server eventgraph.ServerName, c st
 		if err != nil {
 			return err
 		}
-		if !f.announces(e, c) || e.Sender().Server() == server || !f.owed(server, e) {
+		if !f.announces(e, c) || e.Sender().Server() == server || f.gossip.hasCarried(server, c.Event) || !f.owed(server, e) {
 			return nil
 		}
 		if may, err := f.Rooms.MaySeeServer(server, e); err != nil || !may {

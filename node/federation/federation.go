@@ -4,7 +4,8 @@
 // peers.go knows who speaks for whom. request.go asks other servers, verify.go checks who asks us, and the serve*.go files
 // answer. receive.go takes events in; what misses something waits in the inbox (inbox.go), fetch.go decides whom to ask for it and
 // obtain.go asks. send.go sends what is ours, which compose.go puts together. meet.go brings two servers level: collect.go fetches, compare.go and
-// summary.go find what differs, give.go answers; news.go says that it is worth while.
+// summary.go find what differs, give.go answers; news.go says that it is worth while. gossip.go publishes for large rooms, gossipkeys.go and
+// gossipseal.go see to it that only their members can read that.
 package federation
 
 import (
@@ -87,6 +88,7 @@ type Federation struct {
 	handler http.Handler          // all routes (serve.go)
 	inbox   *inbox                // rooms with events that wait (inbox.go)
 
+	gossip   *gossip   // of large rooms; nil if there is none (gossip.go)
 	meetings *meetings // with whom, and what is being fetched (meet.go)
 
 	invitees invitees // who holds an invite token (invites.go)
@@ -147,6 +149,9 @@ func New(c Config) *Federation {
 	f.Transport = blockable{c.Transport, f.peers}
 	f.inbox = newInbox(c.Now)
 	f.meetings = newMeetings(c)
+	if c.Gossip != nil {
+		f.gossip = newGossip(c)
+	}
 	f.handler = f.routes()
 	if err := f.loadBlocked(); err != nil {
 		f.Log.Error("cannot tell which servers are blocked", "err", err)
@@ -170,6 +175,7 @@ func (f *Federation) Run(ctx context.Context) error {
 		f.runSender,
 		f.runMeetings,
 		f.runInbox,
+		f.runGossip,
 	} {
 		group.Go(func() error {
 			if err := run(ctx); err != nil && ctx.Err() == nil {

@@ -85,6 +85,7 @@ type meetMessage struct {
 	Compared *meetCompared        `json:"compared,omitempty"`
 	Rooms    []meetRoom           `json:"rooms,omitempty"`
 	Held     []meetRoom           `json:"held,omitempty"`
+	Gossip   *gossipOffers        `json:"gossip,omitempty"` // on streams of protocolKeys
 }
 
 // meetHello and its answer bring at their first exchange what each side adds to the secret of the meeting.

@@ -53,13 +53,29 @@ func (e memEnd) AddRecord(peer eventgraph.PeerID, record []byte) error {
 	return e.Node.AddRecord(p2ptransport.PeerID(peer), record)
 }
 
+func (e memEnd) Subscribe(topic string, deliver func(from eventgraph.PeerID, payload []byte) bool) (cancel func(), err error) {
+	return e.Node.Subscribe(topic, func(from p2ptransport.PeerID, payload []byte) bool { return deliver(eventgraph.PeerID(from), payload) })
+}
+
+func (e memEnd) Subscribers(topic string) (all []eventgraph.PeerID) {
+	for _, p := range e.Node.Subscribers(topic) {
+		all = append(all, eventgraph.PeerID(p))
+	}
+	return all
+}
+
+func (e memEnd) GossipChanged(peer eventgraph.PeerID) {
+	e.Node.GossipChanged(p2ptransport.PeerID(peer))
+}
+
 // memHost is a server on memnet. Its federation can be stopped and made anew over the same store.
 type memHost struct {
 	*host
-	peer      eventgraph.PeerID
-	streams   *brokenStreams // between the federation and the network
-	handler   atomic.Pointer[http.Handler]
-	intercept atomic.Pointer[func(w http.ResponseWriter, r *http.Request, body []byte) (answered bool)]
+	peer       eventgraph.PeerID
+	streams    *brokenStreams // between the federation and the network
+	handler    atomic.Pointer[http.Handler]
+	federation atomic.Pointer[Federation]
+	intercept  atomic.Pointer[func(w http.ResponseWriter, r *http.Request, body []byte) (answered bool)]
 }
 
 // newMemHost makes a server that answers; start lets it do more.
@@ -78,7 +94,11 @@ func newMemHostIn(t *testing.T, n *memnet.Network, name, dir string) *memHost {
 	}
 	log := slog.New(slog.NewTextHandler(testLog{t, name}, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	h := &memHost{peer: peer}
-	at, err := n.Node(p2ptransport.Config{Key: device.Private, MDNS: true, Log: log, Handler: http.HandlerFunc(h.serve)})
+	at, err := n.Node(p2ptransport.Config{Key: device.Private, MDNS: true, Log: log, Handler: http.HandlerFunc(h.serve),
+		Gossip: func(p p2ptransport.PeerID) bool {
+			f := h.federation.Load()
+			return f != nil && f.Gossips(eventgraph.PeerID(p))
+		}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,7 +109,7 @@ func newMemHostIn(t *testing.T, n *memnet.Network, name, dir string) *memHost {
 	h.host = &host{t: t, local: local, stop: func() {}}
 	h.streams = &brokenStreams{Transport: memEnd{at}}
 	h.renew(Config{
-		Store: s, Rooms: r, Ephemeral: e, Transport: h.streams, Records: memEnd{at}, Key: device, Local: local, Now: time.Now, Log: log,
+		Store: s, Rooms: r, Ephemeral: e, Transport: h.streams, Records: memEnd{at}, Gossip: memEnd{at}, Key: device, Local: local, Now: time.Now, Log: log,
 		KeyDocument: func() *eventgraph.KeyDocument { return document },
 		PeerOf: func(ctx context.Context) (eventgraph.PeerID, bool) {
 			p, ok := p2ptransport.PeerFrom(ctx)
@@ -108,6 +128,7 @@ func newMemHostIn(t *testing.T, n *memnet.Network, name, dir string) *memHost {
 
 func (h *memHost) renew(c Config) {
 	h.Federation = New(c)
+	h.federation.Store(h.Federation)
 	handler := h.Federation.Handler()
 	h.handler.Store(&handler)
 }

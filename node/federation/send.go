@@ -165,6 +165,7 @@ func (f *Federation) follow(ctx context.Context, senders *couriers) error {
 		if err != nil {
 			return err
 		}
+		upTo = f.carry(ctx, at.from, upTo)
 		err = f.followTo(ctx, &at, upTo, senders)
 		if errors.Is(err, store.ErrDiskFull) {
 			f.Log.Warn("sending waits for room on the disk", "err", err)

@@ -20,6 +20,9 @@ type sharing struct {
 	upTo  store.Position
 	rooms map[eventgraph.RoomID]*sharedBy
 	count map[eventgraph.ServerName]int // of rooms; its keys are the names in all lists
+
+	follows bool                       // somebody calls changes
+	changed map[eventgraph.RoomID]bool // read since changes was called; true: though it was known before
 }
 
 // sharedBy is a room with the servers in it.
@@ -86,9 +89,11 @@ func (s *sharing) read(id eventgraph.RoomID, room *store.Room) error {
 		if before != nil {
 			s.counting(before.servers, -1)
 			delete(s.rooms, id)
+			s.note(id, true)
 		}
 		return nil
 	}
+	s.note(id, before != nil)
 	now := &sharedBy{state: room.State, own: heldOf(room.Forward)}
 	if before != nil && before.state == now.state {
 		now.servers, now.allowed = before.servers, before.allowed
@@ -106,6 +111,41 @@ func (s *sharing) read(id eventgraph.RoomID, room *store.Room) error {
 	}
 	s.rooms[id] = now
 	return nil
+}
+
+// note remembers for changes that a room was read; mu is held.
+func (s *sharing) note(id eventgraph.RoomID, known bool) {
+	if s.follows {
+		s.changed[id] = s.changed[id] || known
+	}
+}
+
+// roomChange is a room that has changed; servers, sorted, is nil if it is held no more. Fresh: it was not known before.
+type roomChange struct {
+	id      eventgraph.RoomID
+	servers []eventgraph.ServerName
+	fresh   bool
+}
+
+// changes lists the rooms that have changed since the last call, all at the first. One caller at a time.
+func (s *sharing) changes() (all []roomChange, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.follows {
+		s.follows, s.rooms, s.changed = true, nil, map[eventgraph.RoomID]bool{}
+	}
+	if err := s.refresh(); err != nil {
+		return nil, err
+	}
+	for id, known := range s.changed {
+		c := roomChange{id: id, fresh: !known}
+		if room := s.rooms[id]; room != nil {
+			c.servers = room.servers
+		}
+		all = append(all, c)
+	}
+	clear(s.changed)
+	return all, nil
 }
 
 func (s *sharing) counting(servers []eventgraph.ServerName, by int) {
