@@ -47,6 +47,9 @@ func (h *gossipHost) NewStream(ctx context.Context, id peer.ID, _ ...protocol.ID
 	if !h.m.allowed(p) {
 		return nil, ErrUnreachable
 	}
+	if err := h.m.rest(ctx, p); err != nil {
+		return nil, err
+	}
 	ctx, cancel := context.WithTimeout(ctx, streamTimeout)
 	defer cancel()
 	c, err := h.m.open(ctx, p)
@@ -111,7 +114,8 @@ type gossipStream struct {
 	peer   PeerID
 	id     peer.ID
 	conn   net.Conn
-	budget *budget // of the peer, if it has opened the stream
+	opened time.Time
+	budget *neighbour // the peer, if it has opened the stream
 }
 
 // newStream notes a stream, so that it ends with the mesh.
@@ -120,7 +124,7 @@ func (m *mesh) newStream(p PeerID, c net.Conn) (*gossipStream, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &gossipStream{m: m, peer: p, id: id, conn: c}
+	s := &gossipStream{m: m, peer: p, id: id, conn: c, opened: time.Now()}
 	m.state.Lock()
 	defer m.state.Unlock()
 	if m.ctx.Err() != nil {
@@ -136,13 +140,20 @@ func (s *gossipStream) forget() {
 	delete(s.m.streams, s)
 }
 
-// Read reads no more than the peer's budget has.
+// Read reads no more than the peer's budget has. On our own streams nothing comes but their end.
 func (s *gossipStream) Read(b []byte) (int, error) {
-	if s.budget != nil && len(b) > gossipBytesBurst {
+	if s.budget == nil {
+		n, err := s.conn.Read(b)
+		if err != nil {
+			s.m.lost(s)
+		}
+		return n, err
+	}
+	if len(b) > gossipBytesBurst {
 		b = b[:gossipBytesBurst]
 	}
 	n, err := s.conn.Read(b)
-	if s.budget != nil && n > 0 {
+	if n > 0 {
 		if waited := s.budget.bytes.WaitN(s.m.ctx, n); waited != nil && err == nil {
 			err = waited
 		}

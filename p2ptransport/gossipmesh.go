@@ -33,9 +33,15 @@ const (
 	gossipBytesBurst    = 4 << 20
 	gossipMessagesRate  = 200 // per second
 	gossipMessagesBurst = 2000
-	// maxGossipBudgets of neighbours that are remembered while they are away, so that coming back gives none anew.
-	maxGossipBudgets = 1024
+	// gossipRest is how long a peer to which a stream was lost gets no new one: until it has noticed too.
+	gossipRest = 500 * time.Millisecond
+	// gossipRefusal is how soon the end of a stream means that the peer takes part in nothing. It will open one when it does.
+	gossipRefusal = 2 * time.Second
+	// maxNeighbours that are remembered, also while they are away: coming back gives no budget anew.
+	maxNeighbours = 1024
 )
+
+var errRefusesGossip = errors.New("the peer takes part in no topic now")
 
 // mesh is pubsub while it runs, from the first subscription to the end of the last.
 type mesh struct {
@@ -51,11 +57,15 @@ type mesh struct {
 	streams map[*gossipStream]struct{}      // all open ones, in and out
 	told    map[PeerID]map[string]struct{}  // topics that a peer has announced
 	grafted map[string]map[peer.ID]struct{} // neighbours by topic
-	budgets *simplelru.LRU[PeerID, *budget]
+	known   *simplelru.LRU[PeerID, *neighbour]
 }
 
-// budget is what a neighbour may still send.
-type budget struct{ bytes, messages *rate.Limiter }
+// neighbour is what is remembered of a peer.
+type neighbour struct {
+	bytes, messages *rate.Limiter // what it may still send
+	lost            time.Time     // when a stream to it ended
+	refused         bool          // that stream was refused, and the peer has opened none since
+}
 
 // topic is a subscription.
 type topic struct {
@@ -73,18 +83,19 @@ type topic struct {
 
 // startMesh starts pubsub; changing is held.
 func (g *Gossip) startMesh() (*mesh, error) {
-	budgets, err := simplelru.NewLRU[PeerID, *budget](maxGossipBudgets, nil)
+	known, err := simplelru.NewLRU[PeerID, *neighbour](maxNeighbours, nil)
 	if err != nil {
 		return nil, err
 	}
 	m := &mesh{
-		Gossip: g, fresh: make(chan any), budgets: budgets,
+		Gossip: g, fresh: make(chan any), known: known,
 		streams: make(map[*gossipStream]struct{}), told: make(map[PeerID]map[string]struct{}), grafted: make(map[string]map[peer.ID]struct{}),
 	}
 	m.ctx, m.cancel = context.WithCancel(g.ctx)
 	params := pubsub.DefaultGossipSubParams()
 	// A narrower band than the default 5 to 12, for the copies that a node gets are about its neighbours.
 	params.D, params.Dlo, params.Dhi, params.Dscore, params.Dout = 6, 4, 8, 4, 2
+	params.GossipFactor = 0 // IDs of what is held go to Dlazy others and not to a quarter of all
 	params.MaxIHaveLength = gossipQueue
 	params.Connectors, params.MaxPendingConnections = 1, 1 // no peer exchange
 	m.pubsub, err = pubsub.NewGossipSub(m.ctx, &gossipHost{m: m},
@@ -169,6 +180,39 @@ func (m *mesh) reconsider(p PeerID) {
 	m.breakStreams(func(s *gossipStream) bool { return s.peer == p })
 }
 
+// lost is called when a stream that we opened has ended. With it pubsub forgets which topics the peer has, which the peer says only on a
+// stream that is new: so its stream ends too, and both begin anew, ours when the peer has had the time to notice.
+func (m *mesh) lost(s *gossipStream) {
+	m.state.Lock()
+	n := m.neighbour(s.peer)
+	n.lost = time.Now()
+	n.refused = n.lost.Sub(s.opened) < gossipRefusal && !m.hasStream(s.peer)
+	m.state.Unlock()
+	m.breakStreams(func(other *gossipStream) bool { return other.peer == s.peer && other.budget != nil })
+}
+
+// rest waits until a new stream may be opened to a peer.
+func (m *mesh) rest(ctx context.Context, p PeerID) error {
+	m.state.Lock()
+	n := m.neighbour(p)
+	wait := time.Until(n.lost.Add(gossipRest))
+	m.state.Unlock()
+	if wait > 0 {
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	m.state.Lock()
+	defer m.state.Unlock()
+	if n.refused {
+		n.refused = false
+		return errRefusesGossip
+	}
+	return nil
+}
+
 // serve reads what a peer sends, until its stream ends. It also makes us open our own stream, by which the peer learns our topics.
 func (m *mesh) serve(p PeerID, stream net.Conn) {
 	s, err := m.newStream(p, stream)
@@ -177,8 +221,9 @@ func (m *mesh) serve(p PeerID, stream net.Conn) {
 		return
 	}
 	defer s.forget()
-	s.budget = m.budgetOf(p)
 	m.state.Lock()
+	s.budget = m.neighbour(p)
+	s.budget.lost, s.budget.refused = time.Time{}, false
 	topics := make(map[string]struct{})
 	m.told[p] = topics
 	handler := m.serving
@@ -204,15 +249,14 @@ func (m *mesh) hasStream(p PeerID) bool {
 	return false
 }
 
-func (m *mesh) budgetOf(p PeerID) *budget {
-	m.state.Lock()
-	defer m.state.Unlock()
-	b, ok := m.budgets.Get(p)
+// neighbour is what is remembered of a peer; state is held.
+func (m *mesh) neighbour(p PeerID) *neighbour {
+	n, ok := m.known.Get(p)
 	if !ok {
-		b = &budget{rate.NewLimiter(gossipBytesRate, gossipBytesBurst), rate.NewLimiter(gossipMessagesRate, gossipMessagesBurst)}
-		m.budgets.Add(p, b)
+		n = &neighbour{bytes: rate.NewLimiter(gossipBytesRate, gossipBytesBurst), messages: rate.NewLimiter(gossipMessagesRate, gossipMessagesBurst)}
+		m.known.Add(p, n)
 	}
-	return b
+	return n
 }
 
 // inspect is called by pubsub with each RPC before anything in it is looked at. What is above the sender's budget is taken out; its
@@ -237,7 +281,7 @@ func (m *mesh) inspect(from peer.ID, rpc *pubsub.RPC) error {
 			x.Peers = nil // no peer exchange
 		}
 	}
-	if n > 0 && !m.budgetOf(p).messages.AllowN(time.Now(), n) {
+	if n > 0 && !m.mayHandle(p, n) {
 		m.log.Debug("gossip above a neighbour's budget", "peer", p, "messages", n)
 		rpc.Publish = nil
 		if c := rpc.Control; c != nil {
@@ -245,6 +289,13 @@ func (m *mesh) inspect(from peer.ID, rpc *pubsub.RPC) error {
 		}
 	}
 	return nil
+}
+
+// mayHandle takes messages off a peer's budget.
+func (m *mesh) mayHandle(p PeerID, messages int) bool {
+	m.state.Lock()
+	defer m.state.Unlock()
+	return m.neighbour(p).messages.AllowN(time.Now(), messages)
 }
 
 // CanSubscribe and FilterIncomingSubscriptions are pubsub's SubscriptionFilter: it bounds what one peer may make us remember.

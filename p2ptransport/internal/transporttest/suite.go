@@ -54,6 +54,13 @@ func Run(t *testing.T, setup func(t *testing.T) Make) {
 		{"HalfClose", testHalfClose},
 		{"HalfBody", testHalfBody},
 		{"Close", testClose},
+		{"GossipBurst", testGossipBurst},
+		{"GossipBounds", testGossipBounds},
+		{"GossipStranger", testGossipStranger},
+		{"GossipForward", testGossipForward},
+		{"GossipOnce", testGossipOnce},
+		{"GossipCancel", testGossipCancel},
+		{"GossipAgain", testGossipAgain},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
