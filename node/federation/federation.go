@@ -101,6 +101,7 @@ type Federation struct {
 	invites     *rate.Limiter                    // for all servers together that share no room with us
 	fromOutside *rate.Limiter                    // for the events of all servers together that are not in the events' room
 	joining     keyedLock[eventgraph.RoomID]     // one join of a room at a time
+	joins       joins                            // where the work on them runs (import.go)
 	receiving   keyedLock[eventgraph.ServerName] // one transaction of a server at a time
 	asked       keyedLock[eventgraph.PeerID]     // one question who it is to a peer that makes requests, at a time
 	bodies      *semaphore.Weighted              // bytes of long request bodies held now, of servers that share a room with us
@@ -175,6 +176,7 @@ func (f *Federation) Run(ctx context.Context) error {
 		f.runSender,
 		f.runMeetings,
 		f.runInbox,
+		f.runJoins,
 		f.runGossip,
 	} {
 		group.Go(func() error {

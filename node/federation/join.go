@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/eventgraph/auth"
 	"github.com/plexus-p2p/plexus/node/rooms"
 	"github.com/plexus-p2p/plexus/store"
 )
@@ -27,13 +28,48 @@ const (
 )
 
 // Join joins a local user to a room over make_join and send_join at one of via (or locally if we are in the room).
-// content is that of the membership event beside membership: displayname, avatar_url, reason.
+// content is that of the membership event beside membership: displayname, avatar_url, reason. It returns when the room is here, or after
+// joinPatience when at least a server in the room has let the user in: then what is lacking goes on being fetched, also after a restart.
+// While Run runs that is Run's work, else it is the caller's.
 func (f *Federation) Join(ctx context.Context, room eventgraph.RoomID, user eventgraph.UserID, via []eventgraph.ServerName, content json.RawMessage) error {
+	done := make(chan error, 1)
+	cancel, running := f.joins.begin(func(ctx context.Context) { done <- f.join(ctx, room, user, via, content) })
+	if !running {
+		return f.join(ctx, room, user, via, content)
+	}
+	patience := time.NewTimer(joinPatience)
+	defer patience.Stop()
+	for {
+		select {
+		case err := <-done:
+			return err
+		case <-patience.C:
+			if f.letIn(room, user) {
+				return nil
+			}
+		case <-ctx.Done():
+			if !f.letIn(room, user) {
+				cancel() // nobody waits for it, and nothing has come of it
+			}
+			return ctx.Err()
+		}
+	}
+}
+
+// join is Join without its patience.
+func (f *Federation) join(ctx context.Context, room eventgraph.RoomID, user eventgraph.UserID, via []eventgraph.ServerName, content json.RawMessage) error {
 	unlock, err := f.joining.lock(ctx, room)
 	if err != nil {
 		return err
 	}
 	defer unlock()
+	if j, err := f.storedJoin(room); err != nil {
+		return err
+	} else if j != nil { // begun before
+		if err := f.resume(ctx, j); err != nil || j.User == user {
+			return err
+		}
+	}
 	if f.Rooms.InRoom(room, f.server) {
 		err := f.sendHere(ctx, "join", room, user, content)
 		if !triesElsewhere(err) {
@@ -45,7 +81,7 @@ func (f *Federation) Join(ctx context.Context, room eventgraph.RoomID, user even
 		return err
 	}
 	return f.handshake(ctx, servers, func(server eventgraph.ServerName) error {
-		return f.joinVia(ctx, server, room, user, content)
+		return f.joinVia(ctx, server, room, user, servers, content)
 	})
 }
 
@@ -208,31 +244,33 @@ func malformed(server eventgraph.ServerName, reason string) error {
 	return fmt.Errorf("%w: answer of %s: %s", ErrUnreachable, server, reason)
 }
 
-// joinVia joins over one server that is in the room (SS API, Joining Rooms).
-func (f *Federation) joinVia(ctx context.Context, server eventgraph.ServerName, room eventgraph.RoomID, user eventgraph.UserID, content json.RawMessage) error {
+// joinVia joins over one server that is in the room (SS API, Joining Rooms). The others may have to give what this one does not.
+func (f *Federation) joinVia(ctx context.Context, server eventgraph.ServerName, room eventgraph.RoomID, user eventgraph.UserID, others []eventgraph.ServerName, content json.RawMessage) error {
 	e, err := f.make(ctx, server, "join", room, user, content)
 	if err != nil {
 		return err
 	}
-	var answer joined
-	err = f.doLarge(ctx, server, http.MethodPut, target(v2+"send_join", []string{string(room), string(e.ID())}, nil), json.RawMessage(e.Raw()), &answer, maxState)
-	if err != nil {
+	j := &store.Join{
+		Room: room, Version: e.Version(), User: user, Event: e.Raw(), Server: server, Via: others[:min(len(others), maxVia)],
+		Since: f.Now().UnixMilli(), Phase: store.JoinSent,
+	}
+	if traits, _ := e.Version().Traits(); traits.RoomIDFromCreate {
+		j.Create = auth.CreateOf(room)
+	}
+	_, err = f.Store.Update(ctx, func(tx *store.Tx) error { return tx.PutJoin(j) })
+	if errors.Is(err, store.ErrTooManyJoins) {
+		return &rooms.Refusal{Code: "M_LIMIT_EXCEEDED", Reason: err.Error()}
+	} else if err != nil {
 		return err
 	}
-	if answer.MembersOmitted {
-		return malformed(server, "members omitted, which was not asked for")
+	i := f.importOf(j, e)
+	if err := i.send(ctx); err != nil {
+		if !i.mayBeIn(ctx, err) {
+			return errors.Join(err, f.dropJoin(context.WithoutCancel(ctx), room))
+		}
+		f.Log.Info("the answer to a join broke off: the rest is asked for", "room", room, "server", server, "arrived", j.Arrived, "err", err)
 	}
-	if e, err = withTheirSignature(e, answer.Event); err != nil {
-		return malformed(server, err.Error())
-	}
-	state, chain := parseAll(e.Version(), answer.State), parseAll(e.Version(), answer.AuthChain)
-	answer.State, answer.AuthChain = nil, nil // a large room's events are held once
-	hints := append([]eventgraph.ServerName{server}, answer.Servers...)
-	needed := keysOf(append(append([]*eventgraph.Event{e}, state...), chain...)...)
-	if err := f.ensureKeys(ctx, needed, hints); err != nil {
-		f.Log.Info("joining with keys missing", "room", room, "err", err) // ImportJoin leaves out what cannot be verified
-	}
-	return f.Rooms.ImportJoin(ctx, e, state, chain)
+	return i.complete(ctx)
 }
 
 // withTheirSignature returns the event as the other server gives it back, if it is our event with signatures added (needed for
@@ -275,7 +313,7 @@ func parseAll(v eventgraph.RoomVersion, raws []json.RawMessage) []*eventgraph.Ev
 const maxJoinWait = 5 * time.Second
 
 // afterJoins waits while rooms that the PDUs are of, and that are not held yet, are being joined: a resident sends us the room's
-// events as soon as it has taken in the join, and that may be before we have read its answer. If it takes long, the transaction is to be repeated.
+// events as soon as it has taken in the join, and that may be before we have read its answer. If it takes long, takeEarly lets them wait.
 func (f *Federation) afterJoins(ctx context.Context, pdus []json.RawMessage) error {
 	if f.joining.idle() {
 		return nil
@@ -283,23 +321,68 @@ func (f *Federation) afterJoins(ctx context.Context, pdus []json.RawMessage) err
 	ctx, cancel := context.WithTimeout(ctx, maxJoinWait)
 	defer cancel()
 	for _, raw := range pdus {
-		var frame struct {
-			Room eventgraph.RoomID `json:"room_id"`
-		}
-		if json.Unmarshal(raw, &frame) != nil || !f.joining.busy(frame.Room) {
+		room := roomOf(raw)
+		if !f.joining.busy(room) {
 			continue
 		}
-		if _, held := f.versionOf(frame.Room); held {
+		if _, held := f.versionOf(room); held {
 			continue
 		}
-		unlock, err := f.joining.lock(ctx, frame.Room)
-		if err != nil {
+		unlock, err := f.joining.lock(ctx, room)
+		if err == nil {
+			unlock()
+			continue
+		}
+		if j, err := f.storedJoin(room); err != nil {
+			return err
+		} else if j == nil || j.Phase == store.JoinSent {
 			return &matrixError{Status: http.StatusServiceUnavailable, RetryAfterMS: maxJoinWait.Milliseconds(),
 				Refusal: rooms.Refusal{Code: "M_LIMIT_EXCEEDED", Reason: "the room is being joined; send this again later"}}
 		}
-		unlock()
 	}
 	return nil
+}
+
+func roomOf(pdu json.RawMessage) eventgraph.RoomID {
+	var frame struct {
+		Room eventgraph.RoomID `json:"room_id"`
+	}
+	_ = json.Unmarshal(pdu, &frame) // what is no event is of no room
+	return frame.Room
+}
+
+// takeEarly puts PDUs of rooms that we have been let into, and of which not all has come, into the inbox, where they wait for the room. It returns the others.
+// Who is in such a room is not known yet: from servers that were not named as being in it come only so many.
+func (f *Federation) takeEarly(ctx context.Context, origin eventgraph.ServerName, pdus []json.RawMessage, results map[eventgraph.EventID]pduResult) (others []json.RawMessage, err error) {
+	var items []*store.InboxItem
+	for _, raw := range pdus {
+		room := roomOf(raw)
+		var j *store.Join
+		if _, held := f.versionOf(room); !held {
+			if j, err = f.storedJoin(room); err != nil {
+				return nil, err
+			}
+		}
+		if j == nil || j.Phase == store.JoinSent {
+			others = append(others, raw)
+			continue
+		}
+		e, err := eventgraph.ParseEvent(j.Version, raw)
+		if err != nil {
+			continue // as of any PDU that is none
+		}
+		known := origin == j.Server || slices.Contains(j.Via, origin)
+		switch {
+		case !known && !f.fromOutside.Allow():
+			results[e.ID()] = pduResult{"the origin is not known to be in the room"}
+		case !f.inbox.reserve(room, len(e.Raw())):
+			results[e.ID()] = pduResult{errTooManyWaiting.Error()}
+		default:
+			results[e.ID()] = pduResult{}
+			items = append(items, &store.InboxItem{ID: e.ID(), Room: room, Origin: origin, PDU: e.Raw(), Received: f.Now().UnixMilli()})
+		}
+	}
+	return others, f.putInbox(ctx, items)
 }
 
 // keyedLock is a lock for each room, or server, that somebody waits for. The zero value is ready.

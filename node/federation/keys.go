@@ -16,6 +16,7 @@ import (
 
 	"github.com/plexus-p2p/plexus/eventgraph"
 	"github.com/plexus-p2p/plexus/node/rooms"
+	"github.com/plexus-p2p/plexus/store"
 )
 
 const (
@@ -149,8 +150,11 @@ func (f *Federation) ensureKeys(ctx context.Context, needed []rooms.KeyNeeded, h
 			break
 		}
 		asked++
-		if err := f.keysFromNotary(ctx, hint, missing); err != nil {
-			f.Log.Debug("no key documents from server", "server", hint, "err", err)
+		for part := range slices.Chunk(missing, maxQueriedKeys) { // the members of a large room may have a server each
+			if err := f.keysFromNotary(ctx, hint, part); err != nil {
+				f.Log.Debug("no key documents from server", "server", hint, "err", err)
+				break
+			}
 		}
 	}
 	if missing = f.lacking(missing); len(missing) > 0 {
@@ -189,12 +193,12 @@ func (f *Federation) lacking(needed []rooms.KeyNeeded) []rooms.KeyNeeded {
 func (f *Federation) keysFromOwners(ctx context.Context, missing []rooms.KeyNeeded) {
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(keyFetches)
-	var seen []eventgraph.ServerName
+	seen := map[eventgraph.ServerName]bool{f.server: true}
 	for _, n := range missing {
-		if slices.Contains(seen, n.Server) || n.Server == f.server {
+		if seen[n.Server] {
 			continue
 		}
-		seen = append(seen, n.Server)
+		seen[n.Server] = true
 		group.Go(func() error {
 			if d := f.document(n.Server); d != nil {
 				f.keep(ctx, d, "") // logs
@@ -230,6 +234,7 @@ func (f *Federation) keysFromNotary(ctx context.Context, notary eventgraph.Serve
 		return err
 	}
 	var failed error
+	var given []*eventgraph.KeyDocument
 	for _, raw := range answer.ServerKeys[:min(len(answer.ServerKeys), 2*maxQueriedKeys)] {
 		d, err := ownSignaturesOnly(raw)
 		if err != nil {
@@ -239,6 +244,26 @@ func (f *Federation) keysFromNotary(ctx context.Context, notary eventgraph.Serve
 		if _, ok := asked.ServerKeys[string(d.ServerName)]; !ok {
 			continue // what was not asked for could fill the store
 		}
+		given = append(given, d)
+	}
+	return errors.Join(failed, f.keepAll(ctx, given))
+}
+
+// keepAll is keep for many documents, in one write where none of them is refused.
+func (f *Federation) keepAll(ctx context.Context, given []*eventgraph.KeyDocument) error {
+	if len(given) > 1 {
+		// If this fails the loop tells which.
+		_, _ = f.Store.Update(ctx, func(tx *store.Tx) error {
+			for _, d := range given {
+				if err := tx.PutKeyDocument(d); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	var failed error
+	for _, d := range given {
 		if _, err := f.keep(ctx, d, ""); err != nil {
 			failed = errors.Join(failed, err)
 		}

@@ -93,14 +93,13 @@ func (f *Federation) serveSend(q *request) (any, error) {
 		return nil, err
 	}
 	answer := sendAnswer{PDUs: map[eventgraph.EventID]pduResult{}}
+	if t.PDUs, err = f.takeEarly(ctx, q.origin, t.PDUs, answer.PDUs); err != nil {
+		return nil, inboxFull(err)
+	}
 	for _, run := range f.parsePDUs(q.origin, t.PDUs, answer.PDUs) {
 		refused, err := f.takeIn(ctx, run.room, run.events, q.origin)
-		if errors.Is(err, store.ErrInboxFull) {
-			return nil, &matrixError{Status: http.StatusServiceUnavailable, RetryAfterMS: inboxFullRetry.Milliseconds(),
-				Refusal: rooms.Refusal{Code: "M_LIMIT_EXCEEDED", Reason: "too many events wait here for their parents; send this again later"}}
-		}
 		if err != nil {
-			return nil, err
+			return nil, inboxFull(err)
 		}
 		for _, e := range run.events {
 			answer.PDUs[e.ID()] = pduResult{refused[e.ID()]}
@@ -119,6 +118,15 @@ func (f *Federation) serveSend(q *request) (any, error) {
 		_, err = f.Store.Update(ctx, func(tx *store.Tx) error { return tx.PutSeenTransaction(txn.origin, txn.id, raw) })
 	}
 	return json.RawMessage(raw), err
+}
+
+// inboxFull tells a peer to come again if that is what err says.
+func inboxFull(err error) error {
+	if !errors.Is(err, store.ErrInboxFull) {
+		return err
+	}
+	return &matrixError{Status: http.StatusServiceUnavailable, RetryAfterMS: inboxFullRetry.Milliseconds(),
+		Refusal: rooms.Refusal{Code: "M_LIMIT_EXCEEDED", Reason: "too many events wait here for their parents; send this again later"}}
 }
 
 // receiveTimeout bounds the work on one transaction (design.md §3.6): what is done by then need not be done again

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -24,8 +25,10 @@ const (
 	maxErrorBody = 64 << 10
 	// attemptTimeout is how long one peer may take to answer, from dialling to the last byte.
 	attemptTimeout = 30 * time.Second
-	// stateTimeout is the same for answers that hold the whole state of a room.
+	// stateTimeout is the same for answers that name the whole state of a room.
 	stateTimeout = 2 * time.Minute
+	// streamTimeout is the same for those that hold it and are read as they come: 4 MB at 16 kbit/s, and some more.
+	streamTimeout = time.Hour
 )
 
 // remoteError is an error that a server answered with. It is a *rooms.Refusal to errors.As.
@@ -68,6 +71,52 @@ func (f *Federation) do(ctx context.Context, server eventgraph.ServerName, metho
 
 // doLarge is do with a bound of its own on the answer.
 func (f *Federation) doLarge(ctx context.Context, server eventgraph.ServerName, method, target string, body, out any, limit int64) error {
+	timeout := attemptTimeout
+	if limit > maxAnswer {
+		timeout = stateTimeout
+	}
+	return f.request(ctx, server, method, target, body, func(attempt context.Context, send sender) (bool, error) {
+		attempt, cancel := context.WithTimeout(attempt, timeout)
+		defer cancel()
+		return send(attempt, func(answer io.Reader) (bool, error) {
+			raw, err := readBounded(answer, limit)
+			switch {
+			case errors.Is(err, errTooLong):
+				return true, fmt.Errorf("%w: the answer of %s is longer than %d bytes", ErrUnreachable, server, limit)
+			case err != nil:
+				return false, err
+			case out == nil:
+				return true, nil
+			}
+			if err := json.Unmarshal(raw, out); err != nil {
+				return true, fmt.Errorf("%w: answer of %s: %v", ErrUnreachable, server, err)
+			}
+			return true, nil
+		})
+	})
+}
+
+// doStream is do for an answer that read takes as it comes. Once a peer has begun to answer no other is tried, and the error is read's: it has
+// seen how far it came. It may take streamTimeout, as long as something comes every stallTimeout.
+func (f *Federation) doStream(ctx context.Context, server eventgraph.ServerName, method, target string, body any, read func(io.Reader) error) error {
+	return f.request(ctx, server, method, target, body, func(attempt context.Context, send sender) (bool, error) {
+		attempt, cancel := context.WithTimeout(attempt, streamTimeout)
+		defer cancel()
+		attempt, flow, stop := newPatient(attempt)
+		defer stop()
+		return send(attempt, func(answer io.Reader) (bool, error) {
+			flow.from = answer
+			return true, read(flow)
+		})
+	})
+}
+
+// sender sends a request to the peer that is tried and hands over the body of an answer of success. It returns false if the peer was not
+// reached or broke off, so that another may be tried.
+type sender func(ctx context.Context, read func(answer io.Reader) (answered bool, err error)) (answered bool, err error)
+
+// request tries the peers that may speak for the server in turn.
+func (f *Federation) request(ctx context.Context, server eventgraph.ServerName, method, target string, body any, try func(context.Context, sender) (bool, error)) error {
 	var content []byte
 	if body != nil {
 		var err error
@@ -82,16 +131,12 @@ func (f *Federation) doLarge(ctx context.Context, server eventgraph.ServerName, 
 	if err != nil {
 		return err
 	}
-	timeout := attemptTimeout
-	if limit > maxAnswer {
-		timeout = stateTimeout
-	}
 	f.seek(ctx, server)
 	var last error
 	for _, peer := range f.candidates(server) {
-		attempt, cancel := context.WithTimeout(ctx, timeout)
-		answered, err := f.attempt(attempt, peer, server, method, target, authorization, content, out, limit)
-		cancel()
+		answered, err := try(ctx, func(ctx context.Context, read func(io.Reader) (bool, error)) (bool, error) {
+			return f.attempt(ctx, peer, server, method, target, authorization, content, read)
+		})
 		if answered || ctx.Err() != nil {
 			return err
 		}
@@ -104,7 +149,7 @@ func (f *Federation) doLarge(ctx context.Context, server eventgraph.ServerName, 
 }
 
 // attempt asks one peer. answered is false if the peer was not reached or broke off, so that another may be tried.
-func (f *Federation) attempt(ctx context.Context, peer eventgraph.PeerID, server eventgraph.ServerName, method, target, authorization string, content []byte, out any, limit int64) (answered bool, err error) {
+func (f *Federation) attempt(ctx context.Context, peer eventgraph.PeerID, server eventgraph.ServerName, method, target, authorization string, content []byte, read func(io.Reader) (bool, error)) (answered bool, err error) {
 	req, err := http.NewRequestWithContext(ctx, method, "http://"+string(server)+target, bytes.NewReader(content))
 	if err != nil {
 		return true, err
@@ -124,20 +169,7 @@ func (f *Federation) attempt(ctx context.Context, peer eventgraph.PeerID, server
 	if res.StatusCode/100 != 2 {
 		return true, readError(res)
 	}
-	raw, err := readBounded(res.Body, limit)
-	if errors.Is(err, errTooLong) {
-		return true, fmt.Errorf("%w: the answer of %s is longer than %d bytes", ErrUnreachable, server, limit)
-	}
-	if err != nil {
-		return false, err
-	}
-	if out == nil {
-		return true, nil
-	}
-	if err := json.Unmarshal(raw, out); err != nil {
-		return true, fmt.Errorf("%w: answer of %s: %v", ErrUnreachable, server, err)
-	}
-	return true, nil
+	return read(res.Body)
 }
 
 // readError reads the error in the spec's form; an answer without one is named by its status.

@@ -1,9 +1,11 @@
 package federation
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/json"
 	"errors"
+	"io"
 	"net/http"
 	"net/url"
 	"strings"
@@ -25,7 +27,8 @@ const (
 	maxURI = 32 << 10
 )
 
-// handler answers with what becomes the JSON body of a 200, or an error that writeError turns into the spec's form.
+// handler answers with what becomes the JSON body of a 200, or an error that writeError turns into the spec's form. An answer that
+// may be large is streamed.
 type handler func(q *request) (any, error)
 
 // route is one endpoint. Path parts in braces are parameters.
@@ -114,6 +117,10 @@ func (r *router) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	answer, err := r.serve(w, req)
 	if err != nil {
 		r.f.writeError(w, req, err)
+		return
+	}
+	if write, ok := answer.(streamed); ok {
+		r.f.writeStreamed(w, req, write)
 		return
 	}
 	writeJSON(w, http.StatusOK, answer)
@@ -245,6 +252,27 @@ func writeJSON(w http.ResponseWriter, status int, v any) {
 	w.WriteHeader(status)
 	w.Write(body)
 }
+
+// streamed writes an answer, one JSON value, piece by piece. If it fails half-way the connection is broken off, so that what came does
+// not pass for the whole.
+type streamed func(w io.Writer) error
+
+func (f *Federation) writeStreamed(w http.ResponseWriter, req *http.Request, write streamed) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(http.StatusOK)
+	b := bufio.NewWriterSize(w, streamBuffer)
+	err := write(b)
+	if err == nil {
+		err = b.Flush()
+	}
+	if err != nil {
+		f.Log.Debug("answer broken off", "method", req.Method, "path", req.URL.Path, "err", err)
+		panic(http.ErrAbortHandler)
+	}
+}
+
+// streamBuffer is how much of a streamed answer is written at once.
+const streamBuffer = 32 << 10
 
 // marshal is json.Marshal without the escaping for HTML, which would copy each event once more.
 func marshal(v any) ([]byte, error) {

@@ -3,8 +3,10 @@ package federation
 import (
 	"cmp"
 	"container/heap"
+	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"net/http"
 	"slices"
 	"strconv"
@@ -130,45 +132,132 @@ func (f *Federation) eventInRoom(q *request, id string) (*store.StoredEvent, err
 	return e, nil
 }
 
-// stateWithChain reads a whole state, with the auth chain of its events and of also.
-func (f *Federation) stateWithChain(room eventgraph.RoomID, root eventgraph.Hash, also []eventgraph.EventID) (state, chain []json.RawMessage, err error) {
-	ids, err := f.stateIDs(room, root)
+// stateWithChain lists a whole state, and the auth chain of its events and of also: events after their own auth events, and of those
+// that could change places members last. Who reads them as they come can judge them as they come.
+func (f *Federation) stateWithChain(ctx context.Context, room eventgraph.RoomID, root eventgraph.Hash, also []eventgraph.EventID) (state, chain []eventgraph.EventID, err error) {
+	release, err := take(ctx, f.heavy)
 	if err != nil {
 		return nil, nil, err
 	}
-	events, err := f.Rooms.AuthChain(append(slices.Clone(ids), also...), 0)
-	if err != nil {
+	defer release()
+	if state, err = f.stateIDs(room, root); err != nil {
 		return nil, nil, err
 	}
-	state, chain = []json.RawMessage{}, []json.RawMessage{}
-	return state, chain, f.Store.View(func(r *store.Reader) error {
-		inState := make(map[eventgraph.EventID]bool, len(ids))
+	if chain, err = f.Rooms.AuthChain(append(slices.Clone(state), also...), 0); err != nil {
+		return nil, nil, err
+	}
+	// The chain is that of the events, without them; those that are part of another's chain belong to it.
+	listed := make(map[eventgraph.EventID]bool, len(state)+len(chain))
+	for _, ids := range [][]eventgraph.EventID{state, chain} {
 		for _, id := range ids {
-			inState[id] = true
-			e, err := r.Event(id)
+			listed[id] = true
+		}
+	}
+	for _, id := range also {
+		if !listed[id] {
+			chain = append(chain, id)
+		}
+	}
+	if state, err = f.Rooms.OldestFirst(state); err != nil {
+		return nil, nil, err
+	}
+	chain, err = f.Rooms.OldestFirst(chain)
+	return state, chain, err
+}
+
+const (
+	// pieceEvents and pieceBytes are how much of a large answer is read from the store at once.
+	pieceEvents = 256
+	pieceBytes  = 256 << 10
+)
+
+// writeEvents writes events as the elements of a JSON array, as they are given away. While the peer reads, no slot is held and no snapshot.
+func (f *Federation) writeEvents(ctx context.Context, w io.Writer, ids []eventgraph.EventID) error {
+	for first := true; len(ids) > 0; {
+		piece, n, err := f.piece(ctx, ids)
+		if err != nil {
+			return err
+		}
+		ids = ids[n:]
+		for _, raw := range piece {
+			if !first {
+				if _, err := w.Write([]byte{','}); err != nil {
+					return err
+				}
+			}
+			first = false
+			if _, err := w.Write(raw); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// piece reads the first of some events, and says how many they are.
+func (f *Federation) piece(ctx context.Context, ids []eventgraph.EventID) (piece []json.RawMessage, n int, err error) {
+	release, err := take(ctx, f.heavy)
+	if err != nil {
+		return nil, 0, err
+	}
+	defer release()
+	err = f.Store.View(func(r *store.Reader) error {
+		for size := 0; n < len(ids) && n < pieceEvents && size < pieceBytes; n++ {
+			e, err := r.Event(ids[n])
 			if err != nil {
 				return err
 			}
-			state = append(state, served(e))
-		}
-		inChain := make(map[eventgraph.EventID]bool, len(events))
-		for _, e := range events {
-			inChain[e.ID()] = true
-			chain = append(chain, e.Raw())
-		}
-		// The chain is that of the events, without them; those that are part of another's chain belong to it.
-		for _, id := range also {
-			if inState[id] || inChain[id] {
-				continue
-			}
-			e, err := r.Event(id)
-			if err != nil {
-				return err
-			}
-			chain = append(chain, served(e))
+			raw := served(e)
+			size += len(raw)
+			piece = append(piece, raw)
 		}
 		return nil
 	})
+	return piece, n, err
+}
+
+// eventLists is an answer of arrays of events, behind other members that are marshalled as they are.
+type eventLists struct {
+	head  any // an object
+	lists []eventList
+}
+
+type eventList struct {
+	name   string
+	events []eventgraph.EventID
+}
+
+// stream writes the lists in their order.
+func (f *Federation) stream(ctx context.Context, l eventLists) streamed {
+	return func(w io.Writer) error {
+		head, err := marshal(l.head)
+		if err != nil {
+			return err
+		}
+		head = head[:len(head)-1] // the closing brace
+		if _, err := w.Write(head); err != nil {
+			return err
+		}
+		comma := len(head) > 1
+		for _, list := range l.lists {
+			name := `"` + list.name + `":[`
+			if comma {
+				name = "," + name
+			}
+			comma = true
+			if _, err := io.WriteString(w, name); err != nil {
+				return err
+			}
+			if err := f.writeEvents(ctx, w, list.events); err != nil {
+				return err
+			}
+			if _, err := io.WriteString(w, "]"); err != nil {
+				return err
+			}
+		}
+		_, err = io.WriteString(w, "}")
+		return err
+	}
 }
 
 func (f *Federation) stateIDs(room eventgraph.RoomID, root eventgraph.Hash) ([]eventgraph.EventID, error) {
@@ -185,16 +274,11 @@ func (f *Federation) serveState(q *request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	release, err := take(q.Context(), f.heavy)
+	state, chain, err := f.stateWithChain(q.Context(), e.RoomID(), e.StateBefore, nil)
 	if err != nil {
 		return nil, err
 	}
-	defer release()
-	state, chain, err := f.stateWithChain(e.RoomID(), e.StateBefore, nil)
-	return struct {
-		AuthChain []json.RawMessage `json:"auth_chain"`
-		PDUs      []json.RawMessage `json:"pdus"`
-	}{chain, state}, err
+	return f.stream(q.Context(), eventLists{struct{}{}, []eventList{{"auth_chain", chain}, {"pdus", state}}}), nil
 }
 
 // stateIDsAnswer is the answer of /state_ids.
@@ -221,11 +305,7 @@ func (f *Federation) serveStateIDs(q *request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	answer := stateIDsAnswer{AuthChainIDs: make([]eventgraph.EventID, len(chain)), PDUIDs: ids}
-	for i, e := range chain {
-		answer.AuthChainIDs[i] = e.ID()
-	}
-	return answer, nil
+	return stateIDsAnswer{AuthChainIDs: append([]eventgraph.EventID{}, chain...), PDUIDs: ids}, nil
 }
 
 func (f *Federation) serveEventAuth(q *request) (any, error) {
@@ -238,15 +318,11 @@ func (f *Federation) serveEventAuth(q *request) (any, error) {
 		return nil, err
 	}
 	defer release()
-	events, err := f.Rooms.AuthChain([]eventgraph.EventID{e.ID()}, 0)
+	chain, err := f.Rooms.AuthChain([]eventgraph.EventID{e.ID()}, 0)
 	if err != nil {
 		return nil, err
 	}
-	chain := make([]json.RawMessage, len(events))
-	for i, e := range events {
-		chain[i] = e.Raw()
-	}
-	return map[string][]json.RawMessage{"auth_chain": chain}, nil
+	return f.stream(q.Context(), eventLists{struct{}{}, []eventList{{"auth_chain", chain}}}), nil
 }
 
 // latestFirst is a heap of events, those farthest from the create event first.

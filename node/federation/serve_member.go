@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"net/http"
 	"slices"
 
@@ -39,6 +40,18 @@ func inArray(h handler) handler {
 		answer, err := h(q)
 		if err != nil {
 			return nil, err
+		}
+		if write, ok := answer.(streamed); ok {
+			return streamed(func(w io.Writer) error {
+				if _, err := io.WriteString(w, "[200,"); err != nil {
+					return err
+				}
+				if err := write(w); err != nil {
+					return err
+				}
+				_, err := io.WriteString(w, "]")
+				return err
+			}), nil
 		}
 		return []any{http.StatusOK, answer}, nil
 	}
@@ -248,13 +261,12 @@ func (f *Federation) acceptOne(ctx context.Context, e *eventgraph.Event, b rooms
 	return nil
 }
 
-// joined is the answer of send_join.
+// joined is the answer of send_join, before the lists of events.
 type joined struct {
-	AuthChain      []json.RawMessage       `json:"auth_chain"`
-	State          []json.RawMessage       `json:"state"`
-	Event          json.RawMessage         `json:"event,omitempty"`
+	Event          json.RawMessage         `json:"event"`
 	MembersOmitted bool                    `json:"members_omitted"`
 	Servers        []eventgraph.ServerName `json:"servers_in_room,omitempty"`
+	Events         int                     `json:"plexus.events"` // how many come, so that who joins can be told how far it is
 }
 
 // serveSendJoin takes in a join and answers with the whole state before it; members are never omitted ("may").
@@ -263,12 +275,7 @@ func (f *Federation) serveSendJoin(q *request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	release, err := take(q.Context(), f.heavy)
-	if err != nil {
-		return nil, err
-	}
-	defer release()
-	state, chain, err := f.stateWithChain(e.RoomID(), stored.StateBefore, e.AuthEvents())
+	state, chain, err := f.stateWithChain(q.Context(), e.RoomID(), stored.StateBefore, e.AuthEvents())
 	if err != nil {
 		return nil, err
 	}
@@ -276,7 +283,8 @@ func (f *Federation) serveSendJoin(q *request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return joined{AuthChain: chain, State: state, Event: e.Raw(), Servers: f.named(servers)}, nil
+	head := joined{Event: e.Raw(), Servers: f.named(servers), Events: len(state) + len(chain)}
+	return f.stream(q.Context(), eventLists{head, []eventList{{"auth_chain", chain}, {"state", state}}}), nil
 }
 
 func (f *Federation) serveSendLeave(q *request) (any, error) {

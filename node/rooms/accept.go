@@ -28,6 +28,7 @@ type Basis struct {
 	Backfill bool                  // before the timeline: moves backward extremities, makes no ChangeEvent
 	Origin   eventgraph.ServerName // who gave it to us, "" if we ourselves; the room's server ACL must allow it
 	Announce bool                  // taken in by send_join, send_leave or send_knock: it is on us to tell the room's servers (store.KeyHandshake)
+	New      *NewRoom              // Nothing: if the room is not here, it is being joined, and this is known of it
 }
 
 // Result of Accept. Already: the event was held with this verdict before (an outlier that gets its place is not Already).
@@ -77,6 +78,12 @@ func (r *Rooms) AcceptAll(ctx context.Context, events []*eventgraph.Event, b Bas
 	var outcomes []Outcome
 	results := make([]Result, len(events))
 	err = r.inTurn(ctx, room, func(run *run) error {
+		if b.Kind == Nothing && b.New != nil && !run.live.exists {
+			if run.live, err = b.New.unborn(room); err != nil {
+				return err
+			}
+			defer func() { run.live = live{} }() // for others in this run there is no room
+		}
 		order := run.reserve(len(events), b)
 		placed := false
 		for i, e := range events {
@@ -165,7 +172,7 @@ func (run *run) accept(in incoming) error {
 	if in.result == nil {
 		in.result = new(Result)
 	}
-	if !run.live.exists {
+	if !run.live.exists && (in.basis.New == nil || in.basis.Kind != Nothing) {
 		return refuse("M_NOT_FOUND", "room %s is not known here", run.rm.id)
 	}
 	if e.Version() != run.live.Version {
@@ -346,7 +353,10 @@ func (run *run) authEvents(e *eventgraph.Event) (events []*eventgraph.Event, rej
 	if run.live.traits.RoomIDFromCreate && e.Type() != "m.room.create" {
 		// Not among its auth_events, but they rest on it (room version 12).
 		create, err := run.stored(run.live.Create)
-		if err != nil {
+		switch {
+		case errors.Is(err, store.ErrNotFound) && !run.live.exists: // of a room that is being joined it may come later
+			return nil, nil, append(missing, run.live.Create), nil
+		case err != nil:
 			return nil, nil, nil, fmt.Errorf("create event of %s: %w", run.rm.id, err)
 		}
 		events = append(events, create.Event)

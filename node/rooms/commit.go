@@ -53,10 +53,11 @@ type write struct {
 	also    func(tx *store.Tx) error // what else belongs into the same commit
 }
 
-// memberChange is a membership that the current resolved state has changed; event nil: the tuple is gone.
+// memberChange is a membership that the current resolved state has changed; event "": the tuple is gone.
 type memberChange struct {
-	user  eventgraph.UserID
-	event *eventgraph.Event
+	user       eventgraph.UserID
+	event      eventgraph.EventID
+	membership string // by the event
 }
 
 func (r *Rooms) newRun(ctx context.Context, rm *room, read *store.Reader) (*run, error) {
@@ -262,8 +263,8 @@ func (run *run) applyMember(tx *store.Tx, m memberChange, by *store.StoredEvent,
 		Room: run.rm.id, User: m.user, Membership: "leave",
 		Position: at, Forgotten: was.Forgotten, WasJoined: was.WasJoined,
 	}
-	if m.event != nil {
-		now.Membership, now.Event = m.event.Membership(), m.event.ID()
+	if m.event != "" {
+		now.Membership, now.Event = m.membership, m.event
 	}
 	switch now.Membership {
 	case "join":
@@ -271,7 +272,7 @@ func (run *run) applyMember(tx *store.Tx, m memberChange, by *store.StoredEvent,
 	case "invite", "knock":
 		now.Forgotten = false
 	}
-	flipped := by == nil || m.event == nil || m.event.ID() != by.ID()
+	flipped := by == nil || m.event == "" || m.event != by.ID()
 	if flipped && m.user.Server() == run.r.key.Server {
 		// State resolution changed it: no event of the timeline says so to the user.
 		p, err := tx.Log(store.Change{Kind: store.ChangeMembership, Room: run.rm.id, User: m.user})

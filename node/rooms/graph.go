@@ -1,18 +1,20 @@
 package rooms
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
 	"github.com/plexus-p2p/plexus/store"
 )
 
-// AuthChain returns the events of the auth chains of ids as they are given to others, without ids, at most limit of them (0: all), each once. Events
-// that are not held are left out.
-func (r *Rooms) AuthChain(ids []eventgraph.EventID, limit int) ([]*eventgraph.Event, error) {
-	var chain []*eventgraph.Event
+// AuthChain lists the events of the auth chains of ids, without ids, at most limit of them (0: all), each once, an event after its own
+// auth events. Those that are not held are left out.
+func (r *Rooms) AuthChain(ids []eventgraph.EventID, limit int) ([]eventgraph.EventID, error) {
+	var chain []aged
 	err := r.store.View(func(read *store.Reader) error {
 		seen := make(map[eventgraph.EventID]bool, len(ids))
 		var todo []eventgraph.EventID
@@ -47,7 +49,7 @@ func (r *Rooms) AuthChain(ids []eventgraph.EventID, limit int) ([]*eventgraph.Ev
 			if err != nil {
 				return err
 			}
-			chain = append(chain, e.Shown())
+			chain = append(chain, ageOf(e))
 			follow(e.Event)
 		}
 		return nil
@@ -55,7 +57,52 @@ func (r *Rooms) AuthChain(ids []eventgraph.EventID, limit int) ([]*eventgraph.Ev
 	if err != nil {
 		return nil, fmt.Errorf("auth chain: %w", err)
 	}
-	return chain, nil
+	return oldestFirst(chain), nil
+}
+
+// OldestFirst sorts events that are held so that each comes after those that it rests on by its auth events, and of those that could change
+// places members last: who reads a room's state in this order soon knows what room it is.
+func (r *Rooms) OldestFirst(ids []eventgraph.EventID) ([]eventgraph.EventID, error) {
+	events := make([]aged, 0, len(ids))
+	err := r.store.View(func(read *store.Reader) error {
+		for _, id := range ids {
+			e, err := read.Event(id)
+			if err != nil {
+				return err
+			}
+			events = append(events, ageOf(e))
+		}
+		return nil
+	})
+	return oldestFirst(events), err
+}
+
+// aged is an event's place in an order of auth events.
+type aged struct {
+	id     eventgraph.EventID
+	height uint32
+	member bool
+}
+
+func ageOf(e *store.StoredEvent) aged { return aged{e.ID(), e.Height, e.Type() == "m.room.member"} }
+
+func oldestFirst(events []aged) []eventgraph.EventID {
+	slices.SortStableFunc(events, func(a, b aged) int {
+		switch {
+		case a.height != b.height:
+			return cmp.Compare(a.height, b.height)
+		case a.member == b.member:
+			return 0
+		case b.member:
+			return -1
+		}
+		return 1
+	})
+	ids := make([]eventgraph.EventID, len(events))
+	for i, e := range events {
+		ids[i] = e.id
+	}
+	return ids
 }
 
 // maxNear is how many events EventNear looks at: their times follow no order that could be searched, and 10,000 take some 50 ms.

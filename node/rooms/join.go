@@ -3,34 +3,58 @@ package rooms
 import (
 	"context"
 	"errors"
-	"fmt"
+	"maps"
+	"slices"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
-	"github.com/plexus-p2p/plexus/eventgraph/auth"
 	"github.com/plexus-p2p/plexus/eventgraph/canonicaljson"
 	"github.com/plexus-p2p/plexus/store"
 )
 
-// ImportJoin makes a room exist here from the answer of send_join: verifies all (all cores), stores in invisible batches, and one last small
-// transaction makes the room and the join visible. Events that fail signature (or whose key is not known here: fetch keys
-// before) or auth are dropped, and with them what rests on them; it fails, with *Refusal or *MissingError, if the join
-// itself is not allowed by the state so checked. If the room already exists here, the join is accepted with basis Claimed.
-func (r *Rooms) ImportJoin(ctx context.Context, join *eventgraph.Event, state, authChain []*eventgraph.Event) error {
-	i, err := r.examine(ctx, join, state, authChain)
+// NewRoom is what is known of a room that is being joined and is not here yet. The events of its state and their auth chains are accepted on
+// no basis (Basis.New), in as many runs as it takes: nobody sees them while there is no room. Enter then makes it exist.
+type NewRoom struct {
+	Version eventgraph.RoomVersion
+	Create  eventgraph.EventID
+}
+
+// unborn is the room as it is while it is being joined.
+func (n *NewRoom) unborn(id eventgraph.RoomID) (live, error) {
+	traits, known := n.Version.Traits()
+	if !known {
+		return live{}, refuse("M_UNSUPPORTED_ROOM_VERSION", "room version %q is not supported", n.Version)
+	}
+	return live{traits: traits, Room: store.Room{ID: id, Version: n.Version, Create: n.Create, NextOrder: 1, PrevOrder: -1}}, nil
+}
+
+// Enter accepts the join by which we come into a room, on the state before it as a server of the room gave it; with the same commit the room
+// exists here. Of the state counts what is held: accepted before as outliers, signatures, hashes and auth events
+// checked. It fails, with *Refusal or *MissingError, if the join is not allowed by that. If the room is here already, it is a join like any
+// other, on a claimed state.
+func (r *Rooms) Enter(ctx context.Context, join *eventgraph.Event, n NewRoom, state []eventgraph.EventID) error {
+	born, err := n.unborn(join.RoomID())
 	if err != nil {
 		return err
 	}
-	if err := r.stage(ctx, i); err != nil {
+	born.exists = true
+	if join.Membership() != "join" || join.Version() != n.Version {
+		return refuse("M_BAD_JSON", "not a join of that room")
+	}
+	if err := r.verify(join); err != nil {
+		return err
+	}
+	if state, err = r.heldState(join.RoomID(), n, state); err != nil {
+		return err
+	}
+	if err := r.dropLeftMembers(ctx, join.RoomID(), state); err != nil {
 		return err
 	}
 	return r.inTurn(ctx, join.RoomID(), func(run *run) error {
-		in := incoming{event: join, basis: Basis{Kind: Claimed, State: i.state}, join: true, result: new(Result)}
+		in := incoming{event: join, basis: Basis{Kind: Claimed, State: state}, join: true, result: new(Result)}
 		if run.live.exists {
 			return run.enter(in)
 		}
-		run.live = live{exists: true, traits: i.traits, Room: store.Room{
-			ID: join.RoomID(), Version: join.Version(), Create: i.create, NextOrder: 1, PrevOrder: -1,
-		}}
+		run.live = born
 		err := run.enter(in)
 		if err != nil { // the room is new: nobody else's work is in this run
 			run.reset()
@@ -49,193 +73,93 @@ func (run *run) enter(in incoming) error {
 	return err
 }
 
-// imported is what stood the checks of an answer to send_join.
-type imported struct {
-	room   eventgraph.RoomID
-	traits eventgraph.Traits
-	create eventgraph.EventID
-	events []*eventgraph.Event  // parents first
-	state  []eventgraph.EventID // before the join
-	users  map[string]bool      // with a member event in that state
-}
-
-// examine checks what send_join answered, without the store: signatures, auth by auth events of each, and that the join is allowed.
-func (r *Rooms) examine(ctx context.Context, join *eventgraph.Event, state, authChain []*eventgraph.Event) (*imported, error) {
-	i := &imported{room: join.RoomID(), users: map[string]bool{}}
-	var known bool
-	if i.traits, known = join.Version().Traits(); !known {
-		return nil, refuse("M_UNSUPPORTED_ROOM_VERSION", "room version %q is not supported", join.Version())
-	}
-	if join.Membership() != "join" {
-		return nil, refuse("M_BAD_JSON", "not a join")
-	}
-	if err := r.verify(join); err != nil {
-		return nil, err
-	}
-
-	var all []*eventgraph.Event
-	seen := map[eventgraph.EventID]bool{join.ID(): true}
-	for _, events := range [][]*eventgraph.Event{authChain, state} {
-		for _, e := range events {
-			if !seen[e.ID()] && e.RoomID() == i.room && e.Version() == join.Version() {
-				seen[e.ID()] = true
-				all = append(all, e)
+// heldState keeps of a room's state what is held and was not rejected, and sees that the create event in it is the room's.
+func (r *Rooms) heldState(room eventgraph.RoomID, n NewRoom, state []eventgraph.EventID) ([]eventgraph.EventID, error) {
+	held := make([]eventgraph.EventID, 0, len(state))
+	created := false
+	err := r.store.View(func(read *store.Reader) error {
+		for _, id := range state {
+			e, err := read.Event(id)
+			if errors.Is(err, store.ErrNotFound) {
+				continue
 			}
-		}
-	}
-	verified, err := r.verifyAll(ctx, all)
-	if err != nil {
-		return nil, err
-	}
-	good := map[eventgraph.EventID]bool{}
-	for n, e := range all {
-		if verified[n] != nil {
-			if !isOutcome(verified[n]) {
-				return nil, verified[n]
+			if err != nil {
+				return err
 			}
-			r.log.Info("left out of an imported room", "room", i.room, "event", e.ID(), "reason", verified[n])
-			continue
-		}
-		good[e.ID()] = true
-	}
-
-	kept := map[eventgraph.EventID]*eventgraph.Event{}
-	for _, e := range eventgraph.SortTopologically(all) {
-		if !good[e.ID()] {
-			continue
-		}
-		if err := checkImported(e, kept); err != nil {
-			r.log.Info("left out of an imported room", "room", i.room, "event", e.ID(), "reason", err)
-			continue
-		}
-		kept[e.ID()] = e
-		i.events = append(i.events, e)
-	}
-	if err := i.takeState(state, kept); err != nil {
-		return nil, err
-	}
-	if err := checkImported(join, kept); err != nil {
-		return nil, refuse("M_FORBIDDEN", "join of %s: %s", i.room, err)
-	}
-	return i, nil
-}
-
-// checkImported applies the rules on auth events among the events that have been kept.
-func checkImported(e *eventgraph.Event, kept map[eventgraph.EventID]*eventgraph.Event) error {
-	ids := e.AuthEvents()
-	if traits, _ := e.Version().Traits(); traits.RoomIDFromCreate && e.Type() != "m.room.create" {
-		ids = append(ids[:len(ids):len(ids)], auth.CreateOf(e.RoomID()))
-	}
-	events := make([]*eventgraph.Event, len(ids))
-	for n, id := range ids {
-		if events[n] = kept[id]; events[n] == nil {
-			return fmt.Errorf("rests on %s, which is not there or was left out", id)
-		}
-	}
-	return auth.CheckAuthEvents(e, events, func(eventgraph.EventID) bool { return false })
-}
-
-// takeState notes the state before the join, as far as its events were kept, and the room's create event.
-func (i *imported) takeState(state []*eventgraph.Event, kept map[eventgraph.EventID]*eventgraph.Event) error {
-	for _, e := range state {
-		tuple, ok := e.Tuple()
-		if !ok || kept[e.ID()] == nil {
-			continue
-		}
-		i.state = append(i.state, e.ID())
-		switch tuple.Type {
-		case "m.room.create":
-			version, ok := canonicaljson.GetString(e.Content(), "room_version")
-			if !ok || version != string(e.Version()) {
-				return refuse("M_INCOMPATIBLE_ROOM_VERSION", "the room was created as version %q, not %s", version, e.Version())
+			tuple, ok := e.Tuple()
+			if !ok || e.RoomID() != room || e.Verdict == store.Rejected {
+				continue
 			}
-			i.create = e.ID()
-		case "m.room.member":
-			i.users[tuple.Key] = true
+			if tuple.Type == "m.room.create" {
+				version, ok := canonicaljson.GetString(e.Content(), "room_version")
+				if !ok || version != string(n.Version) {
+					return refuse("M_INCOMPATIBLE_ROOM_VERSION", "the room was created as version %q, not %s", version, n.Version)
+				}
+				created = created || id == n.Create
+			}
+			held = append(held, id)
 		}
+		return nil
+	})
+	if err == nil && !created {
+		err = refuse("M_FORBIDDEN", "no valid create event in the state of %s", room)
 	}
-	if i.create == "" {
-		return refuse("M_FORBIDDEN", "no valid create event in the state of %s", i.room)
+	if left := len(state) - len(held); left > 0 {
+		r.log.Info("left out of the state of a joined room", "room", room, "events", left)
 	}
-	return nil
+	return held, err
 }
 
-// Sizes of the invisible batches of an import.
+// Sizes of what is written ahead of a large commit, in each write.
 const (
 	stageBytes   = 400_000
 	stageMembers = 500
 )
 
-// stage stores the events of an import as outliers, which nobody sees while there is no room. What an earlier import that came to
-// nothing left in the member index goes.
-func (r *Rooms) stage(ctx context.Context, i *imported) error {
-	now := r.now().UnixMilli()
-	for rest := i.events; len(rest) > 0; {
-		n, size := 0, 0
-		for n < len(rest) && (n == 0 || size < stageBytes) {
-			size += len(rest[n].Raw()) + 512*(1+len(rest[n].PrevEvents()))
-			n++
+// dropLeftMembers drops what an earlier join that came to nothing left in the member index.
+func (r *Rooms) dropLeftMembers(ctx context.Context, room eventgraph.RoomID, state []eventgraph.EventID) error {
+	left := map[string]bool{}
+	err := r.store.View(func(read *store.Reader) error {
+		if _, err := read.Room(room); !errors.Is(err, store.ErrNotFound) {
+			return err // the room is here: its index is right
 		}
-		batch := rest[:n]
-		rest = rest[n:]
+		err := read.MembersOf(room, func(m *store.Member) (bool, error) {
+			if !m.Outside {
+				left[string(m.User)] = true
+			}
+			return true, nil
+		})
+		if err != nil || len(left) == 0 {
+			return err
+		}
+		for _, id := range state {
+			e, err := read.Event(id)
+			if err != nil {
+				return err
+			}
+			if key, ok := e.StateKey(); ok && e.Type() == "m.room.member" {
+				delete(left, key)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for gone := range slices.Chunk(slices.Sorted(maps.Keys(left)), stageMembers) {
 		_, err := r.store.Update(ctx, func(tx *store.Tx) error {
-			for _, e := range batch {
-				held, err := tx.Event(e.ID())
-				if err != nil && !errors.Is(err, store.ErrNotFound) {
-					return err
-				}
-				if held != nil && (!held.HashMismatch() || e.HashMismatch()) {
-					continue
-				}
-				s := &store.StoredEvent{Event: e, Verdict: store.Outlier, ReceivedTS: now}
-				if s.Height, err = heightOf(e, tx.Event); err != nil {
-					return err
-				}
-				if held != nil { // the right copy of an event held without its content
-					*s = *held
-					if s.Event = e; s.RedactedBy != "" {
-						s.Event = e.RedactKeepingRules()
-					}
-				}
-				if err := tx.PutEvent(s); err != nil {
+			for _, user := range gone {
+				if err := tx.DeleteMember(room, eventgraph.UserID(user)); err != nil {
 					return err
 				}
 			}
 			return nil
 		})
 		if err != nil {
-			return fmt.Errorf("import %s: %w", i.room, err)
+			return err
 		}
 	}
-	return r.dropLeftMembers(ctx, i)
-}
-
-func (r *Rooms) dropLeftMembers(ctx context.Context, i *imported) error {
-	var gone []eventgraph.UserID
-	err := r.store.View(func(read *store.Reader) error {
-		if _, err := read.Room(i.room); !errors.Is(err, store.ErrNotFound) {
-			return err // the room is here: its index is right
-		}
-		return read.MembersOf(i.room, func(m *store.Member) (bool, error) {
-			if !m.Outside && !i.users[string(m.User)] {
-				gone = append(gone, m.User)
-			}
-			return true, nil
-		})
-	})
-	for err == nil && len(gone) > 0 {
-		batch := gone[:min(len(gone), stageMembers)]
-		gone = gone[len(batch):]
-		_, err = r.store.Update(ctx, func(tx *store.Tx) error {
-			for _, user := range batch {
-				if err := tx.DeleteMember(i.room, user); err != nil {
-					return err
-				}
-			}
-			return nil
-		})
-	}
-	return err
+	return nil
 }
 
 // stageLarge writes ahead of the commit what would be too much for it and is seen by nobody before it: trie nodes, and the

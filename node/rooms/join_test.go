@@ -25,7 +25,7 @@ func (s *server) membership(room eventgraph.RoomID, user eventgraph.UserID) stor
 	return *m
 }
 
-func TestImportJoin(t *testing.T) {
+func TestEnter(t *testing.T) {
 	t.Parallel()
 	a, b, alice, bob, room := shared(t, "12")
 	record := b.record(room)
@@ -63,7 +63,7 @@ func TestImportJoin(t *testing.T) {
 	}
 }
 
-func TestImportJoinLeavesOutWhatIsForged(t *testing.T) {
+func TestJoinLeavesOutWhatIsForged(t *testing.T) {
 	t.Parallel()
 	a := newServer(t, "a")
 	b := newServer(t, "b", a)
@@ -98,7 +98,7 @@ func TestImportJoinLeavesOutWhatIsForged(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := b.ImportJoin(ctx, join, append(slices.Clone(state), unknown, refused), chain); err != nil {
+	if err := b.takeJoin(join, append(slices.Clone(state), unknown, refused), chain); err != nil {
 		t.Fatal(err)
 	}
 	current, err := b.CurrentState(room)
@@ -113,7 +113,7 @@ func TestImportJoinLeavesOutWhatIsForged(t *testing.T) {
 	if e, err := current.Event(eventgraph.StateTuple{Type: "m.room.topic"}); e == nil || err != nil {
 		t.Errorf("the topic was not taken in: %v", err)
 	}
-	if err := c.ImportJoin(ctx, join, state[:1], nil); err == nil {
+	if err := c.takeJoin(join, state[:1], nil); err == nil {
 		t.Error("a join to a room without its state was taken in")
 	}
 	if _, err := c.CurrentState(room); !errors.Is(err, store.ErrNotFound) {
@@ -121,7 +121,7 @@ func TestImportJoinLeavesOutWhatIsForged(t *testing.T) {
 	}
 }
 
-func TestImportLargeRoom(t *testing.T) {
+func TestEnterLargeRoom(t *testing.T) {
 	t.Parallel()
 	a := newServer(t, "a")
 	b := newServer(t, "b", a)
@@ -318,7 +318,7 @@ func TestCreate(t *testing.T) {
 }
 
 // A join that is rejected by what we hold of the room is no join.
-func TestImportJoinRejected(t *testing.T) {
+func TestJoinRejected(t *testing.T) {
 	t.Parallel()
 	a, b, alice, bob, room := shared(t, "12")
 	b.setState(room, bob, "m.room.member", string(bob), `{"membership":"leave"}`)
@@ -339,7 +339,7 @@ func TestImportJoinRejected(t *testing.T) {
 	}
 	join = b.forge(d, b.record(room).Forward, old...)
 	chain = append(chain, pdu(t, a.event(public).Event))
-	wantRefusal(t, b.ImportJoin(context.Background(), join, state, chain), "M_FORBIDDEN")
+	wantRefusal(t, b.takeJoin(join, state, chain), "M_FORBIDDEN")
 	if b.InRoom(room, b.Server()) {
 		t.Error("b is in the room")
 	}

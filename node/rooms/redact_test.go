@@ -180,7 +180,8 @@ func TestImportDoesNotUndoRedaction(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.accept(a.event(a.send(redaction(room, alice, topic))).Event, Basis{}, store.Accepted)
-	if err := b.stage(context.Background(), &imported{room: room, events: []*eventgraph.Event{pdu(t, right)}}); err != nil {
+	n := NewRoom{Version: "12", Create: b.record(room).Create}
+	if _, err := b.Accept(context.Background(), pdu(t, right), Basis{Kind: Nothing, New: &n}); err != nil {
 		t.Fatal(err)
 	}
 	if held := b.event(topic); held.HashMismatch() || held.RedactedBy == "" || bytes.Contains(held.Content(), []byte("to be redacted")) {

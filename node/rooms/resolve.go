@@ -290,7 +290,7 @@ func (run *run) memberChanges(was, now eventgraph.Hash) ([]memberChange, error) 
 			if err != nil {
 				return err
 			}
-			m.event = e.Event
+			m.event, m.membership = d.B, e.Membership()
 		}
 		changes = append(changes, m)
 		return nil

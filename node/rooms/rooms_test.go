@@ -166,10 +166,43 @@ func (s *server) join(via *server, room eventgraph.RoomID, user eventgraph.UserI
 		s.t.Fatalf("send_join: %+v, %v", r, err)
 	}
 	state, chain := via.stateAndChain(room, via.event(join.ID()).StateBefore)
-	if err := s.ImportJoin(ctx, join, state, chain); err != nil {
+	if err := s.takeJoin(join, state, chain); err != nil {
 		s.t.Fatalf("import: %v", err)
 	}
 	return join.ID()
+}
+
+// takeJoin does with an answer of send_join what federation does.
+func (s *server) takeJoin(join *eventgraph.Event, state, chain []*eventgraph.Event) error {
+	s.t.Helper()
+	n := NewRoom{Version: join.Version()}
+	seen := map[eventgraph.EventID]bool{}
+	var all []*eventgraph.Event
+	var ids []eventgraph.EventID
+	for _, e := range append(slices.Clone(chain), state...) {
+		if !seen[e.ID()] {
+			seen[e.ID()] = true
+			all = append(all, e)
+		}
+	}
+	for _, e := range state {
+		ids = append(ids, e.ID())
+		if e.Type() == "m.room.create" {
+			n.Create = e.ID()
+		}
+	}
+	for part := range slices.Chunk(eventgraph.SortTopologically(all), 100) {
+		outcomes, err := s.AcceptAll(context.Background(), part, Basis{Kind: Nothing, New: &n})
+		if err != nil {
+			return err
+		}
+		for i, o := range outcomes {
+			if o.Err != nil {
+				s.t.Logf("left out: %s: %v", part[i].ID(), o.Err)
+			}
+		}
+	}
+	return s.Enter(context.Background(), join, n, ids)
 }
 
 func (s *server) stateAndChain(room eventgraph.RoomID, root eventgraph.Hash) (state, chain []*eventgraph.Event) {
@@ -189,8 +222,8 @@ func (s *server) stateAndChain(room eventgraph.RoomID, root eventgraph.Hash) (st
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	for _, e := range events {
-		chain = append(chain, pdu(s.t, e))
+	for _, id := range events {
+		chain = append(chain, pdu(s.t, s.event(id).Shown()))
 	}
 	return state, chain
 }

@@ -2,6 +2,7 @@ package rooms
 
 import (
 	"errors"
+	"slices"
 	"testing"
 	"time"
 
@@ -105,9 +106,12 @@ func TestAuthChain(t *testing.T) {
 	if err != nil || len(chain) != 3 { // create, power levels, alice's join
 		t.Fatalf("%d events, %v", len(chain), err)
 	}
-	for _, e := range chain {
-		if e.ID() == said {
-			t.Error("the event itself is in its chain")
+	if slices.Contains(chain, said) {
+		t.Error("the event itself is in its chain")
+	}
+	for i, want := range []string{"m.room.create", "m.room.member", "m.room.power_levels"} { // each rests on those before
+		if kind := a.event(chain[i]).Type(); kind != want {
+			t.Errorf("event %d of the chain is %s", i, kind)
 		}
 	}
 	if few, err := a.AuthChain([]eventgraph.EventID{said}, 2); err != nil || len(few) != 2 {

@@ -234,12 +234,14 @@ func TestNoHalfAnEvent(t *testing.T) {
 	users, _ := json.Marshal(map[string]any{"users": map[string]int{string(alice): 100}, "ban": 60})
 	a.setState(room, alice, "m.room.power_levels", "", string(users)) // b never gets this one
 	topic := a.setState(room, alice, "m.room.topic", "", `{"topic":"rests on it"}`)
-	if err := b.stage(context.Background(), &imported{room: room, events: []*eventgraph.Event{pdu(t, a.event(topic).Event)}}); err != nil {
+	outlier := &store.StoredEvent{Event: pdu(t, a.event(topic).Event), Verdict: store.Outlier} // Accept would not have it
+	_, err := b.store.Update(context.Background(), func(tx *store.Tx) error { return tx.PutEvent(outlier) })
+	if err != nil {
 		t.Fatal(err)
 	}
 	before := b.record(room)
 	state := []eventgraph.EventID{topic}
-	err := b.StateAt(room, before.State).Walk(func(_ eventgraph.StateTuple, id eventgraph.EventID) error {
+	err = b.StateAt(room, before.State).Walk(func(_ eventgraph.StateTuple, id eventgraph.EventID) error {
 		state = append(state, id)
 		return nil
 	})
