@@ -425,3 +425,60 @@ func testGossipAgain(t *testing.T, n *network) {
 		t.Errorf("subscribed at a closed node: %v", err)
 	}
 }
+
+// testGossipFlood: of what one neighbour sends without measure only so much is looked at, while another's comes.
+func testGossipFlood(t *testing.T, n *network) {
+	a, honest, raw := n.gossips(everybody), n.gossips(everybody), n.node(nil)
+	raw.Handle(p2ptransport.ProtocolGossip, func(_ context.Context, _ p2ptransport.PeerID, s net.Conn) {
+		defer s.Close()
+		_, _ = io.Copy(io.Discard, s)
+	})
+	n.connect(raw, a)
+	n.connect(honest, a)
+	var flooded atomic.Int64
+	came := make(chan string, 1)
+	begin := time.Now()
+	if _, err := a.Subscribe(theTopic, func(from p2ptransport.PeerID, payload []byte) bool {
+		if from == raw.ID() {
+			flooded.Add(1)
+		} else {
+			select {
+			case came <- string(payload):
+			default:
+			}
+		}
+		return false
+	}); err != nil {
+		t.Fatal(err)
+	}
+	n.subscribe(honest, theTopic)
+	n.awaitSubscribers(honest, theTopic, a)
+	s, err := raw.OpenStream(n.ctx(), a.ID(), p2ptransport.ProtocolGossip)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	_, _ = s.Write(announcement(theTopic))
+	const sent = 6000
+	for i := range sent {
+		if _, err := s.Write(publication(theTopic, fmt.Sprint("flood ", i))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n.publish(honest, theTopic, "honest")
+	select {
+	case <-came:
+	case <-time.After(patience):
+		t.Error("what an honest neighbour publishes does not come")
+	}
+	// The bound, in p2ptransport/gossipmesh.go, is 2,000 at once and 200 a second.
+	if most := 2000 + 200*time.Since(begin).Seconds(); float64(flooded.Load()) > most+1 || flooded.Load() == 0 {
+		t.Errorf("%d of %d messages were looked at, want at most %.0f", flooded.Load(), sent, most)
+	}
+	if _, err := s.Write([]byte{5, 1, 2, 3, 4, 5}); err != nil { // no RPC
+		t.Fatal(err)
+	}
+	if _, err := s.Read(make([]byte, 1)); err == nil {
+		t.Error("nonsense was answered")
+	}
+}

@@ -61,6 +61,7 @@ func Run(t *testing.T, setup func(t *testing.T) Make) {
 		{"GossipOnce", testGossipOnce},
 		{"GossipCancel", testGossipCancel},
 		{"GossipAgain", testGossipAgain},
+		{"GossipFlood", testGossipFlood},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
