@@ -324,6 +324,14 @@ func (p *peers) isConnected(server eventgraph.ServerName) bool {
 	return false
 }
 
+// watch is isConnected, and what is closed with the next news.
+func (p *peers) watch(server eventgraph.ServerName) (changed <-chan struct{}, connected bool) {
+	p.mu.Lock()
+	changed = p.changed
+	p.mu.Unlock()
+	return changed, p.isConnected(server)
+}
+
 // servers are those of which some peer is connected.
 func (p *peers) servers() map[eventgraph.ServerName]bool {
 	p.mu.Lock()

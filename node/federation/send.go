@@ -53,18 +53,25 @@ const (
 // servers that had no record yet.
 const senderCursor eventgraph.ServerName = ""
 
-// couriers are the goroutines that deliver, one for each server that something concerns.
+// couriers are those who deliver, one for each server. Each has a goroutine only while its server is connected and there is something to do:
+// a server that is away costs its record on disk and nothing else, however long, and is tried when it is met.
+//
+//	nothing ─ wake: news for a connected server, or it was met ─→ working ─ all is sent, or the server has gone ─→ nothing
+//	                                                               │   ↑
+//	                                      error or typists remain ─┴───┴─ the time is over, or met anew
 type couriers struct {
+	run func(*courier) // starts its goroutine; set by runSender
+
 	mu  sync.Mutex
-	all map[eventgraph.ServerName]*courier // bounded by the servers that we share rooms with or queue something for
-	run func(*courier)                     // starts its goroutine; set by runSender
+	all map[eventgraph.ServerName]*courier // bounded by the servers that were connected and shared a room or had something queued
 }
 
 // courier delivers to one server.
 type courier struct {
-	server eventgraph.ServerName
-	poked  chan struct{} // holds a token when there may be something to do
-	met    chan struct{} // holds a token when a peer of the server was met: then no failure before counts
+	server  eventgraph.ServerName
+	poked   chan struct{} // holds a token when there may be something to do
+	met     chan struct{} // holds a token when a peer of the server was met: then no failure before counts
+	working bool          // whether it has a goroutine; guarded by couriers.mu
 
 	// Of the courier's goroutine alone.
 	record *store.Destination                        // nil until something durable concerns the server; the courier is its only writer from then on
@@ -77,8 +84,6 @@ type courier struct {
 	presence map[eventgraph.UserID]bool
 }
 
-func (c *courier) poke() { signal(c.poked) }
-
 // signal puts a token into a channel that holds one.
 func signal(token chan<- struct{}) {
 	select {
@@ -87,27 +92,49 @@ func signal(token chan<- struct{}) {
 	}
 }
 
+// of is the courier of a connected server.
 func (s *couriers) of(server eventgraph.ServerName) *courier {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	c := s.all[server]
 	if c == nil {
-		c = &courier{
-			server: server, poked: make(chan struct{}, 1), met: make(chan struct{}, 1),
-			typed:  map[eventgraph.RoomID][]eventgraph.UserID{},
-			typing: map[eventgraph.RoomID]bool{}, presence: map[eventgraph.UserID]bool{},
-		}
+		c = &courier{server: server, poked: make(chan struct{}, 1), met: make(chan struct{}, 1), typed: map[eventgraph.RoomID][]eventgraph.UserID{}}
 		s.all[server] = c
-		s.run(c)
 	}
 	return c
+}
+
+// wake tells a courier that there is something to do.
+func (s *couriers) wake(c *courier) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	signal(c.poked)
+	if !c.working {
+		c.working = true
+		s.run(c)
+	}
+}
+
+// rest ends the work of a courier, unless it was woken since it last looked. A transaction in flight is read again when it is wanted; that one was
+// acknowledged is remembered, else it would be repeated.
+func (s *couriers) rest(c *courier) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(c.poked) > 0 {
+		return false
+	}
+	c.working = false
+	if c.record != nil && c.record.InFlight != nil {
+		c.record = nil
+	}
+	return true
 }
 
 // runSender delivers to each server what concerns it, until ctx ends.
 func (f *Federation) runSender(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	senders := &couriers{all: map[eventgraph.ServerName]*courier{}}
-	senders.run = func(c *courier) { group.Go(func() error { return f.runCourier(ctx, c) }) }
+	senders.run = func(c *courier) { group.Go(func() error { return f.runCourier(ctx, senders, c) }) }
 	group.Go(func() error { return f.follow(ctx, senders) })
 	group.Go(func() error { return f.followEphemeral(ctx, senders) })
 	group.Go(func() error {
@@ -120,7 +147,9 @@ func (f *Federation) runSender(ctx context.Context) error {
 			turn = next
 			for _, m := range met {
 				if d, err := f.destination(m.Server); err == nil && d != nil {
-					signal(senders.of(m.Server).met)
+					c := senders.of(m.Server)
+					signal(c.met)
+					senders.wake(c)
 				}
 			}
 		}
@@ -214,8 +243,10 @@ func (f *Federation) followTo(ctx context.Context, at *following, upTo store.Pos
 		}
 		at.saved = upTo
 	}
-	for s := range concerned {
-		senders.of(s).poke()
+	for s := range f.peers.servers() { // after the records were made: who is connected later finds its own
+		if _, is := concerned[s]; is {
+			senders.wake(senders.of(s))
+		}
 	}
 	at.from = upTo
 	return nil
@@ -332,7 +363,7 @@ func (f *Federation) followEphemeral(ctx context.Context, senders *couriers) err
 			}
 			for _, s := range servers {
 				if s != f.server && f.peers.isConnected(s) {
-					senders.of(s).note(room, "")
+					senders.note(s, room, "")
 				}
 			}
 		}
@@ -350,7 +381,7 @@ func (f *Federation) followEphemeral(ctx context.Context, senders *couriers) err
 			}
 			for _, s := range servers {
 				if s != f.server && f.peers.isConnected(s) {
-					senders.of(s).note("", user)
+					senders.note(s, "", user)
 				}
 			}
 		}
@@ -359,8 +390,12 @@ func (f *Federation) followEphemeral(ctx context.Context, senders *couriers) err
 }
 
 // note remembers news of typing in a room, or of a user's presence; more than it can hold is not worth sending late.
-func (c *courier) note(room eventgraph.RoomID, user eventgraph.UserID) {
+func (s *couriers) note(server eventgraph.ServerName, room eventgraph.RoomID, user eventgraph.UserID) {
+	c := s.of(server)
 	c.mu.Lock()
+	if c.typing == nil {
+		c.typing, c.presence = map[eventgraph.RoomID]bool{}, map[eventgraph.UserID]bool{}
+	}
 	if room != "" && len(c.typing) < maxVolatile {
 		c.typing[room] = true
 	}
@@ -368,42 +403,71 @@ func (c *courier) note(room eventgraph.RoomID, user eventgraph.UserID) {
 		c.presence[user] = true
 	}
 	c.mu.Unlock()
-	c.poke()
+	s.wake(c)
 }
 
-// runCourier delivers to one server whenever there is something and the server is here.
-func (f *Federation) runCourier(ctx context.Context, c *courier) error {
+// runCourier delivers to one server until nothing is left or the server has gone.
+func (f *Federation) runCourier(ctx context.Context, senders *couriers, c *courier) error {
 	failures := 0
 	for {
-		poked := c.poked
-		var retry, refresh <-chan time.Time
-		if f.peers.isConnected(c.server) {
-			err := f.sendAll(ctx, c)
-			switch {
-			case ctx.Err() != nil:
-				return ctx.Err()
-			case err != nil:
-				f.Log.Debug("delivery failed and will be repeated", "server", c.server, "err", err)
-				poked = nil // what is new waits with the rest
-				retry = time.After(retryAfter(err, failures))
-				failures++
-			default:
-				failures = 0
-			}
-			if len(c.typed) > 0 && retry == nil {
-				refresh = time.After(typingRefresh)
-			}
+		select {
+		case <-c.poked:
+		case <-c.met:
+			failures = 0
+		default:
 		}
+		changed, connected := f.peers.watch(c.server)
+		if !connected {
+			clear(c.typed)
+			if senders.rest(c) {
+				return nil
+			}
+			continue
+		}
+		err := f.sendAll(ctx, c)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		poked, wait := c.poked, typingRefresh
+		switch {
+		case err != nil:
+			f.Log.Debug("delivery failed and will be repeated", "server", c.server, "err", err)
+			poked = nil // what is new waits with the rest
+			wait = retryAfter(err, failures)
+			failures++
+		case len(c.typed) == 0:
+			if senders.rest(c) {
+				return nil
+			}
+			continue
+		default:
+			failures = 0
+		}
+		if err := c.pause(ctx, f.peers, wait, poked, changed); err != nil {
+			return err
+		}
+	}
+}
+
+// pause waits for the time given, for a token in poked, until the server is met anew, or until it has gone.
+func (c *courier) pause(ctx context.Context, peers *peers, wait time.Duration, poked <-chan struct{}, changed <-chan struct{}) error {
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	for connected := true; connected; changed, connected = peers.watch(c.server) {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-poked:
-		case <-retry:
-		case <-refresh:
+			return nil
+		case <-timer.C:
+			return nil
 		case <-c.met:
-			failures = 0
+			signal(c.met) // for runCourier, which forgets the failures
+			return nil
+		case <-changed:
 		}
 	}
+	return nil
 }
 
 // retryAfter is how long to wait after so many failures before this one; as long as the server asks for, if it does.
@@ -444,6 +508,7 @@ func (f *Federation) sendAll(ctx context.Context, c *courier) error {
 				return err
 			}
 			c.acked, d.Sent, d.InFlight = d.InFlight, d.InFlight.UpTo, nil
+			c.acked.Body = nil
 		}
 	}
 	if err := f.sendVolatile(ctx, c); err != nil {
@@ -578,8 +643,11 @@ func (f *Federation) saveDestination(ctx context.Context, c *courier, drop []uin
 func (f *Federation) sendVolatile(ctx context.Context, c *courier) error {
 	c.mu.Lock()
 	rooms, users := c.typing, c.presence
-	c.typing, c.presence = map[eventgraph.RoomID]bool{}, map[eventgraph.UserID]bool{}
+	c.typing, c.presence = nil, nil
 	c.mu.Unlock()
+	if rooms == nil {
+		rooms = map[eventgraph.RoomID]bool{}
+	}
 	t := transaction{Origin: f.server, OriginServerTS: f.Now().UnixMilli()}
 	if err := f.composeTyping(c, rooms, &t); err != nil {
 		return err

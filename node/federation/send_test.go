@@ -247,3 +247,60 @@ func (h *memHost) update(f func(tx *store.Tx) error) {
 		h.t.Fatal(err)
 	}
 }
+
+// TestAwayCostsNothing: for a server that is away nothing runs, whatever is said; what it is owed is found when it is met.
+func TestAwayCostsNothing(t *testing.T) {
+	t.Parallel()
+	n := memnet.New()
+	hosts := newMemHosts(t, n, "a", "b")
+	a, b := hosts[0], hosts[1]
+	room := a.create("12", "public", "shared")
+	b.join(room, b.user("bob"), a.host)
+	cut(n, a, b)
+	a.gone(b)
+	a.stop()
+
+	at, err := a.beginFollowing()
+	if err != nil {
+		t.Fatal(err)
+	}
+	started := map[eventgraph.ServerName]int{}
+	senders := &couriers{all: map[eventgraph.ServerName]*courier{}}
+	senders.run = func(c *courier) { started[c.server]++ }
+	follow := func() {
+		t.Helper()
+		if err := a.followTo(t.Context(), &at, a.Store.Position(), senders); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a.say(room, a.user("alice"), "one")
+	follow()
+	if len(started) != 0 || len(senders.all) != 0 {
+		t.Errorf("couriers of %v began to work, %d are there", started, len(senders.all))
+	}
+	if d, err := a.destination(b.server); err != nil || d == nil {
+		t.Errorf("the record of the server that is away: %v, %v", d, err)
+	}
+
+	a.peers.connected(b.peer)
+	a.say(room, a.user("alice"), "two")
+	follow()
+	follow()
+	a.say(room, a.user("alice"), "three")
+	follow()
+	if started[b.server] != 1 {
+		t.Errorf("the courier of a server that is there was started %d times", started[b.server])
+	}
+	c := senders.of(b.server)
+	if senders.rest(c) {
+		t.Error("a courier rests though it was woken")
+	}
+	<-c.poked
+	if !senders.rest(c) {
+		t.Error("a courier works on though it has nothing to do")
+	}
+	senders.wake(c)
+	if started[b.server] != 2 {
+		t.Error("a courier that rested is not woken")
+	}
+}
