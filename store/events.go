@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
 )
@@ -241,9 +242,14 @@ func (tx *Tx) PutEvent(e *StoredEvent) error {
 			return err
 		}
 	}
-	if k, v := relationEntry(e); k != nil {
-		if err := tx.put(k, v); err != nil {
+	if rel, ok := relationOf(e); ok {
+		if err := tx.put(rel.key(e), rel.value(e)); err != nil {
 			return err
+		}
+		if rel.relType == threadRelation {
+			if err := tx.put(threadKey(e), []byte(rel.parent)); err != nil {
+				return err
+			}
 		}
 	}
 	if err := tx.putCiting(e, old != nil); err != nil {
@@ -307,17 +313,31 @@ func (tx *Tx) unindexEvent(old *StoredEvent) error {
 			return err
 		}
 	}
-	if k, _ := relationEntry(old); k != nil {
-		return tx.delete(k)
+	rel, ok := relationOf(old)
+	if !ok {
+		return nil
 	}
-	return nil
+	if rel.relType == threadRelation {
+		if err := tx.delete(threadKey(old)); err != nil {
+			return err
+		}
+	}
+	return tx.delete(rel.key(old))
 }
 
-// relationEntry is the index entry of an accepted event that relates to another (CS API, Forming relationships
-// between events); nil if it does not.
-func relationEntry(e *StoredEvent) (k, v []byte) {
+// threadRelation is the rel_type whose children make a thread (CS API, Threading).
+const threadRelation = "m.thread"
+
+// relation is what an accepted event says that it relates to (CS API, Forming relationships between events).
+type relation struct {
+	parent  eventgraph.EventID
+	relType string
+}
+
+// relationOf is the event's relation, if it has one that is indexed.
+func relationOf(e *StoredEvent) (relation, bool) {
 	if e.Verdict != Accepted || e.Order == 0 || !bytes.Contains(e.Content(), []byte(`"m.relates_to"`)) {
-		return nil, nil
+		return relation{}, false
 	}
 	var c struct {
 		RelatesTo struct {
@@ -326,11 +346,20 @@ func relationEntry(e *StoredEvent) (k, v []byte) {
 		} `json:"m.relates_to"`
 	}
 	if json.Unmarshal(e.Content(), &c) != nil || c.RelatesTo.RelType == "" || c.RelatesTo.EventID == "" {
-		return nil, nil // whatever a client wrote there, it is no relation
+		return relation{}, false // whatever a client wrote there, it is no relation
 	}
-	k = key(tableRelation).str(string(c.RelatesTo.EventID)).i64(e.Order).str(string(e.ID()))
-	return k, appendString(appendString(nil, c.RelatesTo.RelType), e.Type())
+	return relation{c.RelatesTo.EventID, c.RelatesTo.RelType}, true
 }
+
+func (rel relation) key(e *StoredEvent) dbKey {
+	return key(tableRelation).str(string(rel.parent)).i64(e.Order).str(string(e.ID()))
+}
+
+func (rel relation) value(e *StoredEvent) []byte {
+	return appendString(appendString(nil, rel.relType), e.Type())
+}
+
+func threadKey(e *StoredEvent) dbKey { return key(tableThread).str(string(e.RoomID())).i64(e.Order) }
 
 // Children lists the events held whose prev_events name id.
 func (r *Reader) Children(id eventgraph.EventID) ([]eventgraph.EventID, error) {
@@ -378,22 +407,59 @@ func (r *Reader) Timeline(room eventgraph.RoomID, from int64, backwards bool, f 
 	})
 }
 
-// Relations calls f for events relating to parent by rel_type and type ("" = any), newest first in room order.
-func (r *Reader) Relations(parent eventgraph.EventID, relType, eventType string, f func(*StoredEvent) (bool, error)) error {
-	return r.scan(key(tableRelation).str(string(parent)), nil, true, func(k, v []byte) (bool, error) {
+// Related is an entry of the index of relations: an event that relates to another.
+type Related struct {
+	ID      eventgraph.EventID
+	Order   int64
+	RelType string
+	Type    string
+}
+
+// Related calls f for what relates to parent, in room order from the order from (inclusive) on: forwards or backwards.
+func (r *Reader) Related(parent eventgraph.EventID, from int64, backwards bool, f func(Related) (bool, error)) error {
+	prefix := key(tableRelation).str(string(parent))
+	start := append(dbKey(nil), prefix...).i64(from)
+	if backwards {
+		start = append(start, 0xff) // behind all entries of that order
+	}
+	return r.scan(prefix, start, backwards, func(k, v []byte) (bool, error) {
 		fields := fieldReader{rest: v}
-		rel, typ := fields.string(), fields.string()
-		if relType != "" && relType != rel || eventType != "" && eventType != typ {
-			return true, nil
-		}
 		p := parts(k)
 		p.str()
-		p.i64()
-		e, err := r.Event(eventgraph.EventID(p.str()))
+		related := Related{Order: p.i64(), ID: eventgraph.EventID(p.str()), RelType: fields.string(), Type: fields.string()}
+		if !p.ok {
+			return false, errCutOff
+		}
+		return f(related)
+	})
+}
+
+// Relations calls f for events relating to parent by rel_type and type ("" = any), newest first in room order.
+func (r *Reader) Relations(parent eventgraph.EventID, relType, eventType string, f func(*StoredEvent) (bool, error)) error {
+	return r.Related(parent, math.MaxInt64, true, func(related Related) (bool, error) {
+		if relType != "" && relType != related.RelType || eventType != "" && eventType != related.Type {
+			return true, nil
+		}
+		e, err := r.Event(related.ID)
 		if err != nil {
 			return false, fmt.Errorf("relation to %s: %w", parent, err)
 		}
 		return f(e)
+	})
+}
+
+// ThreadReplies calls f for the events of the room that are in a thread, with the thread's root, from the order from (inclusive)
+// backwards.
+func (r *Reader) ThreadReplies(room eventgraph.RoomID, from int64, f func(order int64, root eventgraph.EventID) (bool, error)) error {
+	prefix := key(tableThread).str(string(room))
+	return r.scan(prefix, append(dbKey(nil), prefix...).i64(from), true, func(k, v []byte) (bool, error) {
+		p := parts(k)
+		p.str()
+		order := p.i64()
+		if !p.ok {
+			return false, errCutOff
+		}
+		return f(order, eventgraph.EventID(v))
 	})
 }
 

@@ -198,6 +198,34 @@ func TestTimelineAndRelations(t *testing.T) {
 		t.Helper()
 		return read(func(r *Reader, f func(*StoredEvent) (bool, error)) error { return r.Relations(root.ID(), rel, typ, f) })
 	}
+	related := func(from int64, backwards bool) string {
+		t.Helper()
+		var orders []string
+		mustView(t, s, func(r *Reader) error {
+			return r.Related(root.ID(), from, backwards, func(c Related) (bool, error) {
+				orders = append(orders, fmt.Sprint(c.Order))
+				if c.ID != events[c.Order].ID() || c.Type != "m.room.message" || (c.RelType == "m.thread") != (c.Order%2 != 0) {
+					t.Errorf("entry %+v", c)
+				}
+				return true, nil
+			})
+		})
+		return strings.Join(orders, " ")
+	}
+	replies := func(from int64) string {
+		t.Helper()
+		var orders []string
+		mustView(t, s, func(r *Reader) error {
+			return r.ThreadReplies(testRoom, from, func(order int64, id eventgraph.EventID) (bool, error) {
+				orders = append(orders, fmt.Sprint(order))
+				if id != root.ID() {
+					t.Errorf("%d is in the thread %s", order, id)
+				}
+				return true, nil
+			})
+		})
+		return strings.Join(orders, " ")
+	}
 	for _, c := range []struct{ what, got, want string }{
 		{"forwards", timeline(-2, false), "-2 -1 1 2 4"},
 		{"backwards", timeline(4, true), "4 2 1 -1 -2"},
@@ -206,6 +234,9 @@ func TestTimelineAndRelations(t *testing.T) {
 		{"all relations", relations("", ""), "6 5 4 2 1"},
 		{"threads", relations("m.thread", "m.room.message"), "5 1 -1 -3"},
 		{"of another type", relations("", "m.reaction"), ""},
+		{"forwards from an order", related(2, false), "2 4 5 6"},
+		{"backwards from an order", related(1, true), "1 -1 -2 -3"},
+		{"replies in threads", replies(4), "1 -1 -3"},
 	} {
 		if c.got != c.want {
 			t.Errorf("%s: %s, want %s", c.what, c.got, c.want)
@@ -222,6 +253,9 @@ func TestTimelineAndRelations(t *testing.T) {
 	})
 	if got := relations("m.thread", ""); got != "1 -1 -3" {
 		t.Errorf("threads after a redaction: %s", got)
+	}
+	if got := replies(6); got != "1 -1 -3" {
+		t.Errorf("replies in threads after a redaction: %s", got)
 	}
 	if got := timeline(4, false); got != "4 5 6" {
 		t.Errorf("timeline after a redaction: %s", got)

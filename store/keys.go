@@ -26,6 +26,7 @@ import (
 //	tableCitedBy    ID of an auth event, ID of an event   empty: the latter is of state, or in the auth chain of one that is
 //	tableRelation   str parent event ID, i64 order,       str rel_type, str type
 //	                str event ID
+//	tableThread     str room, i64 order of a reply        event ID of the thread's root
 //	tableClientTxn  str user, str device, u64 created ms, result
 //	                str endpoint, str txn ID
 //	tableRedaction  str target ID, str redaction ID       empty: waits for its target (redactions.go)
@@ -90,6 +91,7 @@ const (
 	tableClientTxn table = 0x14
 	tableRedaction table = 0x15
 	tableCitedBy   table = 0x16
+	tableThread    table = 0x17
 
 	tableRoom      table = 0x20
 	tableMember    table = 0x21

@@ -12,8 +12,11 @@ import (
 )
 
 // schemaVersion is that of the layout in keys.go. Schema 1 had trie nodes and event records of another form, schema 2 no
-// tableCitedBy; no release wrote them, so nothing here reads them.
-const schemaVersion = 3
+// tableCitedBy; no release wrote them, so nothing here reads them. Stores of schema 3 and up are brought up to date (migrate.go).
+const (
+	schemaVersion = 4
+	oldestSchema  = 3
+)
 
 var (
 	keySchema      = key(tableMeta).str("schema")
@@ -103,12 +106,16 @@ func (s *Store) resume() error {
 	if err != nil && !isNew {
 		return err
 	}
-	switch n, err := strconv.Atoi(string(v)); {
+	schema := schemaVersion
+	if !isNew {
+		schema, err = strconv.Atoi(string(v))
+	}
+	switch {
 	case isNew:
-	case err != nil || n > schemaVersion:
+	case err != nil || schema > schemaVersion:
 		return fmt.Errorf("%w: schema %s, this one knows %d", ErrNewer, v, schemaVersion)
-	case n < schemaVersion:
-		return fmt.Errorf("%w (schema %d, this one knows %d)", ErrOlder, n, schemaVersion)
+	case schema < oldestSchema:
+		return fmt.Errorf("%w (schema %d, this one knows %d)", ErrOlder, schema, schemaVersion)
 	}
 
 	ring, err := r.commitRing()
@@ -149,9 +156,12 @@ func (s *Store) resume() error {
 		}
 	}
 	if isNew || s.loss != "" {
-		return s.beginIncarnation(r)
+		err = s.beginIncarnation(r, schema)
 	}
-	return nil
+	if err == nil && schema < schemaVersion {
+		err = s.migrate(schema)
+	}
+	return err
 }
 
 // commitRing reads the records of the newest commits, by number modulo commitRing.
@@ -191,8 +201,8 @@ func (s *Store) compare(known *testimony, ring map[uint64]commitRecord, isNew bo
 	return "", nil
 }
 
-// beginIncarnation starts a new life of the data directory.
-func (s *Store) beginIncarnation(r *Reader) error {
+// beginIncarnation starts a new life of the data directory, whose layout is that of schema.
+func (s *Store) beginIncarnation(r *Reader, schema int) error {
 	if err := s.reserve.check(); err != nil {
 		return err
 	}
@@ -211,7 +221,7 @@ func (s *Store) beginIncarnation(r *Reader) error {
 	}
 	g := &group{s: s, snap: r, pending: newOverlay(), last: s.last.Position}
 	if err := errors.Join(
-		g.pending.write(keySchema, write{value: []byte(strconv.Itoa(schemaVersion))}),
+		g.pending.write(keySchema, write{value: []byte(strconv.Itoa(schema))}),
 		g.pending.write(keyIncarnation, write{value: s.incarnation[:]}),
 	); err != nil {
 		return err

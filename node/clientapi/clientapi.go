@@ -88,6 +88,7 @@ func New(c Config) *API {
 	a.discoveryRoutes()
 	a.accountRoutes()
 	a.roomRoutes()
+	a.relationRoutes()
 	a.syncRoutes()
 	a.keyRoutes()
 	return a

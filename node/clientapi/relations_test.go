@@ -1,0 +1,161 @@
+package clientapi
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/plexus-p2p/plexus/eventgraph"
+)
+
+// relate sends a message that relates to another.
+func (c client) relate(room eventgraph.RoomID, relType string, to eventgraph.EventID, body string) eventgraph.EventID {
+	c.s.t.Helper()
+	return c.message(room, fmt.Sprintf(`{"msgtype":"m.text","body":%q,"m.relates_to":{"rel_type":%q,"event_id":%q}}`, body, relType, to))
+}
+
+// chunkOf lists the bodies of the events of an answer, and the body of the newest reply behind a colon.
+func chunkOf(a answer) string {
+	var bodies []string
+	for _, e := range a.body["chunk"].([]any) {
+		event := e.(map[string]any)
+		content := event["content"].(map[string]any)
+		body := fmt.Sprint(content["body"])
+		unsigned, _ := event["unsigned"].(map[string]any)
+		if rel, ok := unsigned["m.relations"].(map[string]any); ok && rel["m.thread"] != nil {
+			latest := rel["m.thread"].(map[string]any)["latest_event"].(map[string]any)
+			body += ":" + fmt.Sprint(latest["content"].(map[string]any)["body"])
+		}
+		bodies = append(bodies, body)
+	}
+	return strings.Join(bodies, " ")
+}
+
+// CS API, Relationships API.
+func TestRelations(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, nil)
+	alice, bob, carol := s.newClient("alice"), s.newClient("bob"), s.newClient("carol")
+	room := alice.room()
+	bob.join(room)
+	root := alice.say(room, "root")
+	for i := range 5 {
+		alice.relate(room, "m.thread", root, fmt.Sprint("t", i))
+	}
+	token := alice.sync("").NextBatch
+	note := bob.relate(room, "m.reference", root, "ref")
+	deep := bob.relate(room, "m.reference", note, "deep")
+	bob.relate(room, "m.thread", deep, "deeper")
+	gone := bob.relate(room, "m.thread", root, "gone")
+	bob.call(200, "PUT", "/v3/rooms/"+string(room)+"/redact/"+string(gone)+"/1", map[string]any{})
+	alice.call(200, "PUT", "/v3/user/"+string(alice.user)+"/account_data/m.ignored_user_list", map[string]any{"ignored_users": map[string]any{"@x:y": map[string]any{}}})
+
+	path := "/v1/rooms/" + string(room) + "/relations/" + string(root)
+	for _, c := range []struct{ query, want string }{
+		{"", "ref t4 t3 t2 t1 t0"},
+		{"?dir=f", "t0 t1 t2 t3 t4 ref"},
+		{"/m.thread?limit=2", "t4 t3"},
+		{"/m.reference", "ref"},
+		{"/m.thread/m.room.message?dir=f&limit=1", "t0"},
+		{"/m.thread/m.sticker", ""},
+		{"?recurse=true", "deeper deep:deeper ref t4 t3 t2 t1 t0"},
+		{"/m.thread?recurse=true&limit=2", "deeper t4"},
+		{"?dir=f&from=" + token, "ref"},
+		{"?to=" + token, "ref"},
+		{"?limit=0", "ref"},
+	} {
+		a := bob.call(200, "GET", path+c.query, nil)
+		if got := chunkOf(a); got != c.want {
+			t.Errorf("%s: %q, want %q", c.query, got, c.want)
+		}
+		if depth, ok := a.body["recursion_depth"]; ok != strings.Contains(c.query, "recurse") || ok && depth != float64(relationDepth) {
+			t.Errorf("%s: recursion_depth %v", c.query, depth)
+		}
+	}
+	for _, dir := range []string{"b", "f"} {
+		var pages []string
+		next := ""
+		for {
+			a := bob.call(200, "GET", path+"?limit=4&dir="+dir+next, nil)
+			pages = append(pages, chunkOf(a))
+			if a.body["next_batch"] == nil {
+				break
+			}
+			next = "&from=" + a.text("next_batch")
+		}
+		want := []string{"ref t4 t3 t2", "t1 t0"}
+		if dir == "f" {
+			want = []string{"t0 t1 t2 t3", "t4 ref"}
+		}
+		if !slices.Equal(pages, want) {
+			t.Errorf("pages %s: %q", dir, pages)
+		}
+	}
+	// Who ignores bob is not shown what he relates to the root.
+	alice.call(200, "PUT", "/v3/user/"+string(alice.user)+"/account_data/m.ignored_user_list",
+		map[string]any{"ignored_users": map[string]any{string(bob.user): map[string]any{}}})
+	if got := chunkOf(alice.call(200, "GET", path, nil)); got != "t4 t3 t2 t1 t0" {
+		t.Errorf("bob ignored: %q", got)
+	}
+	for _, c := range []struct {
+		who    client
+		status int
+		path   string
+		code   string
+	}{
+		{carol, 404, path, "M_NOT_FOUND"},
+		{bob, 404, "/v1/rooms/" + string(room) + "/relations/$nothing", "M_NOT_FOUND"},
+		{bob, 400, path + "?dir=x", "M_INVALID_PARAM"},
+		{bob, 400, path + "?limit=x", "M_INVALID_PARAM"},
+		{bob, 400, path + "?recurse=x", "M_INVALID_PARAM"},
+		{bob, 400, path + "?from=x", "M_INVALID_PARAM"},
+		{client{s: s}, 401, path, "M_MISSING_TOKEN"},
+		{client{s: s}, 401, "/v1/rooms/" + string(room) + "/threads", "M_MISSING_TOKEN"},
+		{carol, 403, "/v1/rooms/" + string(room) + "/threads", "M_FORBIDDEN"},
+		{bob, 400, "/v1/rooms/" + string(room) + "/threads?include=x", "M_INVALID_PARAM"},
+		{bob, 400, "/v1/rooms/" + string(room) + "/threads?from=x", "M_INVALID_PARAM"},
+	} {
+		if a := c.who.call(c.status, "GET", c.path, nil); a.code() != c.code {
+			t.Errorf("%s: %s", c.path, a.raw)
+		}
+	}
+}
+
+// CS API, Threading: roots are listed by their newest reply that the user is shown.
+func TestThreads(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, nil)
+	alice, bob := s.newClient("alice"), s.newClient("bob")
+	room := alice.room()
+	bob.join(room)
+	one, two := alice.say(room, "one"), bob.say(room, "two")
+	alice.relate(room, "m.thread", one, "a")
+	alice.relate(room, "m.thread", two, "b")
+	alice.relate(room, "m.reference", one, "no-thread")
+	path := "/v1/rooms/" + string(room) + "/threads"
+	list := func(c client, query, want string) answer {
+		t.Helper()
+		a := c.call(200, "GET", path+query, nil)
+		if got := chunkOf(a); got != want {
+			t.Errorf("%s: %q, want %q", query, got, want)
+		}
+		return a
+	}
+	list(alice, "", "two:b one:a")
+	last := bob.relate(room, "m.thread", one, "c")
+	a := list(alice, "?limit=1", "one:c")
+	a = list(alice, "?limit=1&from="+a.text("next_batch"), "two:b")
+	if a.body["next_batch"] != nil {
+		list(alice, "?from="+a.text("next_batch"), "")
+	}
+	list(bob, "?include=participated", "one:c two:b")
+	bob.call(200, "PUT", "/v3/rooms/"+string(room)+"/redact/"+string(last)+"/1", map[string]any{})
+	list(alice, "", "two:b one:a")
+	list(bob, "?include=participated", "two:b")
+	// What an ignored user said is shown as if it had been redacted, and their replies do not count.
+	bob.relate(room, "m.thread", one, "d")
+	alice.call(200, "PUT", "/v3/user/"+string(alice.user)+"/account_data/m.ignored_user_list",
+		map[string]any{"ignored_users": map[string]any{string(bob.user): map[string]any{}}})
+	list(alice, "", "<nil>:b one:a")
+}
