@@ -11,7 +11,6 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -20,10 +19,29 @@ import (
 func main() {
 	idle := flag.Duration("idle", 30*time.Second, "how `long` idle nodes are watched, each of two times")
 	keep := flag.Bool("keep", false, "keep the binary and the data directories")
+	mesh := idleMesh{}
+	meshed := flag.Bool("idle-mesh", false, "instead of all else: an idle node that shares rooms with connected peers, on hosts of network namespaces; needs root")
+	flag.IntVar(&mesh.rooms, "rooms", 1000, "how many `rooms` with -idle-mesh")
+	flag.IntVar(&mesh.peers, "peers", 20, "how many `peers` with -idle-mesh")
+	flag.DurationVar(&mesh.settle, "settle", 16*time.Minute, "how `long` the nodes go on before they count as idle, with -idle-mesh")
+	flag.DurationVar(&mesh.watch, "watch", 5*time.Minute, "how `long` the node is watched, with -idle-mesh")
+	client := flag.Bool("as-client", false, "for -idle-mesh: do what is on standard input")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	ctx, cancel := context.WithTimeout(ctx, runLimit)
-	err := run(ctx, *idle, *keep)
+	ctx, cancel := context.WithTimeout(ctx, runLimit+mesh.settle+mesh.watch)
+	var err error
+	if *client {
+		err = asClient(ctx, os.Stdin, os.Stdout)
+	} else {
+		err = run(ctx, *keep, func(b *bench) error {
+			if *meshed {
+				mesh.binary = b.binary
+				return mesh.run(ctx, b.dir)
+			}
+			b.idle = *idle
+			return b.table(ctx)
+		})
+	}
 	cancel()
 	stop()
 	if err != nil {
@@ -35,7 +53,8 @@ func main() {
 // runLimit ends a run that hangs.
 const runLimit = 10 * time.Minute
 
-func run(ctx context.Context, idle time.Duration, keep bool) error {
+// run builds plexus and has it measured.
+func run(ctx context.Context, keep bool, measure func(*bench) error) error {
 	dir, err := os.MkdirTemp("", "plexus-bench-")
 	if err != nil {
 		return err
@@ -45,20 +64,14 @@ func run(ctx context.Context, idle time.Duration, keep bool) error {
 	} else {
 		defer os.RemoveAll(dir)
 	}
-	b := &bench{dir: dir, binary: filepath.Join(dir, "plexus"), idle: idle}
+	b := &bench{dir: dir, binary: filepath.Join(dir, "plexus")}
 	step("building")
 	build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", b.binary, "./cmd/plexus")
 	build.Stderr = os.Stderr
 	if err := build.Run(); err != nil {
 		return fmt.Errorf("build: %w", err)
 	}
-	if err := b.all(ctx); err != nil {
-		return err
-	}
-	fmt.Printf("%s, %s/%s, %d cores, %s; load of the machine before: %s\n\n", time.Now().Format(time.DateOnly), runtime.GOOS, runtime.GOARCH,
-		runtime.NumCPU(), runtime.Version(), b.load)
-	b.print(os.Stdout)
-	return nil
+	return measure(b)
 }
 
 var started = time.Now()

@@ -20,6 +20,7 @@ import (
 type process struct {
 	dir string
 	cmd *exec.Cmd
+	pid int
 	log *os.File
 
 	// Of node.json.
@@ -54,6 +55,7 @@ func start(ctx context.Context, binary, dir string, peers ...string) (_ *process
 	if err := p.cmd.Start(); err != nil {
 		return nil, err
 	}
+	p.pid = p.cmd.Process.Pid
 	defer func() {
 		if err != nil {
 			p.kill()
@@ -147,7 +149,7 @@ func (p *process) memory() (anon, resident int64, err error) {
 }
 
 func (p *process) proc(name string) string {
-	return filepath.Join("/proc", strconv.Itoa(p.cmd.Process.Pid), name)
+	return filepath.Join("/proc", strconv.Itoa(p.pid), name)
 }
 
 // field is the number behind a name in a file of /proc.

@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"runtime"
 	"time"
 )
 
@@ -64,6 +65,17 @@ func show(d time.Duration) string {
 }
 
 func mebibytes(n int64) string { return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20)) }
+
+// table runs all scenarios and prints what they measured.
+func (b *bench) table(ctx context.Context) error {
+	if err := b.all(ctx); err != nil {
+		return err
+	}
+	fmt.Printf("%s, %s/%s, %d cores, %s; load of the machine before: %s\n\n", time.Now().Format(time.DateOnly), runtime.GOOS, runtime.GOARCH,
+		runtime.NumCPU(), runtime.Version(), b.load)
+	b.print(os.Stdout)
+	return nil
+}
 
 // all runs everything, in an order in which nothing disturbs what comes after it.
 func (b *bench) all(ctx context.Context) (err error) {
