@@ -10,6 +10,7 @@
 //	nodes 100              numbered from 0; default 2
 //	rooms 1                all nodes are in all rooms
 //	seed 1
+//	gossip on              or off: then who sends a message sends it to each server of the room
 //
 // Then the nodes are started, on lines without delay, and brought into the rooms. What that costs is not measured. The steps follow:
 //
@@ -31,6 +32,8 @@
 //	expect equal           all nodes have the same state hash and hold all messages
 //	expect delivered P     so many of all pairs of message and node
 //	expect p50|p95|p99 D   so many deliveries at most so long after coming into reach
+//	expect within D        whatever a node in contact held was delivered within D of its coming into reach, always: no contact that
+//	                       lasted longer ended without, and nobody waits longer at the end
 //	expect copies N        of each message to each other node at most so many, on average
 //
 // NODES is "all" or numbers and ranges: 0-9,12. D is a duration as Go writes it: 1h30m, 20ms. P is a percentage: 10%. R is a rate: 16kbit/s,
@@ -41,7 +44,7 @@
 // A message is delivered to a node when the node has committed it: from then on its client sees it. Its delay is given since it was
 // sent, and since it came into reach: since the node's present contact with any node that holds the message began, or, if that was later,
 // since one of those it was in contact with got it. Contact is that both are online and in one segment. Copies are found by a marker in the bytes of all
-// streams; a payload that is sealed would hide them. Bytes are those of the streams, repeated packets among them: no QUIC, TCP or IP
+// streams; in gossip, which is sealed, by the end of the payload, which is taken to hold what its publisher had just sent. Bytes are those of the streams, repeated packets among them: no QUIC, TCP or IP
 // headers, handshakes or encryption. CPU is that of the whole process.
 //
 // # What is simulated how

@@ -132,9 +132,32 @@ online
 run 20m
 expect equal
 expect delivered 100%
-expect p95 60s
+expect within 60s
 expect copies 6
 `
+
+// TestSealed: copies are found in what is gossiped too, and with gossip switched off nothing is.
+func TestSealed(t *testing.T) {
+	t.Parallel()
+	for _, setting := range []string{"on", "off"} {
+		r := play(t, "nodes 10\ngossip "+setting+"\nline all delay 5ms\nrun 2m\nmeasure\nmessages 30/m\nrun 1m\nmessages off\nrun 5s\nexpect within 1s", Options{})
+		for _, f := range r.Failures {
+			t.Errorf("gossip %s: %s", setting, f)
+		}
+		reached := 0
+		for _, row := range r.Reached {
+			for _, n := range row {
+				reached += n
+			}
+		}
+		if reached != r.Pairs || r.Copies < r.Pairs || r.Messages < 15 {
+			t.Errorf("gossip %s: %d messages, %d copies, %d first copies for %d pairs", setting, r.Messages, r.Copies, reached, r.Pairs)
+		}
+		if gossiped := r.Bytes["plexus/gossip/1"] > r.Bytes["federation send"]; gossiped != (setting == "on") {
+			t.Errorf("gossip %s: %v", setting, r.Bytes)
+		}
+	}
+}
 
 // TestHeal: two halves that meet again are level as soon as they have met, though a node on a slow line takes long to answer: what one
 // question asks for, another peer has brought meanwhile.
@@ -148,6 +171,7 @@ func TestHeal(t *testing.T) {
 
 const heal = `
 nodes 12
+gossip off
 line all delay 5ms jitter 5ms rate 20Mbit/s
 line 10,11 delay 50ms jitter 50ms rate 1Mbit/s loss 5%   # radio
 split 0-5 / 6-11
@@ -189,6 +213,34 @@ func TestUnmet(t *testing.T) {
 	}
 }
 
+// TestWithin: a delivery that took too long, a contact with a holder that was long and brought nothing, and a node that still waits, are
+// each late.
+func TestWithin(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct{ deliver, part bool }{{false, false}, {false, true}, {true, false}} {
+		synctest.Test(t, func(t *testing.T) {
+			m := newMeter(2)
+			number, _ := m.sends(0)
+			m.holds(0, number)
+			for _, d := range []time.Duration{time.Minute, time.Second} {
+				time.Sleep(d)
+				if d == time.Second {
+					if c.deliver {
+						m.holds(1, number)
+					}
+					if c.part {
+						m.setOnline(1, false)
+						time.Sleep(time.Hour)
+					}
+				}
+				if err := m.expectWithin(time.Minute); (err != nil) != (d == time.Second) {
+					t.Errorf("%+v, %v: %v", c, d, err)
+				}
+			}
+		})
+	}
+}
+
 func TestParse(t *testing.T) {
 	t.Parallel()
 	files, err := filepath.Glob("scenarios/*.txt")
@@ -208,7 +260,7 @@ func TestParse(t *testing.T) {
 		"nodes", "nodes 0", "nodes 100000", "rooms 0", "run 1h\nnodes 3", "jump", "run", "run -1h", "run 1", "heal all",
 		"line", "line 2 delay 1s", "line all delay", "line all delay 1", "line all loss 100%", "line all rate 1kbyte/s", "line all rate 0Mbit/s", "line all colour 1",
 		"link 0", "link 0 1 up 1Mbit/s", "sessions 10m", "sessions 10m online 0%", "sessions 10m online 100%", "messages 60", "messages 60/d", "messages 60/h size 1",
-		"offline", "online 0 1", "split 0 / 2", "split 1-0", "expect", "expect luck", "expect p95", "expect delivered 101%", "measure now",
+		"offline", "online 0 1", "split 0 / 2", "split 1-0", "expect", "expect luck", "expect p95", "expect delivered 101%", "expect within 1", "gossip", "gossip maybe", "run 1h\ngossip on", "measure now",
 	} {
 		if _, err := Parse(wrong); err == nil || !strings.HasPrefix(err.Error(), "line ") {
 			t.Errorf("%q: %v", wrong, err)

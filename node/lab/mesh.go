@@ -72,8 +72,15 @@ func (m *mesh) start(dir string, index int, log *slog.Logger) (*member, error) {
 	listener := newPipeListener()
 	opened, err := node.Open(m.ctx, node.Config{
 		Dir: filepath.Join(dir, strconv.Itoa(index)), ClientAddrs: []string{clientHost}, NoRateLimits: true, Log: log, Store: s,
-		Transport: func(c p2ptransport.Config) (p2ptransport.Transport, error) { return m.net.Node(c) },
-		Listen:    func(context.Context, string, string) (net.Listener, error) { return listener, nil },
+		NoGossip: m.scenario.Plain,
+		Transport: func(c p2ptransport.Config) (p2ptransport.Transport, error) {
+			t, err := m.net.Node(c)
+			if err != nil {
+				return nil, err
+			}
+			return publisher{t, func(payload []byte) { m.meter.publishes(index, payload) }}, nil
+		},
+		Listen: func(context.Context, string, string) (net.Listener, error) { return listener, nil },
 	})
 	if err != nil {
 		return nil, err
@@ -93,6 +100,17 @@ func (m *mesh) start(dir string, index int, log *slog.Logger) (*member, error) {
 		},
 	}
 	return n, n.makeUser(ctx)
+}
+
+// publisher is a transport whose publishing is watched.
+type publisher struct {
+	p2ptransport.Transport
+	publishes func(payload []byte)
+}
+
+func (p publisher) Publish(ctx context.Context, topic string, payload []byte) error {
+	p.publishes(payload)
+	return p.Transport.Publish(ctx, topic, payload)
 }
 
 // makeUser makes the node's user without a password: hashing one takes longer than a hundred messages.

@@ -61,11 +61,12 @@ func (s nodeSet) meets(o nodeSet) bool {
 
 // message is what is known of one that was sent.
 type message struct {
-	author  int
-	sent    time.Time
-	holders nodeSet
-	seen    nodeSet     // by whom a copy was sent, or who got one: for who reached whom
-	inReach []time.Time // since when each node, which does not hold it, is in contact with one that does; nil when all hold it
+	author    int
+	sent      time.Time
+	published bool // by gossip
+	holders   nodeSet
+	seen      nodeSet     // by whom a copy was sent, or who got one: for who reached whom
+	inReach   []time.Time // since when each node, which does not hold it, is in contact with one that does; nil when all hold it
 }
 
 // meter notes who holds which message since when, and what was sent for it.
@@ -89,6 +90,7 @@ type meter struct {
 	bytes      map[string]int  // by purpose: endpoint or protocol
 	by         []int           // bytes sent, by node
 	copies     int             // of messages, sent to others
+	sealed     map[seal][]int  // by the end of a payload of gossip, the messages in it
 	reached    [][]int         // [from][to]: the first copies
 	changed    time.Time       // the network, last
 	delivered  time.Time       // a message, last
@@ -97,7 +99,7 @@ type meter struct {
 func newMeter(n int) *meter {
 	m := &meter{
 		n: n, index: map[p2ptransport.PeerID]int{}, online: make([]bool, n), group: make([]int, n), contact: make([]nodeSet, n),
-		bytes: map[string]int{}, by: make([]int, n), reached: make([][]int, n),
+		bytes: map[string]int{}, by: make([]int, n), reached: make([][]int, n), sealed: map[seal][]int{},
 	}
 	for i := range n {
 		m.online[i], m.reached[i] = true, make([]int, n)
@@ -298,6 +300,16 @@ func (m *meter) observe(from, to p2ptransport.PeerID, protocol string) (sent, go
 			m.bytes[purpose] += len(b) * times
 			m.by[sender] += len(b) * times
 			tail = append(tail, b...)
+			if protocol == p2ptransport.ProtocolGossip {
+				for numbers, rest := m.findSealed(tail); rest != nil; numbers, rest = m.findSealed(rest) {
+					for _, number := range numbers {
+						m.copied(sender, receiver, number, times)
+					}
+					tail = rest
+				}
+				tail = append(tail[:0], tail[max(0, len(tail)-len(seal{})+1):]...)
+				return
+			}
 			for number, rest := findMarker(tail); number >= 0; number, rest = findMarker(rest) {
 				m.copied(sender, receiver, number, times)
 				tail = rest
@@ -306,6 +318,40 @@ func (m *meter) observe(from, to p2ptransport.PeerID, protocol string) (sent, go
 		}
 	}
 	return direction(from, to, true), direction(to, from, false)
+}
+
+// seal is the end of a payload of gossip, where what authenticates it stands: by it the payload is found in what goes over the wire.
+type seal [16]byte
+
+// sealedSoon is how long after it was sent a message may be published.
+const sealedSoon = time.Second
+
+// publishes notes that a node publishes a payload. What is in it nobody sees: it is taken to be what the node has lately sent.
+func (m *meter) publishes(node int, payload []byte) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if len(payload) < len(seal{}) {
+		return
+	}
+	now := time.Now()
+	numbers := []int{}
+	for i := len(m.messages) - 1; i >= 0 && now.Sub(m.messages[i].sent) < sealedSoon; i-- {
+		if msg := m.messages[i]; msg.author == node && !msg.published {
+			msg.published = true
+			numbers = append(numbers, i)
+		}
+	}
+	m.sealed[seal(payload[len(payload)-len(seal{}):])] = numbers
+}
+
+// findSealed returns the messages of the first payload of gossip that ends in b, and what follows it; nil if there is none. It needs mu.
+func (m *meter) findSealed(b []byte) (numbers []int, rest []byte) {
+	for i := len(seal{}); i <= len(b); i++ {
+		if numbers, ok := m.sealed[seal(b[i-len(seal{}):i])]; ok {
+			return numbers, b[i:]
+		}
+	}
+	return nil, nil
 }
 
 // endpointOf is the endpoint of the request that begins with b, in short: "send", "event_auth"; "" if none does.

@@ -76,6 +76,34 @@ func (m *meter) expectReach(part float64, most time.Duration) error {
 	return nil
 }
 
+// expectWithin wants that whatever a node could get from one it was in contact with it got within a time: no delivery took longer, no
+// contact that lasted longer ended without, and nobody waits longer now.
+func (m *meter) expectWithin(most time.Duration) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	now := time.Now()
+	late, longest := 0, time.Duration(0)
+	count := func(took time.Duration) {
+		if longest = max(longest, took); took > most {
+			late++
+		}
+	}
+	for _, took := range slices.Concat(m.sinceReach, m.missed) {
+		count(took)
+	}
+	for _, msg := range m.messages {
+		for node, since := range msg.inReach {
+			if !since.IsZero() && !msg.holders.has(node) {
+				count(now.Sub(since))
+			}
+		}
+	}
+	if late > 0 {
+		return fmt.Errorf("%d times it was more, at most %v", late, round(longest))
+	}
+	return nil
+}
+
 // expectCopies wants at most so many copies for each pair of message and other node.
 func (m *meter) expectCopies(most float64) error {
 	m.mu.Lock()

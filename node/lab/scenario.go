@@ -15,6 +15,7 @@ type Scenario struct {
 	Nodes int
 	Rooms int
 	Seed  uint64
+	Plain bool // without gossip
 	steps []step
 }
 
@@ -70,6 +71,13 @@ func (s *Scenario) add(number int, words []string) (err error) {
 		default:
 			s.Rooms = int(n)
 		}
+		return nil
+	}
+	if verb == "gossip" {
+		if len(rest) != 1 || rest[0] != "on" && rest[0] != "off" || len(s.steps) > 0 {
+			return errors.New("is on or off, and stands before the first step")
+		}
+		s.Plain = rest[0] == "off"
 		return nil
 	}
 	do, err := s.step(verb, rest)
@@ -252,13 +260,13 @@ func (s *Scenario) split(words []string) (func(*mesh) error, error) {
 	return func(m *mesh) error { m.split(groups); return nil }, nil
 }
 
-// expect equal, expect delivered P, expect p50|p95|p99 D, expect copies N
+// expect equal, expect delivered P, expect p50|p95|p99 D, expect within D, expect copies N
 func (s *Scenario) expect(words []string) (func(*mesh) error, error) {
 	if len(words) == 1 && words[0] == "equal" {
 		return (*mesh).expectEqual, nil
 	}
 	if len(words) != 2 {
-		return nil, errors.New("equal, delivered P, p50|p95|p99 D or copies N")
+		return nil, errors.New("equal, delivered P, p50|p95|p99 D, within D or copies N")
 	}
 	switch words[0] {
 	case "delivered":
@@ -267,6 +275,9 @@ func (s *Scenario) expect(words []string) (func(*mesh) error, error) {
 	case "copies":
 		most, err := strconv.ParseFloat(words[1], 64)
 		return func(m *mesh) error { return m.meter.expectCopies(most) }, err
+	case "within":
+		most, err := duration(words[1:])
+		return func(m *mesh) error { return m.meter.expectWithin(most) }, err
 	case "p50", "p95", "p99":
 		part, _ := percent(words[0][1:] + "%")
 		most, err := duration(words[1:])
