@@ -110,7 +110,7 @@ func New(c Config) (*Host, error) {
 	h := &Host{log: c.Log, meshKey: c.MeshKey, friend: c.Friend, probing: make(map[peer.ID]bool), thinning: make(map[peer.ID]bool)}
 	h.relays = newRelays(h, c.Friend)
 	h.relays.used = h.startPunching
-	h.gate = &gate{lanOnly: c.LANOnly, mayRelay: h.relays.mayRelay}
+	h.gate = &gate{lanOnly: c.LANOnly, mayRelay: h.relays.mayRelay, refuse: c.Refuse}
 	lh, err := newLibp2p(c, h.gate, h.published)
 	if err != nil {
 		return nil, fmt.Errorf("start libp2p: %w", errors.Join(err, h.gate.Close()))

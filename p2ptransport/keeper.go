@@ -71,6 +71,8 @@ type known struct {
 	up       bool
 	relayed  bool      // up, but only through relays: still dialled directly
 	away     time.Time // since when it is not connected
+	came     time.Time // when it was last connected
+	brief    int       // connections in a row that ended at once; see refuse.go
 	failures int
 	next     time.Time          // when to dial
 	dialling context.CancelFunc // of the dial under way
@@ -181,6 +183,9 @@ func (k *keeper) connected(p peer.ID, c network.Conn) {
 		return // a direct one is there
 	}
 	t.relayed = c.Stat().Limited
+	if !t.up {
+		t.came = time.Now()
+	}
 	t.up, t.met, t.wanted, t.failures, t.next = true, true, true, 0, time.Time{}
 	if t.relayed {
 		k.dialDirectly(t)
@@ -216,6 +221,14 @@ func (k *keeper) disconnected(p peer.ID) {
 	t.up, t.relayed, t.away = false, false, time.Now()
 	t.addrs = mergeAddrs(t.addrs, listens)
 	t.failures = 0
+	if t.brief++; t.away.Sub(t.came) >= brief {
+		t.brief = 0
+	}
+	if wait := afterBrief(t.brief); wait > 0 {
+		t.next = t.away.Add(wait)
+		k.signal()
+		return
+	}
 	k.soon(p, t)
 }
 

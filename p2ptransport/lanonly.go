@@ -80,11 +80,12 @@ type gate struct {
 	lanOnly bool
 	// mayRelay says whether circuits may come to us through this relay.
 	mayRelay func(relay peer.ID) bool
+	refuse   func(PeerID) bool      // Config.Refuse
 	sockets  *quicreuse.ConnManager // of QUIC, with lanOnly
 }
 
-// InterceptPeerDial allows all: addresses decide.
-func (g *gate) InterceptPeerDial(peer.ID) bool { return true }
+// InterceptPeerDial refuses those that Config.Refuse names; else addresses decide.
+func (g *gate) InterceptPeerDial(p peer.ID) bool { return !g.refuses(p) }
 
 // InterceptAddrDial refuses addresses outside, with LANOnly.
 func (g *gate) InterceptAddrDial(_ peer.ID, a ma.Multiaddr) bool { return !g.lanOnly || localAddr(a) }
@@ -102,8 +103,10 @@ func (g *gate) InterceptAccept(c network.ConnMultiaddrs) bool {
 	return true
 }
 
-// InterceptSecured allows all: strangers are welcome, within their budget.
-func (g *gate) InterceptSecured(network.Direction, peer.ID, network.ConnMultiaddrs) bool { return true }
+// InterceptSecured refuses those that Config.Refuse names: strangers are welcome, within their budget.
+func (g *gate) InterceptSecured(_ network.Direction, p peer.ID, _ network.ConnMultiaddrs) bool {
+	return !g.refuses(p)
+}
 
 // InterceptUpgraded allows all.
 func (g *gate) InterceptUpgraded(network.Conn) (bool, control.DisconnectReason) { return true, 0 }

@@ -57,7 +57,11 @@ func (r *Roster) Add(peer PeerID, key any, addr string, relay bool) int {
 		defer r.wakeAll()
 	}
 	if !slices.ContainsFunc(s.conns, func(c connection) bool { return c.key == key }) {
+		relayed := len(s.conns) > 0 && s.relayed()
 		s.conns = append(s.conns, connection{key, addr, relay})
+		if relayed && !relay {
+			r.wakeAll()
+		}
 	}
 	return len(s.conns)
 }
@@ -70,9 +74,12 @@ func (r *Roster) Remove(peer PeerID, key any) int {
 	if s == nil {
 		return 0
 	}
+	relayed := s.relayed()
 	s.conns = slices.DeleteFunc(s.conns, func(c connection) bool { return c.key == key })
 	if len(s.conns) == 0 {
 		delete(r.sessions, peer)
+		r.wakeAll()
+	} else if s.relayed() != relayed {
 		r.wakeAll()
 	}
 	return len(s.conns)
@@ -99,6 +106,9 @@ func (r *Roster) Peers() []Peer {
 	return peers
 }
 
+// relayed says whether all of the session's connections go through relays.
+func (s *session) relayed() bool { return s.best().relay }
+
 // direct says whether a peer has a connection that goes through no relay.
 func (r *Roster) direct(peer PeerID) bool {
 	r.mu.Lock()
@@ -107,9 +117,15 @@ func (r *Roster) direct(peer PeerID) bool {
 	return s != nil && !s.best().relay
 }
 
+// standing is what a watcher was last told of a connected peer.
+type standing struct {
+	number  uint64 // of the session, from 1
+	relayed bool
+}
+
 // Watch is Transport.Watch: it returns when ctx ends.
 func (r *Roster) Watch(ctx context.Context, f func(PeerEvent)) {
-	told := make(map[PeerID]uint64)
+	told := make(map[PeerID]standing)
 	for {
 		events, wake := r.news(told)
 		for _, e := range events {
@@ -127,26 +143,26 @@ func (r *Roster) Watch(ctx context.Context, f func(PeerEvent)) {
 }
 
 // news is what changed since told, which it brings up to date, in the order in which it happened, disconnects first.
-func (r *Roster) news(told map[PeerID]uint64) ([]PeerEvent, <-chan struct{}) {
+func (r *Roster) news(told map[PeerID]standing) ([]PeerEvent, <-chan struct{}) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.wake == nil {
 		r.wake = make(chan struct{})
 	}
 	var gone, came []PeerEvent
-	for id, number := range told {
-		if s := r.sessions[id]; s == nil || s.number != number {
+	for id, was := range told {
+		if s := r.sessions[id]; s == nil || s.number != was.number {
 			gone = append(gone, PeerEvent{Peer: id})
 			delete(told, id)
 		}
 	}
 	for id, s := range r.sessions {
-		if _, ok := told[id]; !ok {
-			came = append(came, PeerEvent{Peer: id, Connected: true, Addr: s.best().addr})
-			told[id] = s.number
+		if now := (standing{s.number, s.relayed()}); told[id] != now {
+			came = append(came, PeerEvent{Peer: id, Connected: true, Addr: s.best().addr, Relay: now.relayed})
+			told[id] = now
 		}
 	}
 	slices.SortFunc(gone, func(a, b PeerEvent) int { return cmp.Compare(a.Peer, b.Peer) })
-	slices.SortFunc(came, func(a, b PeerEvent) int { return cmp.Compare(told[a.Peer], told[b.Peer]) })
+	slices.SortFunc(came, func(a, b PeerEvent) int { return cmp.Compare(told[a.Peer].number, told[b.Peer].number) })
 	return append(gone, came...), r.wake
 }

@@ -3,6 +3,7 @@ package p2ptransport
 import (
 	"context"
 	"fmt"
+	"slices"
 	"testing"
 	"testing/synctest"
 )
@@ -40,7 +41,7 @@ func TestRosterSlowWatcher(t *testing.T) {
 		synctest.Wait()
 		cancel()
 		<-done
-		want := "[atrueaddr a btrueaddr b afalse atrueaddr a2 ctrueaddr c bfalse]"
+		want := "[atrueaddr a btrueaddr b afalse btruerelay atrueaddr a2 ctrueaddr c bfalse]"
 		if got := fmt.Sprint(heard); got != want {
 			t.Errorf("heard %s\nwant  %s", got, want)
 		}
@@ -65,4 +66,39 @@ func TestRosterBest(t *testing.T) {
 	if n := r.Remove("a", 3); n != 2 {
 		t.Errorf("%d connections after removing an unknown one", n)
 	}
+}
+
+// TestRosterLink: a peer that is reached otherwise is told again, one that only has more connections is not.
+func TestRosterLink(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var r Roster
+		var heard []PeerEvent
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			r.Watch(ctx, func(e PeerEvent) { heard = append(heard, e) })
+		}()
+		for _, step := range []func(){
+			func() { r.Add("a", 1, "relay", true) },
+			func() { r.Add("a", 2, "other relay", true) },
+			func() { r.Add("a", 3, "direct", false) },
+			func() { r.Add("a", 4, "direct too", false) },
+			func() { r.Remove("a", 3) },
+			func() { r.Remove("a", 4) },
+			func() { r.Remove("a", 1) },
+			func() { r.Remove("a", 2) },
+		} {
+			step()
+			synctest.Wait()
+		}
+		cancel()
+		<-done
+		want := []PeerEvent{
+			{"a", true, "relay", true}, {"a", true, "direct", false}, {"a", true, "relay", true}, {Peer: "a"},
+		}
+		if !slices.Equal(heard, want) {
+			t.Errorf("heard %+v\nwant  %+v", heard, want)
+		}
+	})
 }

@@ -41,6 +41,9 @@ type Config struct {
 	// Gossip says whether a peer takes part in gossip, for example because it shares a large room: to others no topic is announced, and
 	// nothing that they gossip is looked at. It must not block; GossipChanged has it asked again. nil: nobody takes part.
 	Gossip func(PeerID) bool
+	// Refuse names the peers to which no connection is kept: they are not dialled, and are disconnected when they come. It must not block;
+	// RefusalChanged has it asked again. nil: none.
+	Refuse func(PeerID) bool
 	// AddressBook keeps where friends and static peers were reached; nil: nothing outlives the host.
 	AddressBook AddressBook
 	// Relay makes this node carry connections between friends that cannot reach each other; see relay.go for how much. Its own
@@ -65,7 +68,8 @@ type Transport interface {
 	// Handle serves streams of a protocol; each call of h runs in a goroutine of the transport, and Close waits for it. h closes the stream.
 	Handle(protocol string, h func(ctx context.Context, peer PeerID, stream net.Conn))
 	Peers() []Peer
-	// Watch calls f for each connect and disconnect, from one goroutine, until ctx ends; f first gets the peers connected now.
+	// Watch calls f for each connect and disconnect, from one goroutine, until ctx ends; f first gets the peers connected now. A connected
+	// peer that is now reached directly and was through relays only, or the other way, is told again as connected.
 	Watch(ctx context.Context, f func(PeerEvent))
 	AddPeer(ctx context.Context, multiaddr string) error // dial now, and keep as a static peer
 	AddAddrs(peer PeerID, addrs []string)                // addresses to try when it is needed
@@ -92,6 +96,9 @@ type Transport interface {
 	// GossipChanged has Config.Gossip asked again about a peer.
 	GossipChanged(peer PeerID)
 
+	// RefusalChanged has Config.Refuse asked again about a peer: if it is refused its connections are closed, else it is dialled soon.
+	RefusalChanged(peer PeerID)
+
 	Close() error
 }
 
@@ -102,11 +109,12 @@ type Peer struct {
 	Relay bool
 }
 
-// PeerEvent is a connect or disconnect.
+// PeerEvent is a connect or disconnect, or that a connected peer is reached otherwise.
 type PeerEvent struct {
 	Peer      PeerID
 	Connected bool
 	Addr      string
+	Relay     bool // through relays only
 }
 
 type peerKey struct{}

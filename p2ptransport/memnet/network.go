@@ -234,6 +234,8 @@ func (n *Network) connect(a, b *Node) bool {
 		return true
 	case a == b || n.nodes[a.id] != a || n.nodes[b.id] != b || l.cut || l.stalled != nil || n.away[a.id] || n.away[b.id]:
 		return false
+	case a.refuses(b.id) || b.refuses(a.id):
+		return false
 	}
 	l.up = true
 	a.meet(b)

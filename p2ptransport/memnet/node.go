@@ -32,6 +32,7 @@ type Node struct {
 	record  []byte // its own signed peer record
 	records p2ptransport.Records
 	gossip  *p2ptransport.Gossip
+	refuse  func(p2ptransport.PeerID) bool // Config.Refuse; nil: none
 
 	// Guarded by the network's mu.
 	wants map[p2ptransport.PeerID]bool // static peers and those once connected
@@ -47,7 +48,7 @@ var _ p2ptransport.Transport = (*Node)(nil)
 
 func newNode(n *Network, id p2ptransport.PeerID, c p2ptransport.Config) *Node {
 	node := &Node{
-		net: n, id: id, mdns: c.MDNS,
+		net: n, id: id, mdns: c.MDNS, refuse: c.Refuse,
 		wants:    make(map[p2ptransport.PeerID]bool),
 		handlers: make(map[string]func(context.Context, p2ptransport.PeerID, net.Conn)),
 		known:    make(map[p2ptransport.PeerID][]string),
@@ -274,6 +275,21 @@ func (n *Node) SubscribersChanged() <-chan struct{} { return n.gossip.Subscriber
 
 // GossipChanged has Config.Gossip asked again about a peer.
 func (n *Node) GossipChanged(p p2ptransport.PeerID) { n.gossip.Changed(p) }
+
+// RefusalChanged has Config.Refuse asked again about a peer; see p2ptransport.Transport.
+func (n *Node) RefusalChanged(p p2ptransport.PeerID) {
+	refused := n.refuses(p)
+	n.net.mu.Lock()
+	defer n.net.mu.Unlock()
+	if refused {
+		n.net.disconnect(n.id, p)
+	} else {
+		n.net.dialSoon()
+	}
+}
+
+// refuses says whether no connection of the peer is kept.
+func (n *Node) refuses(p p2ptransport.PeerID) bool { return n.refuse != nil && n.refuse(p) }
 
 // GossipCounts says how many copies of gossiped payloads have come, and how many of these were the first of theirs. What they take on the
 // wire Observe sees, as streams of p2ptransport.ProtocolGossip.

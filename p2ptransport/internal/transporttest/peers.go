@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -131,6 +132,50 @@ func testWatch(t *testing.T, n *network) {
 	}
 	if peers := a.Peers(); len(peers) != 1 || peers[0].ID != c.ID() {
 		t.Errorf("%+v", peers)
+	}
+}
+
+// testRefuse: a peer that is refused loses its connection, gets none when it comes, and is not dialled; afterwards it is found again.
+func testRefuse(t *testing.T, n *network) {
+	var refused atomic.Pointer[p2ptransport.PeerID]
+	a := n.nodeWith(p2ptransport.Config{Handler: hello, Refuse: func(p p2ptransport.PeerID) bool {
+		r := refused.Load()
+		return r != nil && *r == p
+	}})
+	b, c := n.node(hello), n.node(hello)
+	n.connect(b, a)
+	n.connect(c, a)
+	n.awaitPeer(a, b.ID())
+	events := n.watch(a)
+	events.next()
+	events.next()
+	id := b.ID()
+	refused.Store(&id)
+	a.RefusalChanged(id)
+	if e := events.next(); e.Peer != id || e.Connected {
+		t.Fatalf("%+v", e)
+	}
+	if body, err := get(n.ctx(), b, a, "/"); err == nil {
+		t.Errorf("a refused peer was answered %q", body)
+	}
+	if _, err := get(n.ctx(), a, b, "/"); !errors.Is(err, p2ptransport.ErrUnreachable) {
+		t.Errorf("a request to a refused peer: %v", err)
+	}
+	if _, err := get(n.ctx(), c, a, "/"); err != nil {
+		t.Errorf("another peer: %v", err)
+	}
+	for _, p := range a.Peers() {
+		if p.ID == id {
+			t.Error("a refused peer is connected")
+		}
+	}
+	refused.Store(nil)
+	a.RefusalChanged(id)
+	if e := events.next(); e.Peer != id || !e.Connected {
+		t.Fatalf("%+v", e)
+	}
+	if _, err := get(n.ctx(), b, a, "/"); err != nil {
+		t.Errorf("a peer that is no longer refused: %v", err)
 	}
 }
 

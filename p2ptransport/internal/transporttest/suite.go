@@ -47,6 +47,7 @@ func Run(t *testing.T, setup func(t *testing.T) Make) {
 		{"Records", testRecords},
 		{"Streams", testStreams},
 		{"Watch", testWatch},
+		{"Refuse", testRefuse},
 		{"Contexts", testContexts},
 		{"CutResponse", testCutResponse},
 		{"CutRequest", testCutRequest},
