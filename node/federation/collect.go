@@ -290,7 +290,10 @@ func (f *Federation) takeChunk(ctx context.Context, c contact, asked []eventgrap
 		if err != nil {
 			return taken, err
 		}
-		taken += len(byRoom[room]) - len(refused)
+		if n := len(byRoom[room]) - len(refused); n > 0 {
+			taken += n
+			f.gossip.check(room) // others may have missed it too
+		}
 	}
 	return taken, nil
 }

@@ -102,18 +102,16 @@ type gift struct {
 	secret  []byte                         // of the first hello
 	summary *summary                       // of the first comparison
 	told    map[eventgraph.ServerName]bool // whose key documents were given, at most maxDocuments
+
+	level     map[eventgraph.RoomID]bool // rooms of which the asker holds what we held at levelUpTo
+	levelUpTo store.Position
 }
 
 func (f *Federation) answer(g *gift, m *meetMessage) (answer *meetMessage, err error) {
 	answer = &meetMessage{}
 	switch {
 	case m.Hello != nil:
-		answer.News, err = f.newsFor(g.Server, m.Hello.Cursor)
-		if err == nil && g.secret == nil {
-			answer.News.Nonce = make([]byte, nonceSize)
-			rand.Read(answer.News.Nonce) // never fails
-			g.secret = meetingSecret(m.Hello.Nonce, answer.News.Nonce)
-		}
+		answer.News, err = f.hello(g, m.Hello)
 		return answer, err
 	case len(m.Want) > 0 && len(m.Want) <= maxWant:
 		answer.Events, err = f.wanted(g, m.Want, m.Bytes)
@@ -159,8 +157,36 @@ func (f *Federation) asker(ctx context.Context, peer eventgraph.PeerID) (eventgr
 	return d.ServerName, nil
 }
 
+// hello answers a hello: with rooms to compare first, if much is new in large ones, else with the news.
+func (f *Federation) hello(g *gift, h *meetHello) (news *meetNews, err error) {
+	var nonce []byte
+	if g.secret == nil {
+		nonce = make([]byte, nonceSize)
+		rand.Read(nonce) // never fails
+		g.secret = meetingSecret(h.Nonce, nonce)
+		if h.Busy {
+			busy, err := f.busy(g, h.Cursor)
+			if err != nil {
+				return nil, err
+			}
+			if len(busy) > 0 {
+				return &meetNews{Cursor: h.Cursor, Nonce: nonce, Busy: busy}, nil
+			}
+		}
+	}
+	if err := g.takeLevel(h.Level); err != nil {
+		return nil, err
+	}
+	news, err = f.newsFor(g, h.Cursor)
+	if err == nil {
+		news.Nonce = nonce
+	}
+	return news, err
+}
+
 // newsFor lists what has come since the cursor and may be shown to the server, in commit order.
-func (f *Federation) newsFor(server eventgraph.ServerName, cursor string) (*meetNews, error) {
+func (f *Federation) newsFor(g *gift, cursor string) (*meetNews, error) {
+	server := g.Server
 	news := &meetNews{Events: []eventgraph.EventID{}}
 	from := f.parseCursor(cursor)
 	upTo := f.Store.Position()
@@ -176,7 +202,7 @@ func (f *Federation) newsFor(server eventgraph.ServerName, cursor string) (*meet
 			}
 			looked++
 			reached = at
-			if c.Kind != store.ChangeEvent && c.Kind != store.ChangeSoftFailed {
+			if c.Kind != store.ChangeEvent && c.Kind != store.ChangeSoftFailed || g.knows(c, at) {
 				return true, nil
 			}
 			was, known := been[c.Room]

@@ -69,6 +69,8 @@ type gossip struct {
 	woken   chan struct{} // holds a token when there is something to do for runGossip
 	serving chan struct{} // a slot for each exchange of keys that is being answered
 
+	checking chan struct{} // holds a token when there is something in unchecked
+
 	refreshing sync.Mutex // from reading what has changed until rooms shows it; taken before mu
 
 	mu      sync.Mutex
@@ -76,6 +78,8 @@ type gossip struct {
 	reached store.Position                    // up to which events were published, if they were to be
 	queued  map[eventgraph.ServerName]int     // payloads in queue
 	offers  map[eventgraph.PeerID]*offering   // of the contacts (gossipkeys.go)
+
+	unchecked map[eventgraph.RoomID]bool // large rooms in which gossip may have lost something (gossipcheck.go)
 
 	carried *lru.Cache[eventgraph.EventID, map[eventgraph.ServerName]bool]
 	strays  *lru.Cache[eventgraph.PeerID, *rate.Limiter]
@@ -134,6 +138,7 @@ func newGossip(c Config) *gossip {
 		self: c.Key.Server, now: c.Now, started: at, reached: at, carried: carried, strays: strays,
 		queue: make(chan opened, gossipQueued), woken: make(chan struct{}, 1), serving: make(chan struct{}, exchangesServed),
 		rooms: map[eventgraph.RoomID]*gossipRoom{}, queued: map[eventgraph.ServerName]int{}, offers: map[eventgraph.PeerID]*offering{},
+		unchecked: map[eventgraph.RoomID]bool{}, checking: make(chan struct{}, 1),
 	}
 }
 
@@ -450,6 +455,7 @@ func (f *Federation) publish(ctx context.Context, room eventgraph.RoomID, events
 		for _, id := range carried {
 			g.carried.Add(id, reached)
 		}
+		g.check(room)
 	}
 }
 

@@ -90,6 +90,7 @@ func (f *Federation) runGossip(ctx context.Context) error {
 	for range gossipWorkers {
 		group.Go(func() error { return f.takeGossip(ctx) })
 	}
+	group.Go(func() error { return f.runChecks(ctx) })
 	group.Go(func() error {
 		turn := uint64(0)
 		for {

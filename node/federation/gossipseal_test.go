@@ -222,7 +222,7 @@ func TestEpochs(t *testing.T) {
 	minted := 0
 	for n := range 200 { // one joins each second
 		at = at.Add(time.Second)
-		r.update(roomChange{id: sealRoom, servers: names(10 + n)}, names(10 + n), at)
+		r.update(roomChange{id: sealRoom, servers: names(10 + n)}, names(10+n), at)
 		before := r.minted
 		r.mint(at)
 		if r.minted != before {

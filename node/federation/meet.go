@@ -22,7 +22,9 @@ import (
 // Two nodes that meet bring each other level (design.md §6, meetings). Each asks the other, over a stream of its own:
 //
 //	asker  hello   its cursor: an opaque token that the giver gave it last time
-//	giver  news    IDs of events after the cursor that the asker may see, in the giver's commit order, and the next cursor
+//	giver  news    of large rooms with much news, prints of what it holds; the asker says hello again, and which of them it holds the same of
+//	giver  news    IDs of events after the cursor that the asker may see, in the giver's commit order, and the next cursor; none of rooms that
+//	               were found to be the same
 //	asker  want    those that it does not hold
 //	giver  events  them, in chunks, with the key documents of their senders
 //	       … want and events until the asker has all of the news; it stores the cursor; hello again while there is more
@@ -92,6 +94,8 @@ type meetMessage struct {
 type meetHello struct {
 	Cursor string `json:"cursor,omitempty"`
 	Nonce  []byte `json:"nonce,omitempty"`
+	Busy   bool   `json:"busy,omitempty"`  // the answer may be busy rooms
+	Level  []byte `json:"level,omitempty"` // the IDs of those of the busy rooms of which both hold the same
 }
 
 // meetNews lists events; In says for each the place of its room in Rooms.
@@ -102,6 +106,7 @@ type meetNews struct {
 	Cursor string               `json:"cursor"`
 	More   bool                 `json:"more,omitempty"`
 	Nonce  []byte               `json:"nonce,omitempty"`
+	Busy   []byte               `json:"busy,omitempty"` // IDs and prints of rooms (summary.go); then there are no events, and the cursor is that asked for
 }
 
 type meetID struct {
@@ -407,6 +412,7 @@ func (f *Federation) meet(ctx context.Context, c contact, m *meeting) (changed b
 	defer m.endWith(ctx)()
 	nonce := make([]byte, nonceSize)
 	rand.Read(nonce) // never fails
+	var level []byte
 	for {
 		cursor, err := f.meetingCursor(c)
 		if err != nil {
@@ -414,8 +420,9 @@ func (f *Federation) meet(ctx context.Context, c contact, m *meeting) (changed b
 		}
 		hello := &meetHello{Cursor: cursor}
 		if m.secret == nil {
-			hello.Nonce = nonce
+			hello.Nonce, hello.Busy = nonce, true
 		}
+		hello.Level, level = level, nil
 		answer, err := m.ask(&meetMessage{Hello: hello})
 		if err != nil {
 			return false, err
@@ -429,6 +436,12 @@ func (f *Federation) meet(ctx context.Context, c contact, m *meeting) (changed b
 		}
 		if m.secret == nil {
 			m.secret = meetingSecret(nonce, answer.News.Nonce)
+			if len(answer.News.Busy) > 0 {
+				if level, err = f.level(c, m, answer.News.Busy); err != nil {
+					return false, err
+				}
+				continue
+			}
 		}
 		if err := f.collect(ctx, c, m, events); err != nil {
 			return false, err

@@ -236,11 +236,11 @@ func TestMeetingCursor(t *testing.T) {
 	if err != nil || cursor == "" {
 		t.Fatalf("cursor %q, %v", cursor, err)
 	}
-	all, err := a.newsFor(b.server, "")
+	all, err := a.newsFor(&gift{contact: contact{Server: b.server}}, "")
 	if err != nil || len(all.Events) < 4 || all.More {
 		t.Fatalf("news from the start: %+v, %v", all, err)
 	}
-	none, err := a.newsFor(b.server, cursor)
+	none, err := a.newsFor(&gift{contact: contact{Server: b.server}}, cursor)
 	if err != nil || len(none.Events) != 0 || none.Cursor != cursor {
 		t.Errorf("news after the cursor: %+v, %v", none, err)
 	}
@@ -251,7 +251,7 @@ func TestMeetingCursor(t *testing.T) {
 		"not a cursor":        "x",
 		"a negative one":      strings.TrimSuffix(cursor, at) + "-1",
 	} {
-		got, err := a.newsFor(b.server, strange)
+		got, err := a.newsFor(&gift{contact: contact{Server: b.server}}, strange)
 		if err != nil || !slices.Equal(got.Events, all.Events) || !slices.Equal(got.In, all.In) {
 			t.Errorf("%s: %d events, %v; want all %d", name, len(got.Events), err, len(all.Events))
 		}
@@ -276,7 +276,7 @@ func TestMeetingShows(t *testing.T) {
 
 	news := func(server eventgraph.ServerName) []eventgraph.EventID {
 		t.Helper()
-		got, err := a.newsFor(server, "")
+		got, err := a.newsFor(&gift{contact: contact{Server: server}}, "")
 		if err != nil {
 			t.Fatal(err)
 		}

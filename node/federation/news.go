@@ -22,8 +22,9 @@ const (
 	// newsDelay is how long a hint waits, so that it tells of several events, and of those that come straight from their servers
 	// only as of others: they are held by then.
 	newsDelay = 3 * time.Second
-	// maxHinted is the size in servers of rooms beyond which nobody hints: there each would hint to each.
-	maxHinted = 8
+	// maxHinted is the size in servers of rooms beyond which nobody hints at each event: there each would hint to each. gossipcheck.go
+	// does there.
+	maxHinted = gossipAbove
 	// hintsAtOnce and hintTimeout bound the streams being opened for hints.
 	hintsAtOnce = 4
 	hintTimeout = 5 * time.Second
@@ -61,16 +62,20 @@ func (f *Federation) hintNews(ctx context.Context) error {
 		for server := range concerned {
 			for _, peer := range f.peers.of(server) {
 				group.Go(func() error {
-					ctx, cancel := context.WithTimeout(ctx, hintTimeout)
-					defer cancel()
-					if s, err := f.Transport.OpenStream(ctx, peer, protocolNews); err == nil {
-						s.Close()
-					}
+					f.hintTo(ctx, peer)
 					return nil
 				})
 			}
 		}
 		group.Wait()
+	}
+}
+
+func (f *Federation) hintTo(ctx context.Context, peer eventgraph.PeerID) {
+	ctx, cancel := context.WithTimeout(ctx, hintTimeout)
+	defer cancel()
+	if s, err := f.Transport.OpenStream(ctx, peer, protocolNews); err == nil {
+		s.Close()
 	}
 }
 

@@ -183,7 +183,7 @@ func (s *sharing) with(server eventgraph.ServerName) (shared []*sharedRoom, err 
 			room.allowed[server] = allowed
 		}
 		if allowed {
-			shared = append(shared, &sharedRoom{id: id, own: room.own})
+			shared = append(shared, &sharedRoom{id: id, own: room.own, large: len(room.servers) > gossipAbove})
 		}
 	}
 	return shared, nil

@@ -134,13 +134,14 @@ type sharedRoom struct {
 	own    held
 	shown  held // what the print is of: own, or with the other's
 	silent bool
+	large  bool // more than gossipAbove servers are in it
 }
 
 // summary is the shared rooms as items. It does not change.
 type summary struct {
 	rooms map[itemID]*sharedRoom
 	items []summaryItem // without the silent rooms, by digits
-	held  held          // what we hold of all of them, whatever the secret
+	held  held          // what we hold of all but the large ones, whatever the secret
 }
 
 type summaryItem struct {
@@ -167,7 +168,9 @@ func newSummary(secret []byte, rooms []*sharedRoom) *summary {
 		item.print = sum('p', item.id[:], r.shown[:])
 		s.rooms[item.id] = r
 		for i := range s.held {
-			s.held[i] ^= r.own[i]
+			if !r.large {
+				s.held[i] ^= r.own[i]
+			}
 		}
 		if !r.silent {
 			s.items = append(s.items, item)
@@ -182,6 +185,14 @@ func (s *summary) in(digits string) []summaryItem {
 	from := sort.Search(len(s.items), func(i int) bool { return s.items[i].digits >= digits })
 	n := sort.Search(len(s.items)-from, func(i int) bool { return !strings.HasPrefix(s.items[from+i].digits, digits) })
 	return s.items[from : from+n]
+}
+
+// of finds a room's item; false if it has none.
+func (s *summary) of(id itemID) (summaryItem, bool) {
+	if found := s.in(hex.EncodeToString(id[:])); len(found) == 1 {
+		return found[0], true
+	}
+	return summaryItem{}, false
 }
 
 func (s *summary) print(digits string) (p fingerprint) {
