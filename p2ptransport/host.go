@@ -85,6 +85,8 @@ type Host struct {
 	server *Server        // nil without a Handler
 	relay  *relayv2.Relay // nil without Config.Relay
 
+	strangers strangers
+
 	records Records
 	gossip  *Gossip
 
@@ -108,10 +110,11 @@ func New(c Config) (*Host, error) {
 		return nil, err
 	}
 	h := &Host{log: c.Log, meshKey: c.MeshKey, friend: c.Friend, probing: make(map[peer.ID]bool), thinning: make(map[peer.ID]bool)}
+	h.strangers.friend = c.Friend
 	h.relays = newRelays(h, c.Friend)
 	h.relays.used = h.startPunching
 	h.gate = &gate{lanOnly: c.LANOnly, mayRelay: h.relays.mayRelay, refuse: c.Refuse}
-	lh, err := newLibp2p(c, h.gate, h.published)
+	lh, err := newLibp2p(c, h.gate, &h.strangers, h.published)
 	if err != nil {
 		return nil, fmt.Errorf("start libp2p: %w", errors.Join(err, h.gate.Close()))
 	}
@@ -181,7 +184,7 @@ func New(c Config) (*Host, error) {
 }
 
 // newLibp2p starts libp2p. published adds to the listen addresses what else to tell peers.
-func newLibp2p(c Config, g *gate, published func([]ma.Multiaddr) []ma.Multiaddr) (host.Host, error) {
+func newLibp2p(c Config, g *gate, s *strangers, published func([]ma.Multiaddr) []ma.Multiaddr) (host.Host, error) {
 	key, err := crypto.UnmarshalEd25519PrivateKey(c.Key)
 	if err != nil {
 		return nil, fmt.Errorf("device key: %w", err)
@@ -190,7 +193,7 @@ func newLibp2p(c Config, g *gate, published func([]ma.Multiaddr) []ma.Multiaddr)
 	if err != nil {
 		return nil, err
 	}
-	limits, err := newResourceManager()
+	limits, err := newResourceManager(s)
 	if err != nil {
 		return nil, err
 	}
@@ -619,6 +622,9 @@ func (h *Host) connected(_ network.Network, c network.Conn) {
 	relay := c.Stat().Limited
 	conns := h.roster.Add(PeerID(p.String()), c, c.RemoteMultiaddr().String(), relay)
 	h.keeper.connected(p, c)
+	for _, old := range h.strangers.came(c) {
+		h.work.start(func() { _ = old.Close() })
+	}
 	if h.book != nil {
 		h.book.changed()
 	}
@@ -631,6 +637,7 @@ func (h *Host) connected(_ network.Network, c network.Conn) {
 
 func (h *Host) disconnected(_ network.Network, c network.Conn) {
 	p := c.RemotePeer()
+	h.strangers.went(c)
 	if h.roster.Remove(PeerID(p.String()), c) == 0 {
 		h.keeper.disconnected(p)
 	} else if h.swarm.Connectedness(p) == network.Limited {

@@ -22,6 +22,14 @@ const (
 	// connRate and connBurst of new connections from one address: a mesh that comes back at once must pass.
 	connRate  = 10
 	connBurst = 256
+	// allConnRate and allConnBurst of new connections from all addresses together: a machine on a LAN can have as many as it likes. Each costs
+	// a handshake, about 1 ms. Connections that we open ourselves are not counted, so friends are found in a flood too.
+	allConnRate  = 50
+	allConnBurst = 512
+	// maxUnnamedStreams have not said their protocol yet.
+	maxUnnamedStreams = 256
+	// maxHandshakes of connections that others open: more than maxConnsPerAddress, so that one address does not have them all.
+	maxHandshakes = 256
 	// maxMemory that streams and connections may reserve together; windows stop growing there.
 	maxMemory = 96 << 20
 	// relayMessage is what libp2p's relay reserves for each stream's handshake.
@@ -29,8 +37,8 @@ const (
 )
 
 // newResourceManager bounds what all peers together and each of them can make libp2p hold. The figures are fixed, not
-// scaled by the machine's memory: the same node runs on a phone.
-func newResourceManager() (network.ResourceManager, error) {
+// scaled by the machine's memory: the same node runs on a phone. What strangers have of it, s bounds.
+func newResourceManager(s *strangers) (_ network.ResourceManager, err error) {
 	limits := rcmgr.DefaultLimits
 	libp2p.SetDefaultServiceLimits(&limits)
 	all := rcmgr.ResourceLimits{
@@ -45,8 +53,8 @@ func newResourceManager() (network.ResourceManager, error) {
 		System: all,
 		// Transient: handshakes and streams without a protocol yet.
 		Transient: rcmgr.ResourceLimits{
-			Conns: 256, ConnsInbound: 128, ConnsOutbound: 128,
-			Streams: 512, StreamsInbound: 256, StreamsOutbound: 256, FD: 256, Memory: maxMemory / 4,
+			Conns: maxHandshakes + 128, ConnsInbound: maxHandshakes, ConnsOutbound: 128,
+			Streams: maxUnnamedStreams + 256, StreamsInbound: maxUnnamedStreams, StreamsOutbound: 256, FD: maxHandshakes + 128, Memory: maxMemory / 4,
 		},
 		ServiceDefault:  protocols,
 		ProtocolDefault: protocols,
@@ -78,7 +86,7 @@ func newResourceManager() (network.ResourceManager, error) {
 		partial.Protocol[proto] = protocols
 	}
 	loopback4, loopback6 := netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")
-	return rcmgr.NewResourceManager(
+	s.ResourceManager, err = rcmgr.NewResourceManager(
 		rcmgr.NewFixedLimiter(partial.Build(limits.Scale(0, 2*maxConns))),
 		rcmgr.WithMetricsDisabled(),
 		rcmgr.WithNetworkPrefixLimit(
@@ -95,6 +103,8 @@ func newResourceManager() (network.ResourceManager, error) {
 				IPv6SubnetLimits: []rate.SubnetLimit{{PrefixLength: 64, Limit: rate.Limit{RPS: connRate, Burst: 2 * connBurst}}},
 				GracePeriod:      addressForgotten,
 			},
+			GlobalLimit: rate.Limit{RPS: allConnRate, Burst: allConnBurst},
 		}),
 	)
+	return s, err
 }

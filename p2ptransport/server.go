@@ -23,7 +23,7 @@ const (
 	servingWait = 10 * time.Second
 	// maxStrangerStreams and maxStrangersServing are the part of these that all strangers have together (Config.Friend): identities are
 	// free, so per-peer bounds alone would let one machine take everything.
-	maxStrangerStreams  = 256
+	maxStrangerStreams  = 128
 	maxStrangersServing = 32
 	// maxRequestHeader leaves room for a path with many event IDs.
 	maxRequestHeader = 32 << 10
@@ -82,14 +82,14 @@ func NewServer(ctx context.Context, c Config) *Server {
 }
 
 func withRemotePeer(ctx context.Context, c net.Conn) context.Context {
-	if sc, ok := c.(*serverConn); ok && sc.stranger {
-		ctx = context.WithValue(ctx, strangerKey{}, true)
+	if sc, ok := c.(*serverConn); ok {
+		ctx = context.WithValue(ctx, streamKey{}, sc)
 	}
 	return WithPeer(ctx, PeerID(c.RemoteAddr().String()))
 }
 
-// strangerKey marks the context of a stranger's requests.
-type strangerKey struct{}
+// streamKey is under what a request's context has its stream.
+type streamKey struct{}
 
 // Serve accepts streams until the listener or the server is closed.
 func (s *Server) Serve(l net.Listener) { _ = s.http.Serve(&boundedListener{l, s}) }
@@ -122,7 +122,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	}
 	defer s.requests.leave()
 	places := []chan struct{}{s.serving}
-	if r.Context().Value(strangerKey{}) != nil {
+	if sc, ok := r.Context().Value(streamKey{}).(*serverConn); ok && s.isStranger(sc) {
 		places = []chan struct{}{s.strange, s.serving}
 	}
 	turn := time.NewTimer(servingWait)
@@ -170,7 +170,9 @@ func (l *boundedListener) Accept() (net.Conn, error) {
 		peer := c.RemoteAddr().String()
 		stranger := l.s.friend != nil && !l.s.friend(PeerID(peer))
 		if l.s.admit(peer, stranger) {
-			return &serverConn{Conn: c, stranger: stranger, left: sync.OnceFunc(func() { l.s.leave(peer, stranger) })}, nil
+			sc := &serverConn{Conn: c, stranger: stranger}
+			sc.left = sync.OnceFunc(func() { l.s.leave(sc) })
+			return sc, nil
 		}
 		if r, ok := c.(interface{ Reset() error }); ok {
 			_ = r.Reset()
@@ -194,11 +196,31 @@ func (s *Server) admit(peer string, stranger bool) bool {
 	return true
 }
 
-func (s *Server) leave(peer string, stranger bool) {
+// isStranger says whether the stream is a stranger's still: who has become a friend meanwhile, as by the join that it asked for on this very
+// stream, is one from its next request on.
+func (s *Server) isStranger(c *serverConn) bool {
+	s.mu.Lock()
+	was := c.stranger
+	s.mu.Unlock()
+	if !was || !s.friend(PeerID(c.RemoteAddr().String())) {
+		return was
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if c.stranger {
+		c.stranger = false
+		s.strangers--
+	}
+	return false
+}
+
+func (s *Server) leave(c *serverConn) {
+	peer := c.RemoteAddr().String()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.total--
-	if stranger {
+	if c.stranger {
+		c.stranger = false
 		s.strangers--
 	}
 	if s.streams[peer]--; s.streams[peer] == 0 {
@@ -210,7 +232,7 @@ func (s *Server) leave(peer string, stranger bool) {
 // has written its request may close its half of the stream and wait for the answer.
 type serverConn struct {
 	net.Conn
-	stranger bool
+	stranger bool // guarded by Server.mu
 	left     func()
 
 	mu     sync.Mutex
