@@ -58,8 +58,16 @@ func (r *Rooms) serverSight(room eventgraph.RoomID, root eventgraph.Hash, server
 	if err != nil {
 		return auth.Sight{}, err
 	}
-	visibility, err := historyVisibility(newState(r, root))
-	return auth.Sight{Visibility: visibility, Joined: c.joined[server] > 0, Invited: c.invited[server] > 0}, err
+	sight := auth.Sight{Joined: c.joined[server] > 0, Invited: c.invited[server] > 0}
+	if c.visibility == "" {
+		return sight, nil
+	}
+	e, err := r.stored(c.visibility)
+	if err != nil {
+		return auth.Sight{}, err
+	}
+	sight.Visibility, _ = canonicaljson.GetString(e.Content(), "history_visibility")
+	return sight, nil
 }
 
 // MaySeeUser applies auth.MaySee to a held event, for a user. Every answer to a client goes through it. Soft-failed events are

@@ -11,10 +11,12 @@ import (
 	"github.com/plexus-p2p/plexus/store"
 )
 
-// census counts, in one state of a room, the users of each server that are joined or invited. It is immutable.
+// census counts, in one state of a room, the users of each server that are joined or invited, and names what says what servers may
+// see. It is immutable.
 type census struct {
 	root            eventgraph.Hash
 	joined, invited map[eventgraph.ServerName]int
+	acl, visibility eventgraph.EventID // of m.room.server_acl and m.room.history_visibility; "" if there is none. IDs, as events can be redacted
 }
 
 // Servers lists the servers with a joined user, sorted; store.ErrNotFound if the room is not held.
@@ -74,12 +76,19 @@ func (r *Rooms) ServerAllowed(room eventgraph.RoomID, server eventgraph.ServerNa
 		r.logUnlessNotFound("server ACL", room, err)
 		return false
 	}
-	allowed, err := serverAllowed(newState(r, l.State), server)
+	c, err := r.census(room, l.State)
+	if err == nil && c.acl == "" {
+		return true
+	}
+	var acl *store.StoredEvent
+	if err == nil {
+		acl, err = r.stored(c.acl)
+	}
 	if err != nil {
 		r.logUnlessNotFound("server ACL", room, err)
 		return false
 	}
-	return allowed
+	return auth.ServerAllowed(acl.Content(), server)
 }
 
 func (r *Rooms) logUnlessNotFound(what string, room eventgraph.RoomID, err error) {
@@ -136,7 +145,7 @@ func (r *Rooms) census(room eventgraph.RoomID, root eventgraph.Hash) (*census, e
 
 // countFrom counts the state at root, from one counted before.
 func (r *Rooms) countFrom(last *census, root eventgraph.Hash) (*census, error) {
-	c := &census{root: root, joined: last.joined, invited: last.invited}
+	c := &census{root: root, joined: last.joined, invited: last.invited, acl: last.acl, visibility: last.visibility}
 	copied := false
 	count := func(user eventgraph.UserID, id eventgraph.EventID, by int) error {
 		if id == "" {
@@ -155,7 +164,14 @@ func (r *Rooms) countFrom(last *census, root eventgraph.Hash) (*census, error) {
 		return nil
 	}
 	err := eventgraph.Diff(r, last.root, root, func(d eventgraph.Difference) error {
-		if d.Tuple.Type != "m.room.member" {
+		switch {
+		case d.Tuple.Type == "m.room.server_acl" && d.Tuple.Key == "":
+			c.acl = d.B
+			return nil
+		case d.Tuple.Type == "m.room.history_visibility" && d.Tuple.Key == "":
+			c.visibility = d.B
+			return nil
+		case d.Tuple.Type != "m.room.member":
 			return nil
 		}
 		if !copied {
