@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"slices"
+	"strings"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
 	"github.com/plexus-p2p/plexus/store"
@@ -13,23 +14,99 @@ import (
 
 // What stands in a transaction: this file turns changes, and news of typing and presence, into PDUs and EDUs for one server.
 
-// composeChanges fills the transaction from the changes after the record's cursor, and returns up to which it has looked.
-func (f *Federation) composeChanges(ctx context.Context, d *store.Destination, next *transaction) (scanned store.Position, err error) {
+// draft is a transaction that is being put together. What does not fit goes with the next, but for a single thing that is too large for
+// any: so it is cut where the link's speed says, and order is kept.
+type draft struct {
+	transaction
+	most int // bytes; at most fullTransaction
+
+	newest map[listed]store.Position    // the last change of each device list that is looked at together; nil: not looked for yet
+	prev   map[eventgraph.UserID]string // stream IDs of users' device lists that the server was told last
+}
+
+// listed is what an entry in a device list is about; without a device, cross-signing keys.
+type listed struct {
+	user   eventgraph.UserID
+	device store.DeviceID
+}
+
+// draftFor begins a transaction that is as large as passes over the link to the server within a few seconds.
+func (f *Federation) draftFor(server eventgraph.ServerName) *draft {
+	return &draft{
+		transaction: transaction{Origin: f.server, OriginServerTS: f.Now().UnixMilli()},
+		most:        f.paceTo(server).batch(fullTransaction) - requestFrame,
+		prev:        map[eventgraph.UserID]string{},
+	}
+}
+
+// paceTo is that of the link over which a request to the server goes.
+func (f *Federation) paceTo(server eventgraph.ServerName) *pace {
+	if connected := f.peers.of(server); len(connected) > 0 {
+		return f.peers.paceOf(connected[0])
+	}
+	return newPace()
+}
+
+// full says that nothing more should be added. Beside the EDUs of one more change there is room for one that is queued.
+func (t *draft) full() bool {
+	return len(t.PDUs) == maxPDUs || len(t.EDUs) >= maxEDUs-1 || t.size >= t.most
+}
+
+// add lets f add something, and takes it out again if it does not fit.
+func (t *draft) add(most int, f func() error) (fits bool, err error) {
+	pdus, edus, size := len(t.PDUs), len(t.EDUs), t.size
+	if err := f(); err != nil {
+		return false, err
+	}
+	if pdus+edus > 0 && t.size > most {
+		t.PDUs, t.EDUs, t.size = t.PDUs[:pdus], t.EDUs[:edus], size
+		return false, nil
+	}
+	return true, nil
+}
+
+// composeQueue adds EDUs that are queued for the server, after the one given, until the draft has so many bytes. It returns which it has added.
+func (f *Federation) composeQueue(server eventgraph.ServerName, after uint64, carried []uint64, t *draft, most int) (queue []uint64, err error) {
+	err = f.Store.View(func(r *store.Reader) error {
+		return r.Outbound(server, after, func(o *store.Outbound) (bool, error) {
+			if !durableEDU(o.Kind) || slices.Contains(carried, o.Seq) {
+				return true, nil
+			}
+			if len(t.EDUs) >= maxEDUs || t.size >= most {
+				return false, nil
+			}
+			fits, err := t.add(most, func() error { t.addEDU(f, o.Kind, o.Body); return nil })
+			if fits {
+				queue = append(queue, o.Seq)
+			}
+			return fits, err
+		})
+	})
+	return queue, err
+}
+
+// composeChanges adds to the draft from the changes after the record's cursor, and returns up to which it has looked.
+func (f *Federation) composeChanges(ctx context.Context, d *store.Destination, next *draft) (scanned store.Position, err error) {
 	scanned = d.Sent
-	for upTo := min(f.Store.Position(), f.gossip.reachedBy()); scanned < upTo && len(next.PDUs) == 0 && len(next.EDUs) == 0; {
+	before := len(next.PDUs) + len(next.EDUs)
+	upTo := min(f.Store.Position(), f.gossip.reachedBy())
+	for full := next.full(); !full && scanned < upTo && len(next.PDUs)+len(next.EDUs) == before; {
 		n := 0
+		next.newest = nil
 		err := f.Store.View(func(r *store.Reader) error {
 			return r.Changes(scanned, upTo, func(at store.Position, c store.Change) (bool, error) {
-				if next.full() || n == scanAtOnce {
+				if full = next.full(); full || n == scanAtOnce {
 					return false, nil
 				}
 				n++
-				scanned = at
-				err := f.compose(r, d.Server, c, next)
+				fits, err := next.add(next.most, func() error { return f.compose(r, d.Server, at, upTo, c, next) })
 				if errors.Is(err, store.ErrNotFound) {
-					return true, nil // the room or the event has gone
+					fits, err = true, nil // the room or the event has gone
 				}
-				return true, err
+				if full = !fits; fits {
+					scanned = at
+				}
+				return fits, err
 			})
 		})
 		if err != nil {
@@ -38,7 +115,7 @@ func (f *Federation) composeChanges(ctx context.Context, d *store.Destination, n
 		if ctx.Err() != nil {
 			return 0, ctx.Err()
 		}
-		if n == 0 {
+		if n == 0 && !full {
 			scanned = upTo
 		}
 	}
@@ -46,7 +123,7 @@ func (f *Federation) composeChanges(ctx context.Context, d *store.Destination, n
 }
 
 // compose adds to the transaction what a change means for the server.
-func (f *Federation) compose(r *store.Reader, server eventgraph.ServerName, c store.Change, t *transaction) error {
+func (f *Federation) compose(r *store.Reader, server eventgraph.ServerName, at, upTo store.Position, c store.Change, t *draft) error {
 	switch c.Kind {
 	case store.ChangeEvent:
 		e, err := r.Event(c.Event)
@@ -59,19 +136,24 @@ func (f *Federation) compose(r *store.Reader, server eventgraph.ServerName, c st
 		if may, err := f.Rooms.MaySeeServer(server, e); err != nil || !may {
 			return err
 		}
-		t.PDUs = append(t.PDUs, served(e))
-		t.size += len(e.Raw())
+		pdu := served(e)
+		t.PDUs = append(t.PDUs, pdu)
+		t.size += len(pdu)
 	case store.ChangeReceipt:
 		if c.User.Server() != f.server || c.Key != "m.read" || !f.Rooms.InRoom(c.Room, server) {
 			return nil
 		}
-		return f.composeReceipts(r, c, t)
+		return f.composeReceipts(r, c, &t.transaction)
 	case store.ChangeDeviceList:
 		if c.User.Server() != f.server {
 			return nil
 		}
 		sharing, err := f.sharing(r, c.User)
 		if err != nil || !slices.Contains(sharing, server) {
+			return err
+		}
+		c, tell, err := t.latest(r, at, upTo, c)
+		if err != nil || !tell {
 			return err
 		}
 		kind, content, err := r.DeviceListEDU(c)
@@ -81,6 +163,42 @@ func (f *Federation) compose(r *store.Reader, server eventgraph.ServerName, c st
 		t.addEDU(f, kind, content)
 	}
 	return nil
+}
+
+// latest says whether a change of a local user's device list is to be told: not if the same device changes again among what is looked at now, for
+// what is told are the keys of today. Who left out some is told which ID came before those (SS API, m.device_list_update, prev_id); should
+// the later change go with another transaction after all, it names an ID that the server does not know, which then asks for the whole list.
+func (t *draft) latest(r *store.Reader, at, upTo store.Position, c store.Change) (told store.Change, tell bool, err error) {
+	if t.newest == nil {
+		t.newest = map[listed]store.Position{}
+		n := 0
+		err := r.Changes(at-1, upTo, func(at store.Position, c store.Change) (bool, error) {
+			if _, signed := c.SignedUser(); c.Kind == store.ChangeDeviceList && !signed {
+				t.newest[listed{c.User, c.Device}] = at
+			}
+			n++
+			return n < scanAtOnce, nil
+		})
+		if err != nil {
+			return c, false, err
+		}
+	}
+	if _, signed := c.SignedUser(); signed {
+		return c, false, nil
+	}
+	last := t.newest[listed{c.User, c.Device}] <= at
+	if c.Device == "" {
+		return c, last, nil
+	}
+	stream, prev, _ := strings.Cut(c.Key, " ")
+	if before, ok := t.prev[c.User]; ok {
+		prev = before
+	}
+	t.prev[c.User] = prev
+	if last {
+		c.Key, t.prev[c.User] = stream+" "+prev, stream
+	}
+	return c, last, nil
 }
 
 // composeReceipts adds an EDU for each thread that the user read last.
@@ -110,11 +228,6 @@ func (f *Federation) composeReceipts(r *store.Reader, c store.Change, t *transac
 	return nil
 }
 
-// full says that nothing more should be added. Beside the EDUs of one more change there is room for one that is queued.
-func (t *transaction) full() bool {
-	return len(t.PDUs) == maxPDUs || len(t.EDUs) >= maxEDUs-1 || t.size >= fullTransaction
-}
-
 // addEDU adds an EDU unless the very same is there: several changes may tell the same newest content.
 func (t *transaction) addEDU(f *Federation, kind string, content json.RawMessage) {
 	if len(content) > maxEDU {
@@ -127,7 +240,7 @@ func (t *transaction) addEDU(f *Federation, kind string, content json.RawMessage
 		}
 	}
 	t.EDUs = append(t.EDUs, edu{kind, content})
-	t.size += len(content)
+	t.size += len(content) + eduFrame
 }
 
 // owed says whether the server was in the room before or after the event, or is the one whose member it removes.

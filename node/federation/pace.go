@@ -15,6 +15,8 @@ const (
 	paceLeast = 2 << 10
 	paceQuick = time.Second
 	paceSlow  = 4 * time.Second
+	// paceShort is what passes at once, as far as latency is measured: a message alone with its headers.
+	paceShort = 4 << 10
 	// leastSpeed is the slowest link that we wait for, in bytes a second: a quarter of one of 16 kbit/s, for it may be shared and lossy.
 	// Each byte that must pass gives its request so much longer; who trickles bytes gains nothing.
 	leastSpeed = 512
@@ -62,11 +64,8 @@ func (p *pace) went(bytes int, took time.Duration, failed bool) {
 
 // note is came and went; mu is held.
 func (p *pace) note(piece *int, bytes int, took time.Duration, failed bool) {
-	if !failed && bytes <= paceLeast {
-		if p.latency == 0 || took < p.latency {
-			p.latency = took
-		}
-		return
+	if !failed && bytes <= paceShort && (p.latency == 0 || took < p.latency) {
+		p.latency = took
 	}
 	before := *piece
 	switch took -= min(p.latency, took); {

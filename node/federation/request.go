@@ -23,7 +23,7 @@ const (
 	maxState = 96 << 20
 	// maxErrorBody bounds what is read of an answer that is an error.
 	maxErrorBody = 64 << 10
-	// attemptTimeout is how long one peer may take to answer, from dialling to the last byte.
+	// attemptTimeout is how long one peer may take to answer, from dialling to the last byte, beside what a long body needs to pass.
 	attemptTimeout = 30 * time.Second
 	// stateTimeout is the same for answers that name the whole state of a room.
 	stateTimeout = 2 * time.Minute
@@ -74,6 +74,9 @@ func (f *Federation) doLarge(ctx context.Context, server eventgraph.ServerName, 
 	timeout := attemptTimeout
 	if limit > maxAnswer {
 		timeout = stateTimeout
+	}
+	if raw, ok := body.(json.RawMessage); ok {
+		timeout += passing(len(raw))
 	}
 	return f.request(ctx, server, method, target, body, func(attempt context.Context, send sender) (bool, error) {
 		attempt, cancel := context.WithTimeout(attempt, timeout)

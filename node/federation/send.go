@@ -37,9 +37,14 @@ const (
 	maxVolatile = 200
 	// maxQueued bounds the invites and leaves delivered at one go.
 	maxQueued = 100
-	// fullTransaction is the size from which nothing more is added to a transaction. With one more PDU or EDU, of maxEDU at most, and
-	// its frame it stays below store.MaxTransactionBody.
-	fullTransaction = 384 << 10
+	// fullTransaction bounds what is put together in one transaction over the fastest link (pace.go). What is fixed is repeated as it is, over
+	// a slow link too: it passes in 96 s at 1 KiB/s, half of 16 kbit/s, where peers wait two minutes for the body of a request. Fifty usual
+	// events are a third of it. One PDU or EDU may be larger, maxEDU at most; the body stays below store.MaxTransactionBody.
+	fullTransaction = 96 << 10
+	// requestFrame and eduFrame are what passes beside the body of a transaction, as headers with names and signature and the stream's
+	// beginning, and around an EDU's content. Both are above what they are.
+	requestFrame = 1 << 10
+	eduFrame     = 64
 	// maxEDU bounds an EDU that we send; clientapi cuts its own far below. A larger one would hold up all behind it.
 	maxEDU = 256 << 10
 	// maxReceiptThreads bounds the threads of which a change of somebody's receipts tells, those read last: which one has
@@ -549,8 +554,12 @@ func (f *Federation) deliverQueued(ctx context.Context, server eventgraph.Server
 // would wait for ever: it counts as delivered, and meetings bring the events.
 func (f *Federation) putTransaction(ctx context.Context, server eventgraph.ServerName, id string, body []byte) error {
 	var answer sendAnswer
+	pace, began := f.paceTo(server), f.Now()
 	err := f.do(ctx, server, http.MethodPut, target(v1+"send", []string{id}, nil), json.RawMessage(body), &answer)
 	var remote *remoteError
+	if err == nil || !errors.As(err, &remote) && ctx.Err() == nil {
+		pace.went(len(body)+requestFrame, f.Now().Sub(began), err != nil)
+	}
 	if errors.As(err, &remote) && (remote.Status == http.StatusBadRequest || remote.Status == http.StatusRequestEntityTooLarge) {
 		f.Log.Warn("a server refused a transaction for good", "server", server, "txn", id, "err", err)
 		return nil
@@ -571,31 +580,29 @@ func (f *Federation) putTransaction(ctx context.Context, server eventgraph.Serve
 // the other side knows it by its ID.
 func (f *Federation) fix(ctx context.Context, c *courier) error {
 	d := c.record
-	next := transaction{Origin: f.server, OriginServerTS: f.Now().UnixMilli()}
-	scanned, err := f.composeChanges(ctx, d, &next)
-	if err != nil {
-		return fmt.Errorf("compose transaction for %s: %w", d.Server, err)
-	}
-	var carried, queue []uint64
+	next := f.draftFor(d.Server)
+	var carried []uint64
 	if c.acked != nil {
 		carried = c.acked.Queue
 	}
-	err = f.Store.View(func(r *store.Reader) error {
-		return r.Outbound(d.Server, 0, func(o *store.Outbound) (bool, error) {
-			if !durableEDU(o.Kind) || slices.Contains(carried, o.Seq) {
-				return true, nil
-			}
-			if next.size >= fullTransaction || len(next.EDUs) >= maxEDUs {
-				return false, nil
-			}
-			next.addEDU(f, o.Kind, o.Body)
-			queue = append(queue, o.Seq)
-			return true, nil
-		})
-	})
+	// What is queued nobody else brings: it has half of a transaction, however many events wait, and what they leave.
+	queue, err := f.composeQueue(d.Server, 0, carried, next, next.most/2)
 	if err != nil {
 		return err
 	}
+	scanned, err := f.composeChanges(ctx, d, next)
+	if err != nil {
+		return fmt.Errorf("compose transaction for %s: %w", d.Server, err)
+	}
+	last := uint64(0)
+	if len(queue) > 0 {
+		last = queue[len(queue)-1]
+	}
+	more, err := f.composeQueue(d.Server, last, carried, next, next.most)
+	if err != nil {
+		return err
+	}
+	queue = append(queue, more...)
 	if len(next.PDUs) == 0 && len(next.EDUs) == 0 {
 		unsaved := c.acked != nil || len(queue) > 0 || scanned-d.Sent > saveScan
 		d.Sent = scanned
@@ -604,7 +611,7 @@ func (f *Federation) fix(ctx context.Context, c *courier) error {
 		}
 		return f.saveDestination(ctx, c, append(carried, queue...))
 	}
-	body, err := marshal(next)
+	body, err := marshal(next.transaction)
 	if err != nil {
 		return err
 	}

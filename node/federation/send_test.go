@@ -61,7 +61,7 @@ func (h *memHost) acknowledged(by *memHost, id eventgraph.EventID) {
 	h.t.Helper()
 	h.waitUntil("the cursor", func() bool {
 		d, err := h.destination(by.server)
-		return err == nil && d.InFlight == nil && d.Sent >= h.event(id).Position
+		return err == nil && d != nil && d.InFlight == nil && d.Sent >= h.event(id).Position
 	})
 }
 
@@ -302,5 +302,120 @@ func TestAwayCostsNothing(t *testing.T) {
 	senders.wake(c)
 	if started[b.server] != 2 {
 		t.Error("a courier that rested is not woken")
+	}
+}
+
+// TestBatches: after an absence transactions begin small and grow with what the link carries; what is queued does not wait for the events.
+func TestBatches(t *testing.T) {
+	t.Parallel()
+	n := memnet.New()
+	hosts := newMemHosts(t, n, "a", "b")
+	a, b := hosts[0], hosts[1]
+	room := a.create("12", "public", "shared")
+	b.join(room, b.user("bob"), a.host)
+	a.acknowledged(b, a.say(room, a.user("alice"), "before"))
+	cut(n, a, b)
+	a.gone(b)
+	var said []eventgraph.EventID
+	for i := range 100 {
+		said = append(said, a.say(room, a.user("alice"), fmt.Sprint(i, strings.Repeat("x", 1000))))
+	}
+	for i := range 6 {
+		a.queue(b.server, fmt.Sprintf(`{"sender":%q,"n":%d,"x":%q}`, a.user("alice"), i, strings.Repeat("y", 3000)))
+	}
+
+	type batch struct{ bytes, pdus, edus int }
+	var mu sync.Mutex
+	var batches []batch
+	var order []eventgraph.EventID
+	b.on(func(w http.ResponseWriter, r *http.Request, body []byte) bool {
+		if sent, ok := transactionOf(r, body); ok {
+			mu.Lock()
+			defer mu.Unlock()
+			batches = append(batches, batch{len(body), len(sent.PDUs), len(sent.EDUs)})
+			for _, e := range parseAll("12", sent.PDUs) {
+				order = append(order, e.ID())
+			}
+		}
+		return false
+	})
+	mend(n, a, b)
+	b.waitFor("what was said", said...)
+	a.acknowledged(b, said[len(said)-1])
+	a.waitUntil("the queue to empty", func() bool { return len(a.outbound(b.server)) == 0 })
+
+	mu.Lock()
+	defer mu.Unlock()
+	if !slices.Equal(order, said) {
+		t.Errorf("%d events came, or in another order than the %d that were said", len(order), len(said))
+	}
+	most, edus := paceFirst, 0
+	for i, sent := range batches {
+		if sent.bytes > most {
+			t.Errorf("transaction %d has %d bytes, want at most %d", i, sent.bytes, most)
+		}
+		most *= 2
+		if i == 0 && (sent.pdus == 0 || sent.edus == 0) {
+			t.Errorf("the first has %d PDUs and %d EDUs", sent.pdus, sent.edus)
+		}
+		if i < 3 {
+			edus += sent.edus
+		}
+	}
+	if edus != 6 {
+		t.Errorf("%d of 6 EDUs came in the first three of %v", edus, batches)
+	}
+}
+
+// TestDeviceListsSupersede: of changes of one device while a server is away it is told the last, and that none is missing.
+func TestDeviceListsSupersede(t *testing.T) {
+	t.Parallel()
+	n := memnet.New()
+	hosts := newMemHosts(t, n, "a", "b")
+	a, b := hosts[0], hosts[1]
+	alice := a.user("alice")
+	room := a.create("12", "public", "shared")
+	b.join(room, b.user("bob"), a.host)
+	change := func(device store.DeviceID, name string) {
+		a.update(func(tx *store.Tx) error {
+			if err := tx.PutDevice(&store.Device{User: alice, ID: device, DisplayName: name}); err != nil {
+				return err
+			}
+			_, err := tx.LogDeviceList(alice, device)
+			return err
+		})
+	}
+	type update struct {
+		Device store.DeviceID `json:"device_id"`
+		Name   string         `json:"device_display_name"`
+		Stream uint64         `json:"stream_id"`
+		Prev   []uint64       `json:"prev_id"`
+	}
+	came := func() (all []update) {
+		for _, content := range b.local.came("m.device_list_update") {
+			var u update
+			if err := json.Unmarshal([]byte(content), &u); err != nil {
+				t.Error(err)
+			}
+			all = append(all, u)
+		}
+		return all
+	}
+	change("PHONE", "first")
+	b.waitUntil("the first", func() bool { return len(came()) == 1 })
+	cut(n, a, b)
+	a.gone(b)
+	for i := range 20 {
+		change([]store.DeviceID{"PHONE", "TABLET", "PHONE"}[i%3], fmt.Sprint(i))
+	}
+	said := a.say(room, alice, "the last")
+	mend(n, a, b)
+	a.acknowledged(b, said)
+	all := came()
+	if len(all) != 3 || all[1].Device != "PHONE" || all[1].Name != "18" || all[2].Device != "TABLET" || all[2].Name != "19" {
+		t.Fatalf("%+v", all)
+	}
+	if !slices.Equal(all[1].Prev, []uint64{all[0].Stream}) || !slices.Equal(all[2].Prev, []uint64{all[1].Stream}) || all[2].Stream != all[0].Stream+20 {
+		t.Errorf("IDs that do not follow upon each other: %+v", all)
 	}
 }
