@@ -212,6 +212,7 @@ func (n *Node) openFederation() (err error) {
 		Relay: c.Relay, MeshKey: c.MeshKey, LANOnly: c.LANOnly, AddressBook: addressBook{n.store},
 		Friend: whenReady(ready, func(p eventgraph.PeerID) bool { return n.fed.Friend(p) }),
 		Gossip: whenReady(ready, func(p eventgraph.PeerID) bool { return n.fed.Gossips(p) }),
+		Refuse: whenReady(ready, func(p eventgraph.PeerID) bool { return n.fed.Refuses(p) }),
 	})
 	if err != nil {
 		return fmt.Errorf("start transport: %w", err)
@@ -223,6 +224,7 @@ func (n *Node) openFederation() (err error) {
 	n.fed = federation.New(federation.Config{
 		Store: n.store, Rooms: n.rooms, Ephemeral: n.ephemeral, Transport: network{n.transport}, Records: network{n.transport}, Gossip: gossip,
 		Key: n.keys.signing(), KeyDocument: n.keyDocument, Local: n.api, Now: c.Now, Log: c.Log,
+		RefusalChanged: func(p eventgraph.PeerID) { n.transport.RefusalChanged(p2ptransport.PeerID(p)) },
 		PeerOf: func(ctx context.Context) (eventgraph.PeerID, bool) {
 			p, ok := p2ptransport.PeerFrom(ctx)
 			return eventgraph.PeerID(p), ok

@@ -16,8 +16,11 @@ import (
 // are missing for us alone would come apart; and what ours say may reach it through others. Only those who govern a room can put
 // it out of the room, by a ban or a server ACL.
 //
-// The block stands in three places: who asks (serve.go), what leaves (blockable, doLarge), and who is met (peers), on which the sender, meetings,
-// hints and records go.
+// The block stands in four places: who asks (serve.go), what leaves (blockable, doLarge), who is met (peers), on which the sender, meetings,
+// hints and records go, and the transport, which keeps no connection to a peer that Refuses names.
+
+// maxRefusedPeers devices of blocked servers are remembered because they have come; who makes more of them is connected, and gets no answer.
+const maxRefusedPeers = 4096
 
 // ErrBlocked: the server is blocked here, so nothing is sent to it. It is an ErrUnreachable.
 var ErrBlocked = fmt.Errorf("%w: it is blocked here", ErrUnreachable)
@@ -39,6 +42,7 @@ func (f *Federation) Block(ctx context.Context, server eventgraph.ServerName) er
 	}
 	f.document(server) // so that its devices are known
 	f.peers.block(server)
+	f.dropRefused()
 	f.Log.Info("server blocked", "server", server)
 	return nil
 }
@@ -48,7 +52,11 @@ func (f *Federation) Unblock(ctx context.Context, server eventgraph.ServerName) 
 	if _, err := f.Store.Update(ctx, func(tx *store.Tx) error { return tx.Unblock(server) }); err != nil {
 		return err
 	}
-	f.peers.unblock(server)
+	for _, peer := range f.peers.unblock(server) {
+		if f.RefusalChanged != nil {
+			f.RefusalChanged(peer)
+		}
+	}
 	f.Log.Info("server unblocked", "server", server)
 	return nil
 }
@@ -100,14 +108,15 @@ func (p *peers) refuseDevices(d *eventgraph.KeyDocument) {
 	}
 }
 
-// unblock ends block; the server's connected peers are met anew.
-func (p *peers) unblock(server eventgraph.ServerName) {
+// unblock ends block; the server's connected peers are met anew. It returns those that were refused.
+func (p *peers) unblock(server eventgraph.ServerName) (devices []eventgraph.PeerID) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.blocked, server)
 	for peer, of := range p.refused {
 		if of == server {
 			delete(p.refused, peer)
+			devices = append(devices, peer)
 		}
 	}
 	for _, l := range p.links {
@@ -116,6 +125,7 @@ func (p *peers) unblock(server eventgraph.ServerName) {
 		}
 	}
 	p.advance()
+	return devices
 }
 
 // isBlocked says whether nothing is to be had with the server.
@@ -134,6 +144,35 @@ func (p *peers) refuses(peer eventgraph.PeerID) bool {
 	}
 	l := p.links[peer]
 	return l != nil && p.blocked[l.server]
+}
+
+// Refuses says whether the peer is of a blocked server, for p2ptransport.Config: no connection to it is kept.
+func (f *Federation) Refuses(peer eventgraph.PeerID) bool { return f.peers.refuses(peer) }
+
+// dropRefused has the connections of blocked servers closed. A peer whose server is found out when it is connected is remembered, so that it
+// is refused when it comes again.
+func (f *Federation) dropRefused() {
+	if f.RefusalChanged == nil {
+		return
+	}
+	for _, peer := range f.peers.refuseConnected() {
+		f.RefusalChanged(peer)
+	}
+}
+
+// refuseConnected lists the connected peers of blocked servers, and remembers them as their devices.
+func (p *peers) refuseConnected() (connected []eventgraph.PeerID) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for peer, l := range p.links {
+		if p.blocked[l.server] && len(p.refused) < maxRefusedPeers {
+			p.refused[peer] = l.server
+		}
+		if _, is := p.refused[peer]; is {
+			connected = append(connected, peer)
+		}
+	}
+	return connected
 }
 
 // blockable is a Transport over which nothing is said to peers of blocked servers, nor heard from them.

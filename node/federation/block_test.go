@@ -8,9 +8,13 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
 	"github.com/plexus-p2p/plexus/node/rooms"
+	"github.com/plexus-p2p/plexus/p2ptransport"
+	"github.com/plexus-p2p/plexus/p2ptransport/memnet"
 	"github.com/plexus-p2p/plexus/store"
 )
 
@@ -178,5 +182,76 @@ func TestBlockedCertificateNamesOthers(t *testing.T) {
 	}
 	if a.peers.refuses(innocent) || !a.peers.refuses(eventgraph.NewPeerID(server.PublicKey())) {
 		t.Error("who is refused is not who is blocked")
+	}
+}
+
+// TestBlockedServerIsDisconnected: no connection to a blocked server is kept, nor to a device that turns out to be one of it; unblocked, it is
+// found again and gets what it has missed.
+func TestBlockedServerIsDisconnected(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := memnet.New()
+		all := newMemHosts(t, n, "a", "b", "c")
+		a, b, c := all[0], all[1], all[2]
+		room := a.create("12", "public", "shared")
+		b.join(room, b.user("bob"), a.host)
+		c.join(room, c.user("carol"), a.host)
+		connected := func(to *memHost) bool {
+			return slices.ContainsFunc(a.streams.Transport.(memEnd).Peers(), func(p p2ptransport.Peer) bool { return string(p.ID) == string(to.peer) })
+		}
+		if !connected(b) {
+			t.Fatal("not connected")
+		}
+		if err := a.Block(t.Context(), b.server); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute)
+		if connected(b) || !connected(c) {
+			t.Errorf("a is connected to b: %v, to c: %v", connected(b), connected(c))
+		}
+		a.peers.mu.Lock()
+		delete(a.peers.refused, b.peer) // as if its certificate were not known here
+		a.peers.documents.Remove(b.server)
+		a.peers.mu.Unlock()
+		n.Cut(p2ptransport.PeerID(a.peer), p2ptransport.PeerID(b.peer))
+		n.Heal(p2ptransport.PeerID(a.peer), p2ptransport.PeerID(b.peer))
+		time.Sleep(time.Minute)
+		if connected(b) || !a.peers.refuses(b.peer) {
+			t.Errorf("a device whose server was found out: connected %v, refused %v", connected(b), a.peers.refuses(b.peer))
+		}
+		missed := a.say(room, a.user("alice"), "while blocked")
+		if err := a.Unblock(t.Context(), b.server); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute)
+		if !connected(b) || !b.holds(missed) {
+			t.Errorf("after unblock: connected %v, got what it missed %v", connected(b), b.holds(missed))
+		}
+		for _, h := range all {
+			h.stop()
+		}
+	})
+}
+
+// TestReachedOtherwise: a connected peer that is now reached over another link is met anew, with a speed that is to be found.
+func TestReachedOtherwise(t *testing.T) {
+	t.Parallel()
+	a := newHost(t, newWire(), "a")
+	b := newHost(t, a.end.wire, "b")
+	b.meet(a)
+	a.meet(b)
+	before, ok := a.peers.since(b.end.id)
+	pace := a.peers.paceOf(b.end.id)
+	if !ok {
+		t.Fatal("not met")
+	}
+	if a.peers.connected(b.end.id) {
+		t.Error("a peer that is known is asked who it is")
+	}
+	after, ok := a.peers.since(b.end.id)
+	if !ok || after <= before {
+		t.Errorf("met at turn %d, and at %d before", after, before)
+	}
+	if a.peers.paceOf(b.end.id) == pace {
+		t.Error("the speed is that of the other link")
 	}
 }

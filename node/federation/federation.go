@@ -35,7 +35,8 @@ type Transport interface {
 	Do(ctx context.Context, peer eventgraph.PeerID, req *http.Request) (*http.Response, error)
 	OpenStream(ctx context.Context, peer eventgraph.PeerID, protocol string) (io.ReadWriteCloser, error)
 	Handle(protocol string, h func(ctx context.Context, peer eventgraph.PeerID, stream io.ReadWriteCloser))
-	// Watch calls f for each connect and disconnect until ctx ends, first for the peers connected now.
+	// Watch calls f for each connect and disconnect until ctx ends, first for the peers connected now. A peer that is connected and is told
+	// as connected again is now reached otherwise: directly and no longer through relays, or the other way.
 	Watch(ctx context.Context, f func(peer eventgraph.PeerID, connected bool))
 }
 
@@ -50,7 +51,7 @@ type Gossip interface {
 	GossipChanged(peer eventgraph.PeerID)
 }
 
-// Config of New. All fields but Records, Gossip and Log are required.
+// Config of New. All fields but Records, Gossip, RefusalChanged and Log are required.
 type Config struct {
 	Store     *store.Store
 	Rooms     *rooms.Rooms
@@ -58,7 +59,9 @@ type Config struct {
 	Transport Transport
 	Records   PeerRecords // nil: no peer records are handed on
 	Gossip    Gossip      // nil: there is none
-	Key       eventgraph.SigningKey
+	// RefusalChanged is called when Refuses has changed for a peer. nil: connections of blocked servers stay.
+	RefusalChanged func(peer eventgraph.PeerID)
+	Key            eventgraph.SigningKey
 	// KeyDocument is our own current one.
 	KeyDocument func() *eventgraph.KeyDocument
 	// PeerOf takes the proven peer from the context of a request that the transport serves.

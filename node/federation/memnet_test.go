@@ -98,6 +98,10 @@ func newMemHostIn(t *testing.T, n *memnet.Network, name, dir string) *memHost {
 		Gossip: func(p p2ptransport.PeerID) bool {
 			f := h.federation.Load()
 			return f != nil && f.Gossips(eventgraph.PeerID(p))
+		},
+		Refuse: func(p p2ptransport.PeerID) bool {
+			f := h.federation.Load()
+			return f != nil && f.Refuses(eventgraph.PeerID(p))
 		}})
 	if err != nil {
 		t.Fatal(err)
@@ -110,7 +114,8 @@ func newMemHostIn(t *testing.T, n *memnet.Network, name, dir string) *memHost {
 	h.streams = &brokenStreams{Transport: memEnd{at}}
 	h.renew(Config{
 		Store: s, Rooms: r, Ephemeral: e, Transport: h.streams, Records: memEnd{at}, Gossip: memEnd{at}, Key: device, Local: local, Now: time.Now, Log: log,
-		KeyDocument: func() *eventgraph.KeyDocument { return document },
+		KeyDocument:    func() *eventgraph.KeyDocument { return document },
+		RefusalChanged: func(p eventgraph.PeerID) { at.RefusalChanged(p2ptransport.PeerID(p)) },
 		PeerOf: func(ctx context.Context) (eventgraph.PeerID, bool) {
 			p, ok := p2ptransport.PeerFrom(ctx)
 			return eventgraph.PeerID(p), ok

@@ -95,11 +95,13 @@ func (p *peers) advance() uint64 {
 	return p.turn
 }
 
-// connected notes a new connection and says whether its peer should be asked who it is.
+// connected notes a new connection and says whether its peer should be asked who it is. One that was connected is reached otherwise: it is met
+// anew, and what is known of the link's speed is of another.
 func (p *peers) connected(peer eventgraph.PeerID) (ask bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if _, ok := p.links[peer]; ok {
+	if l, ok := p.links[peer]; ok {
+		l.pace, l.since = newPace(), p.advance()
 		return false
 	}
 	l := &link{pace: newPace()}
@@ -466,6 +468,9 @@ func (f *Federation) runPeers(ctx context.Context) error {
 			} else if f.peers.connected(peer) {
 				ask.add(peer)
 			}
+			if connected {
+				f.dropRefused()
+			}
 		})
 		return nil
 	})
@@ -492,6 +497,7 @@ func (f *Federation) runPeers(ctx context.Context) error {
 					return nil
 				}
 				f.ask(ctx, peer)
+				f.dropRefused()
 			}
 		})
 	}
