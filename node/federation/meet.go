@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	mrand "math/rand/v2"
 	"slices"
 	"sync"
 	"time"
@@ -67,6 +68,9 @@ const (
 	meetRetry  = time.Second
 	meetAgain  = time.Minute
 	meetSeldom = 10 * time.Minute
+	// meetCrowd contacts are each met at those intervals; of more, each is met the more seldom, so that there are not more meetings: what
+	// one contact has that we miss, others have too.
+	meetCrowd = 8
 	// askingMeetings and givingMeetings bound how many meetings go on at one time, as asker and as giver; of the latter one for each
 	// peer. strangerMeetings is for all that share no room with us now: they may be owed what came before they were removed.
 	askingMeetings   = 4
@@ -227,12 +231,13 @@ type meetings struct {
 
 	mu        sync.Mutex
 	attending map[eventgraph.PeerID]chan struct{} // a hint for each contact: bounded by the transport's connections
+	friends   map[eventgraph.PeerID]bool          // of these, those that share a room with us
 }
 
 func newMeetings(c Config) *meetings {
 	return &meetings{
 		claims: newClaims(c.Now), agreements: newAgreements(), sharing: &sharing{store: c.Store, now: c.Rooms},
-		attending: map[eventgraph.PeerID]chan struct{}{},
+		attending: map[eventgraph.PeerID]chan struct{}{}, friends: map[eventgraph.PeerID]bool{},
 	}
 }
 
@@ -330,7 +335,30 @@ func (m *meetings) leave(peer eventgraph.PeerID, gone func() bool) bool {
 		return false
 	}
 	delete(m.attending, peer)
+	delete(m.friends, peer)
 	return true
+}
+
+// befriend notes whether an attended peer shares a room with us, and says how many do.
+func (m *meetings) befriend(peer eventgraph.PeerID, shares bool) (friends int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if shares {
+		m.friends[peer] = true
+	} else {
+		delete(m.friends, peer)
+	}
+	return len(m.friends)
+}
+
+// inCrowd is the interval with each of so many contacts. Up to a quarter of it is left out by lot: all are met at once
+// by who has just come, and would be for ever.
+func inCrowd(wait time.Duration, contacts int) time.Duration {
+	if contacts <= meetCrowd {
+		return wait
+	}
+	wait = min(wait*time.Duration(contacts)/meetCrowd, meetSeldom)
+	return wait - mrand.N(wait/4)
 }
 
 // interval is when the next meeting with a peer is due.
@@ -371,7 +399,8 @@ func (f *Federation) attend(ctx context.Context, c contact, asking, hinted chan 
 			c.Server, _ = f.ServerOf(c.Peer)
 		}
 		wait := meetAgain
-		if f.sharesRoom(c.Server) {
+		shares := f.sharesRoom(c.Server)
+		if friends := f.meetings.befriend(c.Peer, shares); shares {
 			release, err := take(ctx, asking)
 			if err != nil {
 				return
@@ -390,7 +419,9 @@ func (f *Federation) attend(ctx context.Context, c contact, asking, hinted chan 
 				changed = changed || m.own != own
 				own = m.own
 			}
-			wait = when.next(changed, more && changed, err != nil && !(more && changed))
+			if wait = when.next(changed, more && changed, err != nil && !(more && changed)); err == nil {
+				wait = inCrowd(wait, friends)
+			}
 		}
 		if !f.peers.pause(ctx, c.Peer, since, min(wait, newsDelay), nil) || !f.peers.pause(ctx, c.Peer, since, wait-min(wait, newsDelay), hinted) {
 			return

@@ -143,6 +143,31 @@ func TestInterval(t *testing.T) {
 	}
 }
 
+// TestInCrowd: with many contacts there are about as many meetings in a minute as with meetCrowd, and none later than at the longest
+// interval; with few each is met at its time.
+func TestInCrowd(t *testing.T) {
+	t.Parallel()
+	if got := inCrowd(meetAgain, meetCrowd); got != meetAgain {
+		t.Errorf("with %d contacts %v, want %v", meetCrowd, got, meetAgain)
+	}
+	for _, contacts := range []int{2 * meetCrowd, 5 * meetCrowd} {
+		sum, n := time.Duration(0), 2000
+		for range n {
+			got := inCrowd(meetAgain, contacts)
+			if got > meetAgain*time.Duration(contacts)/meetCrowd || got < meetAgain {
+				t.Fatalf("with %d contacts %v", contacts, got)
+			}
+			sum += got
+		}
+		if most, mean := meetAgain*time.Duration(contacts)/meetCrowd, sum/time.Duration(n); mean < most*8/10 || mean > most*95/100 {
+			t.Errorf("with %d contacts %v on average, at most %v", contacts, mean, most)
+		}
+	}
+	if got := inCrowd(meetSeldom, 100*meetCrowd); got > meetSeldom || got < meetSeldom*3/4 {
+		t.Errorf("with a great crowd %v", got)
+	}
+}
+
 // TestKnownDifference: two servers whose extremities differ for ever, though each knows all of the other's, find it out once each.
 func TestKnownDifference(t *testing.T) {
 	t.Parallel()
