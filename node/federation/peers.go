@@ -657,18 +657,39 @@ func (f *Federation) candidates(server eventgraph.ServerName) []eventgraph.PeerI
 			all = append(all, p)
 		}
 	}
-	now := f.Now().UnixMilli()
-	if d := f.document(server); d != nil && d.Certificate != nil {
-		for _, device := range d.Certificate.Devices {
-			if _, ok := d.Certificate.Device(device.PeerID, now); ok {
-				add(device.PeerID)
-			}
-		}
+	for _, p := range f.certified(server) {
+		add(p)
 	}
 	if key := server.PublicKey(); key != nil {
 		add(eventgraph.NewPeerID(key))
 	}
 	return all
+}
+
+// certified lists the devices that a server's certificate names, as far as it is known and they count now.
+func (f *Federation) certified(server eventgraph.ServerName) (all []eventgraph.PeerID) {
+	d := f.document(server)
+	if d == nil || d.Certificate == nil {
+		return nil
+	}
+	now := f.Now().UnixMilli()
+	for _, device := range d.Certificate.Devices {
+		if _, ok := d.Certificate.Device(device.PeerID, now); ok {
+			all = append(all, device.PeerID)
+		}
+	}
+	return all
+}
+
+// devices is certified, and of a server without a certificate the peer whose key is its name.
+func (f *Federation) devices(server eventgraph.ServerName) []eventgraph.PeerID {
+	if all := f.certified(server); len(all) > 0 {
+		return all
+	}
+	if key := server.PublicKey(); key != nil {
+		return []eventgraph.PeerID{eventgraph.NewPeerID(key)}
+	}
+	return nil
 }
 
 // self is our own peer ID.

@@ -246,7 +246,7 @@ func (f *Federation) missed(server eventgraph.ServerName) map[eventgraph.PeerID]
 		if other == server || other == f.server || connected[other] {
 			continue
 		}
-		for _, peer := range f.candidates(other) {
+		for _, peer := range f.devices(other) {
 			if len(missed) == maxMissed {
 				return missed
 			}
