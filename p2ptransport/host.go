@@ -35,9 +35,12 @@ import (
 )
 
 const (
-	// localDialTimeout is for one address on this network, remoteDialTimeout for one elsewhere.
-	localDialTimeout  = 3 * time.Second
-	remoteDialTimeout = 8 * time.Second
+	// dialTimeout is for one address, also on this network: libp2p's default for that is shorter, but a modem may be in between. Who
+	// dials says how long to wait for the peer; see patientAttempt.
+	dialTimeout = patientAttempt
+	// muxTimeout is for yamux to write, and to be answered when it asks for a sign of life. Its 10 s are less than what may wait before it
+	// on a modem; dead connections are found by probe.go.
+	muxTimeout = 30 * time.Second
 	// streamWindow bounds what a peer may send on one stream before it is read; libp2p's 16 MiB suits servers.
 	streamWindow = 2 << 20
 	// trimGrace is how long a new connection is safe from trimming when there are too many.
@@ -95,7 +98,9 @@ type Host struct {
 	puncher   *holepunch.Service // nil before a relay is at hand
 	listeners []net.Listener     // of Handle and the server
 	probing   map[peer.ID]bool
-	thinning  map[peer.ID]bool
+	// firstAnswer is how long after its beginning the first answer came on each connection; see patience.
+	firstAnswer map[network.Conn]time.Duration
+	thinning    map[peer.ID]bool
 }
 
 var _ Transport = (*Host)(nil)
@@ -109,11 +114,13 @@ func New(c Config) (*Host, error) {
 	if err != nil {
 		return nil, err
 	}
-	h := &Host{log: c.Log, meshKey: c.MeshKey, friend: c.Friend, probing: make(map[peer.ID]bool), thinning: make(map[peer.ID]bool)}
+	h := &Host{log: c.Log, meshKey: c.MeshKey, friend: c.Friend, probing: make(map[peer.ID]bool), thinning: make(map[peer.ID]bool),
+		firstAnswer: make(map[network.Conn]time.Duration)}
 	h.strangers.friend = c.Friend
 	h.relays = newRelays(h, c.Friend)
 	h.relays.used = h.startPunching
-	h.gate = &gate{lanOnly: c.LANOnly, mayRelay: h.relays.mayRelay, refuse: c.Refuse}
+	h.keeper = newKeeper(h)
+	h.gate = &gate{lanOnly: c.LANOnly, mayRelay: h.relays.mayRelay, refuse: c.Refuse, leaveOut: h.keeper.leaveOut}
 	lh, err := newLibp2p(c, h.gate, &h.strangers, h.published)
 	if err != nil {
 		return nil, fmt.Errorf("start libp2p: %w", errors.Join(err, h.gate.Close()))
@@ -130,7 +137,6 @@ func New(c Config) (*Host, error) {
 	})
 	h.client.relayed = h.onlyRelayed
 	h.gossip = NewGossip(h.ctx, h.id, c.Gossip, &h.roster, h.openGossip, c.Log)
-	h.keeper = newKeeper(h)
 	if c.AddressBook != nil {
 		h.book = newBook(h, c.AddressBook)
 		h.book.load()
@@ -203,6 +209,7 @@ func newLibp2p(c Config, g *gate, s *strangers, published func([]ma.Multiaddr) [
 	}
 	mux := *yamux.DefaultTransport
 	mux.MaxStreamWindowSize = streamWindow
+	mux.ConnectionWriteTimeout = muxTimeout
 	names := network.MultiaddrDNSResolver(swarm.ResolverFromMaDNS{Resolver: madns.DefaultResolver})
 	if c.LANOnly {
 		names = localResolver{}
@@ -221,8 +228,8 @@ func newLibp2p(c Config, g *gate, s *strangers, published func([]ma.Multiaddr) [
 		libp2p.Muxer(yamux.ID, &mux),
 		libp2p.ResourceManager(limits),
 		libp2p.ConnectionManager(manager),
-		libp2p.SwarmOpts(swarm.WithDialTimeoutLocal(localDialTimeout), swarm.WithDialRanker(rankDials)),
-		libp2p.WithDialTimeout(remoteDialTimeout),
+		libp2p.SwarmOpts(swarm.WithDialTimeoutLocal(dialTimeout), swarm.WithDialRanker(rankDials)),
+		libp2p.WithDialTimeout(dialTimeout),
 		// A device that has been offline must not conclude that UDP or IPv6 does not work.
 		libp2p.UDPBlackHoleSuccessCounter(nil),
 		libp2p.IPv6BlackHoleSuccessCounter(nil),
@@ -272,7 +279,7 @@ func transports(c Config, g *gate) []libp2p.Option {
 	options := []libp2p.Option{
 		// Without port reuse: a dial from the listening port fails while the dead connection to the same address lingers.
 		libp2p.Transport(func(u transport.Upgrader, limits network.ResourceManager, shared *tcpreuse.ConnMgr) (*tcp.TcpTransport, error) {
-			return tcp.NewTCPTransport(prepare(u), limits, shared, tcp.DisableReuseport())
+			return tcp.NewTCPTransport(prepare(u), limits, shared, tcp.DisableReuseport(), tcp.WithConnectionTimeout(dialTimeout))
 		}),
 		libp2p.Transport(func(u transport.Upgrader, limits network.ResourceManager, shared *tcpreuse.ConnMgr) (*webSocket, error) {
 			return newWebSocket(prepare(u), limits, shared, c.LANOnly)
@@ -638,6 +645,10 @@ func (h *Host) connected(_ network.Network, c network.Conn) {
 func (h *Host) disconnected(_ network.Network, c network.Conn) {
 	p := c.RemotePeer()
 	h.strangers.went(c)
+	h.keeper.noteSlowness(p, h.slowest(p))
+	h.mu.Lock()
+	delete(h.firstAnswer, c)
+	h.mu.Unlock()
 	if h.roster.Remove(PeerID(p.String()), c) == 0 {
 		h.keeper.disconnected(p)
 	} else if h.swarm.Connectedness(p) == network.Limited {

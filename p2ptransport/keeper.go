@@ -24,8 +24,13 @@ const (
 	dialsAtOnce = 16
 	// unmetAtOnce are those of them to peers that are not static and were never met.
 	unmetAtOnce = 8
-	// attemptTimeout of one dial by the keeper: on a LAN it succeeds at once or not.
+	// attemptTimeout of one dial by the keeper: on a LAN it succeeds at once or not. patientAttempt is what follows, two of three, for
+	// where a round trip takes seconds: it leaves QUIC out if there is TCP. QUIC's first packets are of 1,280 bytes and repeated after
+	// fractions of a second, by both ends; at 16 kbit/s they alone keep everything else, and themselves, from arriving in time.
 	attemptTimeout = 4 * time.Second
+	patientAttempt = 24 * time.Second
+	// dialHangs after which a dial under way is given up for a new address; sooner, anybody could break all dials off.
+	dialHangs = 500 * time.Millisecond
 	// yield is how long the node with the greater peer ID waits for the other to dial, so that two nodes that meet make
 	// one connection and not two.
 	yield = 300 * time.Millisecond
@@ -69,13 +74,17 @@ type known struct {
 	met      bool // was connected once
 	addrs    []ma.Multiaddr
 	up       bool
-	relayed  bool      // up, but only through relays: still dialled directly
-	away     time.Time // since when it is not connected
-	came     time.Time // when it was last connected
-	brief    int       // connections in a row that ended at once; see refuse.go
-	failures int
+	relayed  bool               // up, but only through relays: still dialled directly
+	away     time.Time          // since when it is not connected
+	slow     time.Duration      // how long its first answer took, on the last connection
+	came     time.Time          // when it was last connected
+	brief    int                // connections in a row that ended at once; see refuse.go
+	failures int                // since something said that it may be there now
+	tries    int                // that failed since it was last connected
 	next     time.Time          // when to dial
 	dialling context.CancelFunc // of the dial under way
+	dialled  time.Time          // when that began
+	light    bool               // it leaves QUIC out
 }
 
 func newKeeper(h *Host) *keeper {
@@ -129,15 +138,26 @@ func (k *keeper) keep(p peer.AddrInfo) {
 	k.signal()
 }
 
-// learn puts addresses before those already known.
-func (k *keeper) learn(p peer.ID, addrs []ma.Multiaddr) {
+// learn puts addresses before those already known, and says whether one of them is new.
+func (k *keeper) learn(p peer.ID, addrs []ma.Multiaddr) (fresh bool) {
 	if len(addrs) == 0 || p == k.h.host.ID() {
-		return
+		return false
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	t := k.peer(p)
+	fresh = slices.ContainsFunc(addrs, func(a ma.Multiaddr) bool { return !slices.ContainsFunc(t.addrs, a.Equal) })
 	t.addrs = mergeAddrs(addrs, t.addrs)
+	return fresh
+}
+
+// noteSlowness remembers how long the peer takes to answer.
+func (k *keeper) noteSlowness(p peer.ID, took time.Duration) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if t := k.peers[p]; t != nil && took > 0 {
+		t.slow = took
+	}
 }
 
 func mergeAddrs(first, then []ma.Multiaddr) []ma.Multiaddr {
@@ -150,19 +170,23 @@ func mergeAddrs(first, then []ma.Multiaddr) []ma.Multiaddr {
 	return merged
 }
 
-// heard is called when a peer announces itself on the local network.
-func (k *keeper) heard(p peer.ID, addrs []ma.Multiaddr) {
-	k.learn(p, addrs)
+// heard is called when a peer announces itself on the local network, and says whether one of the addresses is new. A dial under way that
+// hangs on the old ones is given up.
+func (k *keeper) heard(p peer.ID, addrs []ma.Multiaddr) (fresh bool) {
+	fresh = k.learn(p, addrs)
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if t := k.peers[p]; t != nil && (!t.up || t.relayed) {
 		t.wanted = true
+		if fresh && t.dialling != nil && time.Since(t.dialled) > dialHangs {
+			t.dialling()
+		}
 		k.soon(p, t)
 	}
+	return fresh
 }
 
-// soon dials the peer without regard to past failures, and gives up a dial under way that may hang on an old address;
-// it needs mu.
+// soon dials the peer without regard to past failures; it needs mu.
 func (k *keeper) soon(p peer.ID, t *known) {
 	wait := time.Duration(0)
 	if t.failures == 0 && k.h.host.ID() > p {
@@ -186,7 +210,7 @@ func (k *keeper) connected(p peer.ID, c network.Conn) {
 	if !t.up {
 		t.came = time.Now()
 	}
-	t.up, t.met, t.wanted, t.failures, t.next = true, true, true, 0, time.Time{}
+	t.up, t.met, t.wanted, t.failures, t.tries, t.next = true, true, true, 0, 0, time.Time{}
 	if t.relayed {
 		k.dialDirectly(t)
 	}
@@ -325,17 +349,43 @@ func (k *keeper) due(now time.Time, places, unmet int) (due []turn, next time.Ti
 	return due, next
 }
 
+// patience is how long the next dial may take; it needs the keeper's mu.
+func (t *known) patience() time.Duration {
+	if t.tries%3 > 0 {
+		return patientAttempt
+	}
+	return min(max(attemptTimeout, patienceFactor*t.slow), patientAttempt)
+}
+
+// leaveOut says whether an address of a peer shall not be dialled now.
+func (k *keeper) leaveOut(p peer.ID, a ma.Multiaddr) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	t := k.peers[p]
+	return t != nil && t.light && overQUIC(a)
+}
+
+func overQUIC(a ma.Multiaddr) bool {
+	_, err := a.ValueForProtocol(ma.P_QUIC_V1)
+	return err == nil
+}
+
 // attempt dials a peer once and, if that fails, says when to try again.
 func (k *keeper) attempt(p peer.ID) {
-	ctx, cancel := context.WithTimeout(k.h.ctx, attemptTimeout)
-	defer cancel()
 	k.mu.Lock()
 	t := k.peers[p]
 	if t == nil || t.up && !t.relayed || t.dialling != nil {
 		k.mu.Unlock()
 		return
 	}
-	t.dialling = cancel
+	patience := t.patience()
+	ctx, cancel := context.WithTimeout(k.h.ctx, patience)
+	defer cancel()
+	t.dialling, t.dialled = cancel, time.Now()
+	t.light = patience > attemptTimeout && slices.ContainsFunc(t.addrs, func(a ma.Multiaddr) bool {
+		_, err := a.ValueForProtocol(ma.P_TCP)
+		return err == nil
+	})
 	relayed := t.relayed
 	k.mu.Unlock()
 
@@ -347,7 +397,10 @@ func (k *keeper) attempt(p peer.ID) {
 
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	t.dialling = nil
+	t.dialling, t.light = nil, false
+	if err != nil {
+		t.tries++
+	}
 	switch {
 	case err == nil:
 	case t.relayed:
@@ -399,7 +452,7 @@ func (k *keeper) dial(ctx context.Context, p peer.ID, more []ma.Multiaddr) error
 	}
 	store.AddAddrs(p, addrs, peerstore.TempAddrTTL)
 	k.h.swarm.Backoff().Clear(p)
-	ctx = network.WithDialPeerTimeout(ctx, streamTimeout)
+	ctx = network.WithDialPeerTimeout(ctx, dialTimeout)
 	if err := k.h.host.Connect(ctx, peer.AddrInfo{ID: p}); err != nil {
 		if k.h.ctx.Err() != nil {
 			return ErrClosed

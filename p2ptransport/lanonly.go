@@ -80,6 +80,8 @@ type gate struct {
 	lanOnly bool
 	// mayRelay says whether circuits may come to us through this relay.
 	mayRelay func(relay peer.ID) bool
+	// leaveOut says whether an address is left out of the dial to a peer that is under way; see keeper.
+	leaveOut func(peer.ID, ma.Multiaddr) bool
 	refuse   func(PeerID) bool      // Config.Refuse
 	sockets  *quicreuse.ConnManager // of QUIC, with lanOnly
 }
@@ -87,8 +89,10 @@ type gate struct {
 // InterceptPeerDial refuses those that Config.Refuse names; else addresses decide.
 func (g *gate) InterceptPeerDial(p peer.ID) bool { return !g.refuses(p) }
 
-// InterceptAddrDial refuses addresses outside, with LANOnly.
-func (g *gate) InterceptAddrDial(_ peer.ID, a ma.Multiaddr) bool { return !g.lanOnly || localAddr(a) }
+// InterceptAddrDial refuses addresses outside, with LANOnly, and what the keeper leaves out of a dial.
+func (g *gate) InterceptAddrDial(p peer.ID, a ma.Multiaddr) bool {
+	return (!g.lanOnly || localAddr(a)) && !g.leaveOut(p, a)
+}
 
 // InterceptAccept refuses who comes from outside, with LANOnly, and circuits through a relay that this node has not asked
 // to relay for it: bounds by address do not hold for whom a stranger brings.

@@ -426,8 +426,8 @@ func (m *mdns) ifaceOf(from net.Addr) *mdnsIface {
 	return nil
 }
 
-// heard passes an announcement on to the keeper. A connected peer under a new instance name has started anew, and what
-// connection there is may be dead.
+// heard passes an announcement on to the keeper. A connected peer under a new instance name has started anew, one at a new address may
+// have moved, and what connection there is may be dead.
 func (m *mdns) heard(i *mdnsIface, a announced) {
 	id := PeerID(a.peer.ID.String())
 	last, known := m.instances[id]
@@ -438,17 +438,12 @@ func (m *mdns) heard(i *mdnsIface, a announced) {
 		m.instances[id] = a.instance
 		m.log.Debug("heard peer", "peer", id, "interface", i.Name)
 	}
-	if m.h.swarm.Connectedness(a.peer.ID) == network.Connected {
-		if known && last != a.instance {
-			m.h.probe(a.peer.ID, probeTimeout)
-		}
-		return
-	}
 	addrs := slices.DeleteFunc(inZone(a.peer.Addrs, i.Name), func(a ma.Multiaddr) bool {
 		return manet.IsIPLoopback(a) != (i.Flags&net.FlagLoopback != 0) // loopback means this machine only if heard there
 	})
-	if len(addrs) > 0 {
-		m.h.keeper.heard(a.peer.ID, addrs)
+	fresh := len(addrs) > 0 && m.h.keeper.heard(a.peer.ID, addrs)
+	if m.h.swarm.Connectedness(a.peer.ID) == network.Connected && known && (fresh || last != a.instance) {
+		m.h.probe(a.peer.ID, probeTimeout)
 	}
 }
 

@@ -17,10 +17,14 @@ const (
 	// suspectAfter is how long an answer is awaited before the connection is probed; libp2p itself notices a dead one
 	// after 30 s or more.
 	suspectAfter = 3 * time.Second
-	// probeTimeout is many round trips of any link that carries a conversation. It is used when there is a reason to
-	// think that a connection is dead; slowTimeout when only an answer is slow, as the peer may be busy.
-	probeTimeout = 2 * time.Second
+	// probeTimeout is the least that a sign of life is awaited when there is a reason to think that a connection is dead; slowTimeout
+	// when only an answer is slow, as the peer may be busy. On a slow link it is longer; see patience.
+	probeTimeout = time.Second
 	slowTimeout  = 4 * time.Second
+	// patienceFactor times as long as the peer's first answer took, and no longer than maxPatience: a second for each way and
+	// 16 kbit/s are 4 s for that answer, and what else is on the way comes before the next.
+	patienceFactor = 4
+	maxPatience    = 20 * time.Second
 	// thinAfter leaves both sides time to notice which connections they have; thinEvery until they are drained.
 	thinAfter = 15 * time.Second
 	thinEvery = 30 * time.Second
@@ -47,7 +51,7 @@ func (h *Host) probeConns(ctx context.Context, p peer.ID, timeout time.Duration)
 	for _, c := range conns {
 		if h.work.start(func() {
 			defer func() { done <- struct{}{} }()
-			if alive(ctx, c, timeout) || ctx.Err() != nil || c.IsClosed() {
+			if alive(ctx, c, h.patience(c, timeout)) || ctx.Err() != nil || c.IsClosed() {
 				return
 			}
 			h.log.Debug("connection is dead", "peer", p, "addr", c.RemoteMultiaddr())
@@ -59,6 +63,36 @@ func (h *Host) probeConns(ctx context.Context, p peer.ID, timeout time.Duration)
 	for range started {
 		<-done
 	}
+}
+
+// patience is how long a sign of life on a connection is awaited: at least so long, more where its first answer took long.
+func (h *Host) patience(c network.Conn, least time.Duration) time.Duration {
+	h.mu.Lock()
+	took, ok := h.firstAnswer[c]
+	h.mu.Unlock()
+	if !ok && time.Since(c.Stat().Opened) < maxPatience {
+		return maxPatience // it is still to come
+	}
+	return min(max(least, patienceFactor*took), maxPatience)
+}
+
+// answered notes that the first answer came on a connection, that of identify, which every peer gives.
+func (h *Host) answered(c network.Conn) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if _, ok := h.firstAnswer[c]; !ok && !c.IsClosed() {
+		h.firstAnswer[c] = time.Since(c.Stat().Opened)
+	}
+}
+
+// slowest is the longest that a first answer took on the connections to a peer.
+func (h *Host) slowest(p peer.ID) (took time.Duration) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, c := range h.swarm.ConnsToPeer(p) {
+		took = max(took, h.firstAnswer[c])
+	}
+	return took
 }
 
 // alive waits for any answer on a new stream.
@@ -175,7 +209,7 @@ func (h *Host) thin(p peer.ID) (left bool) {
 		mine = mine[1:]
 	}
 	if len(relayed) > 0 && len(direct) > 0 {
-		if slices.ContainsFunc(direct, func(c network.Conn) bool { return alive(h.ctx, c, probeTimeout) }) {
+		if slices.ContainsFunc(direct, func(c network.Conn) bool { return alive(h.ctx, c, h.patience(c, slowTimeout)) }) {
 			mine = append(mine, relayed...)
 		} else {
 			left = true

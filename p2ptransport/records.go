@@ -136,7 +136,11 @@ func (h *Host) followRecords() {
 				return
 			}
 			identified, ok := e.(event.EvtPeerIdentificationCompleted)
-			if !ok || identified.SignedPeerRecord == nil {
+			if !ok {
+				continue
+			}
+			h.answered(identified.Conn)
+			if identified.SignedPeerRecord == nil {
 				continue
 			}
 			raw, err := identified.SignedPeerRecord.Marshal()
