@@ -151,7 +151,12 @@ func (c *client) call(ctx context.Context, op string, a args, out any) error {
 // do is call that ends the test on failure.
 func (c *client) do(op string, a args, out any) {
 	c.t.Helper()
-	ctx, cancel := context.WithTimeout(c.t.Context(), 90*time.Second)
+	c.doWithin(90*time.Second, op, a, out)
+}
+
+func (c *client) doWithin(limit time.Duration, op string, a args, out any) {
+	c.t.Helper()
+	ctx, cancel := context.WithTimeout(c.t.Context(), limit)
 	defer cancel()
 	if err := c.call(ctx, op, a, out); err != nil {
 		c.t.Fatal(err)
@@ -189,8 +194,13 @@ type message struct {
 
 func (c *client) waitMessages(room, prefix string, count int) []message {
 	c.t.Helper()
+	return c.waitWithin(room, prefix, count, time.Minute)
+}
+
+func (c *client) waitWithin(room, prefix string, count int, within time.Duration) []message {
+	c.t.Helper()
 	var out struct{ Messages []message }
-	c.do("waitMessages", args{"room": room, "prefix": prefix, "count": count, "timeout": 60000}, &out)
+	c.doWithin(within+20*time.Second, "waitMessages", args{"room": room, "prefix": prefix, "count": count, "timeout": within.Milliseconds()}, &out)
 	return out.Messages
 }
 

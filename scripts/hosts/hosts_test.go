@@ -52,9 +52,13 @@ func lan(t *testing.T, n int) *LAN {
 		if err := l.Close(); err != nil {
 			t.Error(err)
 		}
-		if t.Failed() {
-			for _, h := range l.Hosts {
-				raw, _ := os.ReadFile(filepath.Join(dir, filepath.Base(h.Dir)+".log"))
+		for _, h := range l.Hosts {
+			raw, _ := os.ReadFile(filepath.Join(dir, filepath.Base(h.Dir)+".log"))
+			if logs != "" {
+				name := strings.NewReplacer("/", "-", " ", "-").Replace(t.Name())
+				_ = os.WriteFile(filepath.Join(logs, fmt.Sprintf("%s-%d.log", name, h.number)), raw, 0o600)
+			}
+			if t.Failed() {
 				t.Logf("end of the log of host %d:\n%s", h.number, raw[max(0, len(raw)-4000):])
 			}
 		}
@@ -62,8 +66,14 @@ func lan(t *testing.T, n int) *LAN {
 	return l
 }
 
+// logs is a directory where the nodes' logs are kept, and then they are long (PLEXUS_HOST_LOGS).
+var logs = os.Getenv("PLEXUS_HOST_LOGS")
+
 func (h *Host) start(t *testing.T, flags ...string) *node.NodeFile {
 	t.Helper()
+	if logs != "" {
+		flags = append(flags, "--verbose")
+	}
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	f, err := h.Start(ctx, binary, flags...)
@@ -237,10 +247,11 @@ func meet(t *testing.T, a, b *client, create args) string {
 	var made struct{ Room string }
 	a.do("createRoom", create, &made)
 	a.do("invite", args{"room": made.Room, "user": b.User}, nil)
-	b.do("waitInvite", args{"room": made.Room}, nil)
+	const patience = 60_000 // ms, on a slow link
+	b.do("waitInvite", args{"room": made.Room, "timeout": patience}, nil)
 	b.do("join", args{"room": made.Room}, nil)
-	b.do("waitMember", args{"room": made.Room, "user": a.User}, nil)
-	a.do("waitMember", args{"room": made.Room, "user": b.User}, nil)
+	b.do("waitMember", args{"room": made.Room, "user": a.User, "timeout": patience}, nil)
+	a.do("waitMember", args{"room": made.Room, "user": b.User, "timeout": patience}, nil)
 	return made.Room
 }
 
@@ -493,4 +504,34 @@ func (c *curl) send(room, txn, body string) string {
 func (c *curl) has(room, event string) bool {
 	c.t.Helper()
 	return c.do("GET", "/rooms/"+room+"/event/"+event, nil, nil) == 200
+}
+
+// login is for a user whom a client of client_test.go has registered.
+func (c *curl) login(user string) {
+	c.t.Helper()
+	var in struct {
+		AccessToken string `json:"access_token"`
+	}
+	if code := c.do("POST", "/login", args{"type": "m.login.password", "identifier": args{"type": "m.id.user", "user": user},
+		"password": "correct horse battery " + user}, &in); code != 200 {
+		c.t.Fatalf("login: %d", code)
+	}
+	c.token = in.AccessToken
+}
+
+// shows says whether a message is among the room's newest hundred.
+func (c *curl) shows(room, body string) bool {
+	c.t.Helper()
+	var page struct {
+		Chunk []struct{ Content struct{ Body string } }
+	}
+	if c.do("GET", "/rooms/"+room+"/messages?limit=100&dir=b", nil, &page) != 200 {
+		return false
+	}
+	for _, e := range page.Chunk {
+		if e.Content.Body == body {
+			return true
+		}
+	}
+	return false
 }

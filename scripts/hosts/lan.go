@@ -16,10 +16,14 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/plexus-p2p/plexus/node"
 )
+
+// lans counts those of this process, whose namespaces need names of their own.
+var lans atomic.Int64
 
 // MaxHosts keeps addresses within one /24.
 const MaxHosts = 200
@@ -52,13 +56,7 @@ func New(ctx context.Context, dir string, n int) (_ *LAN, err error) {
 	if os.Geteuid() != 0 {
 		return nil, errors.New("network namespaces need root; run this as root or in a container that allows it")
 	}
-	l := &LAN{name: fmt.Sprintf("plx%d", os.Getpid())}
-	for i := 0; ; i++ { // several LANs of one process
-		if _, err := os.Stat("/run/netns/" + l.bridge()); err != nil {
-			break
-		}
-		l.name = fmt.Sprintf("plx%d.%d", os.Getpid(), i)
-	}
+	l := &LAN{name: fmt.Sprintf("plx%d.%d", os.Getpid(), lans.Add(1))}
 	defer func() {
 		if err != nil {
 			l.Close()

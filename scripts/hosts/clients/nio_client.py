@@ -41,10 +41,12 @@ class Driver:
             raise RuntimeError(f"login: {answer}")
         return {"user_id": answer.user_id, "device_id": answer.device_id, "access_token": answer.access_token}
 
-    async def op_start(self, **_):
+    # limit is of the timelines in /sync: what is beyond it nio does not show.
+    async def op_start(self, limit=20, **_):
+        self.filter = {"room": {"timeline": {"limit": limit}}}
         self.client.add_event_callback(self.received, nio.RoomMessageText)
         self.client.add_event_callback(self.received, nio.MegolmEvent)
-        answer = await self.client.sync(timeout=0, full_state=True)
+        answer = await self.client.sync(timeout=0, full_state=True, sync_filter=self.filter)
         if not isinstance(answer, nio.SyncResponse):
             raise RuntimeError(f"sync: {answer}")
         if self.client.should_upload_keys:
@@ -54,7 +56,7 @@ class Driver:
 
     async def sync_on(self):
         while True:
-            answer = await self.client.sync(timeout=5000)
+            answer = await self.client.sync(timeout=5000, sync_filter=self.filter)
             if not isinstance(answer, nio.SyncResponse):
                 await asyncio.sleep(0.2)
                 continue
