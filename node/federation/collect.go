@@ -292,7 +292,7 @@ func (f *Federation) takeChunk(ctx context.Context, c contact, asked []eventgrap
 		}
 		if n := len(byRoom[room]) - len(refused); n > 0 {
 			taken += n
-			f.gossip.check(room) // others may have missed it too
+			f.gossip.missed(room) // others may have missed it too
 		}
 	}
 	return taken, nil

@@ -79,7 +79,7 @@ type gossip struct {
 	queued  map[eventgraph.ServerName]int     // payloads in queue
 	offers  map[eventgraph.PeerID]*offering   // of the contacts (gossipkeys.go)
 
-	unchecked map[eventgraph.RoomID]bool // large rooms in which gossip may have lost something (gossipcheck.go)
+	unchecked map[eventgraph.RoomID]int // large rooms in which gossip may have lost something, and how often to check (gossipcheck.go)
 
 	carried *lru.Cache[eventgraph.EventID, map[eventgraph.ServerName]bool]
 	strays  *lru.Cache[eventgraph.PeerID, *rate.Limiter]
@@ -138,7 +138,7 @@ func newGossip(c Config) *gossip {
 		self: c.Key.Server, now: c.Now, started: at, reached: at, carried: carried, strays: strays,
 		queue: make(chan opened, gossipQueued), woken: make(chan struct{}, 1), serving: make(chan struct{}, exchangesServed),
 		rooms: map[eventgraph.RoomID]*gossipRoom{}, queued: map[eventgraph.ServerName]int{}, offers: map[eventgraph.PeerID]*offering{},
-		unchecked: map[eventgraph.RoomID]bool{}, checking: make(chan struct{}, 1),
+		unchecked: map[eventgraph.RoomID]int{}, checking: make(chan struct{}, 1),
 	}
 }
 
@@ -455,7 +455,7 @@ func (f *Federation) publish(ctx context.Context, room eventgraph.RoomID, events
 		for _, id := range carried {
 			g.carried.Add(id, reached)
 		}
-		g.check(room)
+		g.published(room)
 	}
 }
 

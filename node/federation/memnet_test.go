@@ -68,11 +68,45 @@ func (e memEnd) GossipChanged(peer eventgraph.PeerID) {
 	e.Node.GossipChanged(p2ptransport.PeerID(peer))
 }
 
+// watchedGossip keeps what is published, and can lose all of it without a word.
+type watchedGossip struct {
+	Gossip
+	lose atomic.Bool
+
+	mu   sync.Mutex
+	sent []publishedGossip
+}
+
+type publishedGossip struct {
+	topic   string
+	payload []byte
+}
+
+func (g *watchedGossip) Publish(ctx context.Context, topic string, payload []byte) error {
+	g.mu.Lock()
+	g.sent = append(g.sent, publishedGossip{topic, payload})
+	g.mu.Unlock()
+	if g.lose.Load() {
+		return nil
+	}
+	return g.Gossip.Publish(ctx, topic, payload)
+}
+
+// published takes what was published since it was last called.
+func (g *watchedGossip) published() []publishedGossip {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	sent := g.sent
+	g.sent = nil
+	return sent
+}
+
 // memHost is a server on memnet. Its federation can be stopped and made anew over the same store.
 type memHost struct {
 	*host
 	peer       eventgraph.PeerID
 	streams    *brokenStreams // between the federation and the network
+	gossip     *watchedGossip // likewise
 	handler    atomic.Pointer[http.Handler]
 	federation atomic.Pointer[Federation]
 	intercept  atomic.Pointer[func(w http.ResponseWriter, r *http.Request, body []byte) (answered bool)]
@@ -112,8 +146,9 @@ func newMemHostIn(t *testing.T, n *memnet.Network, name, dir string) *memHost {
 	local := &people{server: server}
 	h.host = &host{t: t, local: local, stop: func() {}}
 	h.streams = &brokenStreams{Transport: memEnd{at}}
+	h.gossip = &watchedGossip{Gossip: memEnd{at}}
 	h.renew(Config{
-		Store: s, Rooms: r, Ephemeral: e, Transport: h.streams, Records: memEnd{at}, Gossip: memEnd{at}, Key: device, Local: local, Now: time.Now, Log: log,
+		Store: s, Rooms: r, Ephemeral: e, Transport: h.streams, Records: memEnd{at}, Gossip: h.gossip, Key: device, Local: local, Now: time.Now, Log: log,
 		KeyDocument:    func() *eventgraph.KeyDocument { return document },
 		RefusalChanged: func(p eventgraph.PeerID) { at.RefusalChanged(p2ptransport.PeerID(p)) },
 		PeerOf: func(ctx context.Context) (eventgraph.PeerID, bool) {
