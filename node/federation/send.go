@@ -175,7 +175,10 @@ func (f *Federation) destination(server eventgraph.ServerName) (d *store.Destina
 }
 
 // following is how far the sender has looked at the changes, and how far that is stored.
-type following struct{ from, saved store.Position }
+type following struct {
+	from, saved store.Position
+	recorded    map[eventgraph.ServerName]bool // servers that were found to have a record: none is deleted
+}
 
 func (f *Federation) beginFollowing() (following, error) {
 	own, err := f.destination(senderCursor)
@@ -183,9 +186,9 @@ func (f *Federation) beginFollowing() (following, error) {
 		return following{}, fmt.Errorf("read sender's cursor: %w", err)
 	}
 	if own == nil {
-		return following{}, nil
+		return following{recorded: map[eventgraph.ServerName]bool{}}, nil
 	}
-	return following{own.Sent, own.Sent}, nil
+	return following{own.Sent, own.Sent, map[eventgraph.ServerName]bool{}}, nil
 }
 
 // follow reads the changes as they come, makes a record for each server that is concerned for the first time, and pokes the couriers.
@@ -238,7 +241,7 @@ func (f *Federation) followTo(ctx context.Context, at *following, upTo store.Pos
 	if err != nil {
 		return fmt.Errorf("read changes: %w", err)
 	}
-	fresh, err := f.withoutRecord(concerned)
+	fresh, err := f.withoutRecord(at.recorded, concerned)
 	if err != nil {
 		return err
 	}
@@ -247,6 +250,9 @@ func (f *Federation) followTo(ctx context.Context, at *following, upTo store.Pos
 			return fmt.Errorf("store destinations: %w", err)
 		}
 		at.saved = upTo
+		for _, s := range fresh {
+			at.recorded[s] = true
+		}
 	}
 	for s := range f.peers.servers() { // after the records were made: who is connected later finds its own
 		if _, is := concerned[s]; is {
@@ -257,33 +263,57 @@ func (f *Federation) followTo(ctx context.Context, at *following, upTo store.Pos
 	return nil
 }
 
-// addDestinations makes the records of servers that had none, from before the first change that concerns each, and moves the
+// recordsAtOnce is how many records of servers are made in one write.
+const recordsAtOnce = 1000
+
+// addDestinations makes the records of servers that had none, from before the first change that concerns each, and then moves the
 // sender's own cursor.
 func (f *Federation) addDestinations(ctx context.Context, fresh []eventgraph.ServerName, first map[eventgraph.ServerName]store.Position, upTo store.Position) error {
-	_, err := f.Store.Update(ctx, func(tx *store.Tx) error {
-		for _, s := range fresh {
-			if err := tx.PutDestination(&store.Destination{Server: s, Sent: first[s] - 1}); err != nil {
-				return err
+	for {
+		part := fresh[:min(len(fresh), recordsAtOnce)]
+		fresh = fresh[len(part):]
+		_, err := f.Store.Update(ctx, func(tx *store.Tx) error {
+			for _, s := range part {
+				if err := tx.PutDestination(&store.Destination{Server: s, Sent: first[s] - 1}); err != nil {
+					return err
+				}
 			}
+			if len(fresh) > 0 {
+				return nil
+			}
+			return tx.PutDestination(&store.Destination{Server: senderCursor, Sent: upTo})
+		})
+		if err != nil || len(fresh) == 0 {
+			return err
 		}
-		return tx.PutDestination(&store.Destination{Server: senderCursor, Sent: upTo})
-	})
-	return err
+	}
 }
 
-func (f *Federation) withoutRecord(servers map[eventgraph.ServerName]store.Position) (fresh []eventgraph.ServerName, err error) {
+// withoutRecord lists those of the servers that have no record, and notes who has one.
+func (f *Federation) withoutRecord(recorded map[eventgraph.ServerName]bool, servers map[eventgraph.ServerName]store.Position) (fresh []eventgraph.ServerName, err error) {
+	var unsure []eventgraph.ServerName
+	for s := range servers {
+		if !recorded[s] {
+			unsure = append(unsure, s)
+		}
+	}
+	if len(unsure) == 0 {
+		return nil, nil
+	}
+	slices.Sort(unsure)
 	err = f.Store.View(func(r *store.Reader) error {
-		for s := range servers {
+		for _, s := range unsure {
 			_, err := r.Destination(s)
 			if errors.Is(err, store.ErrNotFound) {
 				fresh = append(fresh, s)
 			} else if err != nil {
 				return err
+			} else {
+				recorded[s] = true
 			}
 		}
 		return nil
 	})
-	slices.Sort(fresh)
 	return fresh, err
 }
 

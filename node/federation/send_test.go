@@ -419,3 +419,32 @@ func TestDeviceListsSupersede(t *testing.T) {
 		t.Errorf("IDs that do not follow upon each other: %+v", all)
 	}
 }
+
+// TestManyRecords: the records of all servers of a large room are made, more than one write holds, and are looked for once.
+func TestManyRecords(t *testing.T) {
+	t.Parallel()
+	a := newMemHost(t, memnet.New(), "a")
+	first := map[eventgraph.ServerName]store.Position{}
+	for i := range 6 * recordsAtOnce {
+		first[eventgraph.ServerName(fmt.Sprintf("%062d", i))] = store.Position(i + 1)
+	}
+	recorded := map[eventgraph.ServerName]bool{}
+	fresh, err := a.withoutRecord(recorded, first)
+	if err != nil || len(fresh) != len(first) {
+		t.Fatalf("%d of %d have no record, %v", len(fresh), len(first), err)
+	}
+	if err := a.addDestinations(t.Context(), fresh, first, 7); err != nil {
+		t.Fatal(err)
+	}
+	for s, at := range first {
+		if d, err := a.destination(s); err != nil || d == nil || d.Sent != at-1 {
+			t.Fatalf("the record of %s: %+v, %v", s, d, err)
+		}
+	}
+	if at, err := a.beginFollowing(); err != nil || at.from != 7 {
+		t.Errorf("the sender's own cursor: %+v, %v", at, err)
+	}
+	if fresh, err = a.withoutRecord(recorded, first); err != nil || len(fresh) != 0 || len(recorded) != len(first) {
+		t.Errorf("%d have no record still, %d are known to, %v", len(fresh), len(recorded), err)
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"sync"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
 	"github.com/plexus-p2p/plexus/eventgraph/auth"
@@ -16,7 +17,8 @@ import (
 type census struct {
 	root            eventgraph.Hash
 	joined, invited map[eventgraph.ServerName]int
-	acl, visibility eventgraph.EventID // of m.room.server_acl and m.room.history_visibility; "" if there is none. IDs, as events can be redacted
+	servers         func() []eventgraph.ServerName // joined, sorted when it is first asked for; the same slice each time
+	acl, visibility eventgraph.EventID             // of m.room.server_acl and m.room.history_visibility; "" if there is none. IDs, as events can be redacted
 }
 
 // Servers lists the servers with a joined user, sorted; store.ErrNotFound if the room is not held.
@@ -29,7 +31,7 @@ func (r *Rooms) Servers(room eventgraph.RoomID) ([]eventgraph.ServerName, error)
 	if err != nil {
 		return nil, err
 	}
-	return slices.Sorted(maps.Keys(c.joined)), nil
+	return slices.Clone(c.servers()), nil
 }
 
 // InRoom says whether the server has a user joined to the room now; it is cheap.
@@ -187,6 +189,7 @@ func (r *Rooms) countFrom(last *census, root eventgraph.Hash) (*census, error) {
 	if err != nil {
 		return nil, err
 	}
+	c.servers = sync.OnceValue(func() []eventgraph.ServerName { return slices.Sorted(maps.Keys(c.joined)) })
 	return c, nil
 }
 
