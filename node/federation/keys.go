@@ -249,23 +249,36 @@ func (f *Federation) keysFromNotary(ctx context.Context, notary eventgraph.Serve
 	return errors.Join(failed, f.keepAll(ctx, given))
 }
 
-// keepAll is keep for many documents, in one write where none of them is refused.
+// keptTogether is how many documents are stored in one write: with their certificates some KiB each, of the megabyte that fits.
+const keptTogether = 64
+
+// keepAll is keep for many documents. Those of servers of which none is held are stored in few writes; they count as they are.
 func (f *Federation) keepAll(ctx context.Context, given []*eventgraph.KeyDocument) error {
-	if len(given) > 1 {
-		// If this fails the loop tells which.
-		_, _ = f.Store.Update(ctx, func(tx *store.Tx) error {
-			for _, d := range given {
+	var failed error
+	for part := range slices.Chunk(given, keptTogether) {
+		first := map[eventgraph.ServerName]*eventgraph.KeyDocument{}
+		for _, d := range part {
+			if held, err := f.storedDocument(d.ServerName); err == nil && held == nil && first[d.ServerName] == nil {
+				first[d.ServerName] = d
+			}
+		}
+		_, err := f.Store.Update(ctx, func(tx *store.Tx) error {
+			for _, d := range part {
+				if first[d.ServerName] != d {
+					continue
+				}
 				if err := tx.PutKeyDocument(d); err != nil {
 					return err
 				}
 			}
 			return nil
 		})
-	}
-	var failed error
-	for _, d := range given {
-		if _, err := f.keep(ctx, d, ""); err != nil {
-			failed = errors.Join(failed, err)
+		for _, d := range part {
+			if err == nil && first[d.ServerName] == d {
+				f.peers.adopt(d, "")
+			} else if _, err := f.keep(ctx, d, ""); err != nil {
+				failed = errors.Join(failed, err)
+			}
 		}
 	}
 	return failed
