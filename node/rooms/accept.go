@@ -150,9 +150,10 @@ type incoming struct {
 	event     *eventgraph.Event
 	basis     Basis
 	signature error // what the check of its signatures found, before this room's turn
-	order     int64 // backfill: its place
+	order     int64 // backfill, past: its place
 	local     bool  // made here: anything but Accepted is a Refusal and is not stored
 	join      bool  // the join by which we enter the room: what we hold of the room's current state is no judge of it
+	past      bool  // held as an outlier, and the timeline rests on it: it gets its place below all that is held, as in backfill
 	txn       *store.ClientTxn
 	result    *Result
 }
@@ -216,6 +217,15 @@ func (run *run) accept(in incoming) error {
 		}
 		if len(lacking) == 0 {
 			in.basis.Kind, in.basis.State = Parents, nil
+		}
+	}
+	if held != nil && held.Verdict == store.Outlier && in.basis.Kind == Parents && !in.basis.Backfill && !in.past {
+		if in.past, err = run.covered(e.ID()); err != nil {
+			return err
+		}
+		if in.past {
+			in.order = run.live.PrevOrder
+			run.live.PrevOrder--
 		}
 	}
 	j, err := run.judge(in, held)
@@ -310,8 +320,9 @@ func (run *run) judge(in incoming, held *store.StoredEvent) (judgement, error) {
 		}
 	}
 
-	// Step 6: by the current state. History before the timeline and the join by which we come are not measured by it.
-	if j.verdict == store.Accepted && !in.basis.Backfill && !in.join && e.Type() != "m.room.create" {
+	// Step 6: by the current state. History before the timeline and the join by which we come are not measured by it, nor what the timeline
+	// rests on already.
+	if j.verdict == store.Accepted && !in.basis.Backfill && !in.past && !in.join && e.Type() != "m.room.create" {
 		now := run.live.State
 		if in.basis.Kind == Claimed {
 			// What we hold may be as old as the gap.
@@ -325,7 +336,13 @@ func (run *run) judge(in incoming, held *store.StoredEvent) (judgement, error) {
 			if err != nil && !errors.As(err, &refused) {
 				return j, err
 			}
+			covered := false
 			if refused != nil {
+				if covered, err = run.covered(e.ID()); err != nil {
+					return j, err
+				}
+			}
+			if refused != nil && !covered {
 				j.verdict, j.reason = store.SoftFailed, "by the current state: "+refused.Error()
 			}
 		}
@@ -404,7 +421,8 @@ func (run *run) take(in incoming, held *store.StoredEvent, j judgement) error {
 			return err
 		}
 	}
-	if in.basis.Backfill {
+	behind := in.basis.Backfill || in.past
+	if behind {
 		s.Order = in.order
 	} else {
 		s.Order = run.live.NextOrder
@@ -414,7 +432,7 @@ func (run *run) take(in incoming, held *store.StoredEvent, j judgement) error {
 	switch {
 	case j.verdict == store.SoftFailed:
 		w.change = store.ChangeSoftFailed
-	case !in.basis.Backfill:
+	case !behind:
 		w.change = store.ChangeEvent
 		if in.basis.Announce {
 			w.key = store.KeyHandshake
@@ -430,8 +448,14 @@ func (run *run) take(in incoming, held *store.StoredEvent, j judgement) error {
 
 // consequences brings extremities, the room's current state and redactions up to an event that has its place.
 func (run *run) consequences(in incoming, s *store.StoredEvent, w *write) error {
-	if s.Verdict == store.Accepted && !in.basis.Backfill {
+	behind := in.basis.Backfill || in.past
+	if s.Verdict == store.Accepted && !behind {
 		if err := run.extend(s, w); err != nil {
+			return err
+		}
+	}
+	if s.Verdict == store.SoftFailed || behind {
+		if err := run.tie(s, w); err != nil {
 			return err
 		}
 	}
@@ -439,6 +463,22 @@ func (run *run) consequences(in incoming, s *store.StoredEvent, w *write) error 
 		return err
 	}
 	return run.redactions(s, w)
+}
+
+// tie takes away extremities that an event, itself none, ties to the timeline behind them: they came before it, as if they were news.
+func (run *run) tie(s *store.StoredEvent, w *write) error {
+	ancestors, err := run.visibleParents(s.Event)
+	if err != nil {
+		return err
+	}
+	rest := slices.DeleteFunc(slices.Clone(run.live.tips), func(t tip) bool { return ancestors[t.id] })
+	if len(rest) == len(run.live.tips) || len(rest) == 0 {
+		return nil
+	}
+	if covered, err := run.covered(s.ID()); err != nil || !covered {
+		return err
+	}
+	return run.setTips(rest, w)
 }
 
 // extend makes an accepted event a forward extremity in the place of its ancestors, and brings the room's current state up to it.
@@ -467,6 +507,13 @@ func (run *run) extend(s *store.StoredEvent, w *write) error {
 		}
 	}
 	slices.SortFunc(tips, func(a, b tip) int { return strings.Compare(string(a.id), string(b.id)) })
+	err = run.setTips(tips, w)
+	s.RoomState = run.live.State
+	return err
+}
+
+// setTips sets the forward extremities, sorted, and resolves the room's current state.
+func (run *run) setTips(tips []tip, w *write) (err error) {
 	run.live.tips = tips
 	run.live.Forward = make([]eventgraph.EventID, len(tips))
 	for i, t := range tips {
@@ -478,7 +525,6 @@ func (run *run) extend(s *store.StoredEvent, w *write) error {
 	if run.live.State, err = run.merge(run.tipStates()); err != nil {
 		return err
 	}
-	s.RoomState = run.live.State
 	w.members, err = run.memberChanges(was, run.live.State)
 	return err
 }
@@ -513,29 +559,33 @@ func (run *run) visibleParents(e *eventgraph.Event) (map[eventgraph.EventID]bool
 	return found, nil
 }
 
-// covered says whether an accepted event of the timeline descends from the event, so that it is no extremity. Backfilled events are
-// looked behind, no further than maxBackfilled of them: whoever gave us one may not have given what ties it to the timeline.
+// covered says whether an accepted event of the timeline descends from the event, so that it is no extremity. Others that are held are
+// looked behind, whatever their verdict, no further than maxBehind of them: backfilled ones, for whoever gave us one may not have given what
+// ties it to the timeline; outliers, for a join rests on them; those that are not shown, for what was built on them is.
 func (run *run) covered(id eventgraph.EventID) (bool, error) {
-	const maxBackfilled = 1000
+	const maxBehind = 1000
 	seen := map[eventgraph.EventID]bool{}
 	todo := []eventgraph.EventID{id}
-	for len(todo) > 0 && len(seen) < maxBackfilled {
+	for len(todo) > 0 && len(seen) < maxBehind {
 		children, err := run.children(todo[len(todo)-1])
 		if err != nil {
 			return false, err
 		}
 		todo = todo[:len(todo)-1]
 		for _, child := range children {
+			if seen[child] {
+				continue
+			}
+			seen[child] = true
 			s, err := run.stored(child)
 			if err != nil {
 				return false, err
 			}
 			switch {
-			case s.Verdict != store.Accepted || s.RoomID() != run.rm.id: // any room's event can name any parent
-			case s.Order > 0:
+			case s.RoomID() != run.rm.id: // any room's event can name any parent
+			case s.Verdict == store.Accepted && s.Order > 0:
 				return true, nil
-			case !seen[child]:
-				seen[child] = true
+			default:
 				todo = append(todo, child)
 			}
 		}

@@ -91,8 +91,20 @@ func (run *run) placeParents(e *eventgraph.Event, b Basis) error {
 		}
 		return &MissingError{Events: missing, StateBefore: b.Backfill || tooMany}
 	}
-	for _, outlier := range order {
-		if err := run.accept(incoming{event: outlier, basis: Basis{Kind: Parents, Backfill: b.Backfill}}); err != nil {
+	past := false
+	if len(order) > 0 && !b.Backfill {
+		var err error
+		if past, err = run.covered(e.ID()); err != nil {
+			return err
+		}
+	}
+	if past {
+		run.live.PrevOrder -= int64(len(order))
+	}
+	first := run.live.PrevOrder + 1
+	for i, outlier := range order {
+		in := incoming{event: outlier, basis: Basis{Kind: Parents, Backfill: b.Backfill}, past: past, order: first + int64(i)}
+		if err := run.accept(in); err != nil {
 			return err
 		}
 	}
