@@ -2,6 +2,7 @@ package rooms
 
 import (
 	"errors"
+	"slices"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
 	"github.com/plexus-p2p/plexus/eventgraph/auth"
@@ -11,7 +12,8 @@ import (
 
 // MaySeeServer applies auth.MaySee to a held event, for a server. Every answer to a peer goes through it. Soft-failed events
 // are seen by the same rules as others (SS API, Soft failure), rejected ones by nobody. An outlier, of which no state is
-// known, is part of the room's state or its auth chain: servers in the room now may have it.
+// known, is part of the room's state or its auth chain: servers in the room now may have it. And they may have the forward extremities,
+// whatever history visibility says of them: no server's joining is behind those, and who does not know them has not the room's state.
 func (r *Rooms) MaySeeServer(server eventgraph.ServerName, e *store.StoredEvent) (bool, error) {
 	if e.Verdict == store.Rejected {
 		return false, nil
@@ -33,7 +35,7 @@ func (r *Rooms) MaySeeServer(server eventgraph.ServerName, e *store.StoredEvent)
 	if !placed(e) {
 		return now.Joined, nil
 	}
-	if e.StateBefore == l.State && e.StateAfter == l.State && now.Joined {
+	if now.Joined && (e.StateBefore == l.State && e.StateAfter == l.State || slices.Contains(l.Forward, e.ID())) {
 		return true, nil
 	}
 	before, err := r.serverSight(l.ID, e.StateBefore, server)
