@@ -335,7 +335,7 @@ func (f *Federation) visit(ctx context.Context, room eventgraph.RoomID) (empty, 
 		if err != nil || len(w.events) == 0 {
 			return len(w.events) == 0, moved, read, err
 		}
-		next, ok := decide(w.wants(), f.holders(room), func(a ask) bool { return f.inbox.tried(room, a) })
+		next, ok := decide(w.wants(), f.holders(w), func(a ask) bool { return f.inbox.tried(room, a) })
 		if !ok || ctx.Err() != nil {
 			return false, moved, read, ctx.Err()
 		}
@@ -608,11 +608,19 @@ func (f *Federation) dropInbox(ctx context.Context, room eventgraph.RoomID, ids 
 // inboxDrop is how many items are dropped in one write.
 const inboxDrop = 1000
 
-// holders lists the room's servers that are connected now; none if we are not in the room, for then nobody would answer.
-func (f *Federation) holders(room eventgraph.RoomID) []eventgraph.ServerName {
-	servers, err := f.Rooms.Servers(room)
-	if err != nil || !slices.Contains(servers, f.server) {
+// holders lists the room's servers that are connected now. Where by what we hold we are not in the room, they are only those that gave us what
+// waits: they take us to be in it, or owe us our removal, and the others would not answer.
+func (f *Federation) holders(w *waiting) []eventgraph.ServerName {
+	servers, err := f.Rooms.Servers(w.room)
+	if err != nil {
 		return nil
+	}
+	if !slices.Contains(servers, f.server) {
+		givers := map[eventgraph.ServerName]bool{}
+		for _, e := range w.events {
+			givers[e.origin] = true
+		}
+		servers = slices.DeleteFunc(servers, func(s eventgraph.ServerName) bool { return !givers[s] })
 	}
 	return slices.DeleteFunc(servers, func(s eventgraph.ServerName) bool { return s == f.server || !f.peers.isConnected(s) })
 }

@@ -47,7 +47,7 @@ func (f *Federation) obtain(ctx context.Context, w *waiting, a ask) error {
 	}
 	switch a.kind {
 	case askKeys:
-		err = f.ensureKeys(ctx, w.events[a.event].keys, firstIn(f.holders(w.room), item.Origin))
+		err = f.ensureKeys(ctx, w.events[a.event].keys, firstIn(f.holders(w), item.Origin))
 		return errors.Join(err, f.recheck(w))
 	case askMissing:
 		return f.askMissing(ctx, w, room, a.server, e)
