@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -62,6 +61,9 @@ func (g *givers) begin(ctx context.Context, peer eventgraph.PeerID, friend bool)
 
 // give answers an asker's messages until it ends the stream.
 func (f *Federation) give(ctx context.Context, g *givers, peer eventgraph.PeerID, s meetStream) error {
+	if err := f.admitStream(ctx, peer); err != nil {
+		return err
+	}
 	server, err := f.asker(ctx, peer)
 	if err != nil {
 		return fmt.Errorf("who asks is not known: %w", err)
@@ -80,6 +82,9 @@ func (f *Federation) give(ctx context.Context, g *givers, peer eventgraph.PeerID
 			return nil
 		}
 		if err != nil {
+			return err
+		}
+		if err := f.admitTurn(ctx, peer, m); err != nil {
 			return err
 		}
 		answer, err := f.answer(with, m)
@@ -191,8 +196,8 @@ func (f *Federation) newsFor(g *gift, cursor string) (*meetNews, error) {
 	from := f.parseCursor(cursor)
 	upTo := f.Store.Position()
 	reached := from
-	been := map[eventgraph.RoomID]bool{} // rooms that the server was in
-	joins := joinsOf{server: server}
+	been := map[eventgraph.RoomID]bool{}            // rooms that the server was in
+	then := map[eventgraph.RoomID]eventgraph.Hash{} // the rooms' states
 	err := f.Store.View(func(r *store.Reader) error {
 		looked := 0
 		return r.Changes(from, upTo, func(at store.Position, c store.Change) (bool, error) {
@@ -220,7 +225,7 @@ func (f *Federation) newsFor(g *gift, cursor string) (*meetNews, error) {
 			if err != nil {
 				return false, err
 			}
-			may, err := f.mayGive(r, &joins, e, at)
+			may, err := f.mayGive(r, server, then, e, at)
 			if may {
 				news.add(meetID{c.Room, c.Event})
 			}
@@ -238,56 +243,49 @@ func (f *Federation) newsFor(g *gift, cursor string) (*meetNews, error) {
 }
 
 // mayGive says whether an event that came in at a position is news to the server: it may see it, and it was in the room then; what
-// was before its time it pages back for.
-func (f *Federation) mayGive(r *store.Reader, joins *joinsOf, e *store.StoredEvent, at store.Position) (bool, error) {
-	if !f.Rooms.ServerAllowed(e.RoomID(), joins.server) {
+// was before its time it pages back for. then is the state of each room at the event before, as far as known; it is brought up to this one.
+func (f *Federation) mayGive(r *store.Reader, server eventgraph.ServerName, then map[eventgraph.RoomID]eventgraph.Hash, e *store.StoredEvent, at store.Position) (bool, error) {
+	state, known := then[e.RoomID()]
+	switch {
+	case e.Position == at:
+		state = e.RoomState
+	case !known: // it is not in the timeline
+		newest, err := newestAt(r, e.RoomID(), at)
+		if err != nil {
+			return false, err
+		}
+		if newest != nil {
+			state = newest.RoomState
+		}
+	}
+	then[e.RoomID()] = state
+	if !f.Rooms.ServerAllowed(e.RoomID(), server) || !f.owedSince(server, e, state) {
 		return false, nil
 	}
-	if owed, err := f.owedSince(r, joins, e, at); !owed || err != nil {
-		return false, err
-	}
-	return f.Rooms.MaySeeServer(joins.server, e)
+	return f.Rooms.MaySeeServer(server, e)
 }
 
-// owedSince is owed for meetings: in the room before or after the event, or joined here before the event came in.
-func (f *Federation) owedSince(r *store.Reader, joins *joinsOf, e *store.StoredEvent, at store.Position) (bool, error) {
-	if target, ok := removedServer(e); ok && target == joins.server {
-		return true, nil
-	}
-	if f.Rooms.InRoomAt(e.RoomID(), e.StateBefore, joins.server) || f.Rooms.InRoomAt(e.RoomID(), e.StateAfter, joins.server) {
-		return true, nil
-	}
-	joined, err := joins.of(r, e.RoomID())
-	return joined < at, err
-}
-
-// joinsOf remembers since when a server is in which rooms, for the time of one reading: an event may ask for it, and then all that came
-// before the server's join do, while a room may have thousands of members.
-type joinsOf struct {
-	server eventgraph.ServerName
-	at     map[eventgraph.RoomID]store.Position
-}
-
-// of is the position here of the oldest join that still holds; math.MaxUint64 if there is none.
-func (j *joinsOf) of(r *store.Reader, room eventgraph.RoomID) (store.Position, error) {
-	if at, known := j.at[room]; known {
-		return at, nil
-	}
-	at := store.Position(math.MaxUint64)
-	err := r.MembersOf(room, func(m *store.Member) (bool, error) {
-		if m.User.Server() == j.server && m.Membership == "join" {
-			at = min(at, m.Position)
-		}
-		return true, nil
+// newestAt is the room's newest timeline event at or before the position; nil if there was none.
+func newestAt(r *store.Reader, room eventgraph.RoomID, at store.Position) (e *store.StoredEvent, err error) {
+	var id eventgraph.EventID
+	err = r.RoomChanges(room, at, 0, func(_ store.Position, newest eventgraph.EventID) (bool, error) {
+		id = newest
+		return false, nil
 	})
-	if err != nil {
-		return 0, err
+	if err != nil || id == "" {
+		return nil, err
 	}
-	if j.at == nil {
-		j.at = map[eventgraph.RoomID]store.Position{}
+	return r.Event(id)
+}
+
+// owedSince is owed for meetings: in the room before or after the event, or by the room's state here once the event had come in. Which members
+// are joined now says less: a server stays in the room while one of its users leaves and another comes.
+func (f *Federation) owedSince(server eventgraph.ServerName, e *store.StoredEvent, then eventgraph.Hash) bool {
+	if target, ok := removedServer(e); ok && target == server {
+		return true
 	}
-	j.at[room] = at
-	return at, nil
+	return f.Rooms.InRoomAt(e.RoomID(), e.StateBefore, server) || f.Rooms.InRoomAt(e.RoomID(), e.StateAfter, server) ||
+		then != eventgraph.Hash{} && f.Rooms.InRoomAt(e.RoomID(), then, server)
 }
 
 // wasIn says whether a user of the server has been in the room: then it may still be owed what came before its removal.
