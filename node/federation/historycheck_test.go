@@ -1,0 +1,544 @@
+package federation
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/store"
+)
+
+// The end of a history (history_test.go), and what must hold then.
+
+// maxRounds is how often all stations speak with all, before a history counts as one that never ends.
+const maxRounds = 40
+
+// finish heals the network, lets all come to rest, lets each joined server send one further event, and looks at what they hold.
+func (w *world) finish() {
+	for _, step := range []string{"up", "heal"} {
+		w.perform(step)
+	}
+	for len(w.kept) > 0 {
+		w.perform("free 0")
+	}
+	w.settle("after the network has healed")
+	for i, s := range w.stations {
+		if w.mask(s)&(1<<i) != 0 {
+			w.speak(s)
+		}
+	}
+	w.settle("after one further event of each")
+	for i, s := range w.stations {
+		for w.mask(s)&(1<<i) != 0 {
+			n, err := s.fed.Backfill(w.ctx, w.room, 1000)
+			w.note(fmt.Sprintf("backfill %d: %d", i, n), err)
+			if n == 0 || err != nil {
+				break
+			}
+		}
+	}
+	w.settle("after paging back")
+	if w.failed == nil {
+		w.check()
+	}
+}
+
+// settle lets all speak with all until nothing changes any more.
+func (w *world) settle(when string) {
+	quiet := 0
+	for range maxRounds {
+		if w.failed != nil {
+			return
+		}
+		before := w.signature()
+		w.clock = w.clock.Add(meetSeldom + time.Minute)
+		failed := w.round()
+		w.note("round", failed)
+		if w.signature() != before {
+			quiet = 0
+		} else if quiet++; quiet == 2 {
+			if failed != nil {
+				w.alarm("not delivered", "%s: %v", when, failed)
+			}
+			return
+		}
+	}
+	w.alarm("no rest", "%s %d rounds are not enough", when, maxRounds)
+}
+
+func (w *world) round() (failed error) {
+	each := func(f func(a, b *station) error) {
+		for _, a := range w.stations {
+			for _, b := range w.stations {
+				if a != b {
+					if err := f(a, b); err != nil && !errors.Is(err, errLost) {
+						failed = errors.Join(failed, fmt.Errorf("%d to %d: %w", a.index, b.index, err))
+					}
+				}
+			}
+		}
+	}
+	work := func() {
+		for _, s := range w.stations {
+			if _, err := s.work(w.ctx); err != nil {
+				failed = errors.Join(failed, fmt.Errorf("inbox of %d: %w", s.index, err))
+			}
+		}
+	}
+	each(func(a, b *station) error { return a.send(w.ctx, b) })
+	work()
+	each(func(a, b *station) error { return a.meet(w.ctx, b) })
+	work()
+	return failed
+}
+
+// signature changes when anything does that matters.
+func (w *world) signature() string {
+	text := ""
+	for _, s := range w.stations {
+		text += fmt.Sprint(s.store.Position(), " ")
+		if room := s.record(); room != nil {
+			text += fmt.Sprint(room.Forward, room.Backward, s.waiting())
+		}
+	}
+	return text
+}
+
+// waiting is what waits in the inbox.
+func (s *station) waiting() (ids []eventgraph.EventID) {
+	s.store.View(func(r *store.Reader) error {
+		return r.Inbox(s.w.room, func(i *store.InboxItem) (bool, error) {
+			ids = append(ids, i.ID)
+			return true, nil
+		})
+	})
+	return ids
+}
+
+// speak sends one further event from a user who may.
+func (w *world) speak(s *station) {
+	for _, letter := range []string{"a", "b"} {
+		user := fmt.Sprint(letter, s.index)
+		if err := w.deed(s, "say", w.user(user), nil); err == nil {
+			w.note("say "+user, nil)
+			return
+		}
+	}
+	w.alarm("mute", "nobody of %d may speak", s.index)
+}
+
+// held is all that one station holds of the room.
+type holding struct {
+	events map[eventgraph.EventID]*store.StoredEvent
+}
+
+// universe is the IDs of all events of the room that have a place anywhere.
+func (w *world) universe() map[eventgraph.EventID]bool {
+	all := map[eventgraph.EventID]bool{}
+	for _, s := range w.stations {
+		err := s.store.View(func(r *store.Reader) error {
+			err := r.Timeline(w.room, firstOrder, false, func(e *store.StoredEvent) (bool, error) {
+				all[e.ID()] = true
+				return true, nil
+			})
+			return errors.Join(err, r.Changes(0, s.store.Position(), func(_ store.Position, c store.Change) (bool, error) {
+				if c.Kind == store.ChangeEvent || c.Kind == store.ChangeSoftFailed {
+					all[c.Event] = true
+				}
+				return true, nil
+			}))
+		})
+		if err != nil {
+			w.alarm("internal error", "timeline of %d: %v", s.index, err)
+		}
+	}
+	return all
+}
+
+func (w *world) holdings() []holding {
+	all := w.universe()
+	held := make([]holding, len(w.stations))
+	for i, s := range w.stations {
+		held[i].events = map[eventgraph.EventID]*store.StoredEvent{}
+		s.store.View(func(r *store.Reader) error {
+			for id := range all {
+				if e, err := r.Event(id); err == nil {
+					held[i].events[id] = e
+				}
+			}
+			return nil
+		})
+	}
+	return held
+}
+
+// check looks at what all hold.
+func (w *world) check() {
+	held := w.holdings()
+	in := w.resolved()
+	if w.failed != nil {
+		return
+	}
+	for i := range w.stations {
+		if in&(1<<i) != 0 {
+			w.checkComplete(i, in, held)
+		}
+		w.checkShown(i, held[i])
+	}
+	w.checkVerdicts(in, held)
+	w.checkRemoved(held)
+}
+
+// resolved is the servers joined in the resolved state. They all have the same state, and nobody else can think that of others.
+func (w *world) resolved() uint8 {
+	var groups []uint8
+	var differ []string
+	for i, s := range w.stations {
+		in := w.mask(s)
+		if in&(1<<i) == 0 || slices.Contains(groups, in) {
+			continue
+		}
+		same := true
+		for j, other := range w.stations {
+			if in&(1<<j) == 0 || i == j {
+				continue
+			}
+			if theirs := other.record(); theirs == nil || theirs.State != s.record().State {
+				same = false
+				differ = append(differ, fmt.Sprintf("%d has joined %08b, %d has %08b: %s", i, in, j, w.mask(other), w.difference(s, other)))
+			}
+		}
+		if same {
+			groups = append(groups, in)
+		}
+	}
+	switch {
+	case len(groups) == 1:
+		return groups[0]
+	case len(groups) == 0 && len(differ) == 0:
+		return 0 // all have left
+	case len(groups) == 0:
+		w.alarm("states differ", "%s", strings.Join(differ, "\n"))
+	default:
+		w.alarm("several groups", "%08b each for themselves; %s", groups, strings.Join(differ, "\n"))
+	}
+	return 0
+}
+
+// difference is what two stations' states differ in.
+func (w *world) difference(a, b *station) string {
+	read := func(s *station) map[string]eventgraph.EventID {
+		all := map[string]eventgraph.EventID{}
+		if state, err := s.rooms.CurrentState(w.room); err == nil {
+			state.Walk(func(t eventgraph.StateTuple, id eventgraph.EventID) error {
+				all[t.Type+" "+t.Key] = id
+				return nil
+			})
+		}
+		return all
+	}
+	ours, theirs := read(a), read(b)
+	text := ""
+	for _, s := range w.stations {
+		for _, id := range s.waiting() {
+			text += fmt.Sprintf("\n  waiting at %d: %s", s.index, w.name(id))
+		}
+	}
+	keys := slices.Sorted(maps.Keys(ours))
+	for k := range theirs {
+		if _, both := ours[k]; !both {
+			keys = append(keys, k)
+		}
+	}
+	for _, k := range keys {
+		if ours[k] != theirs[k] {
+			text += fmt.Sprintf("\n  %s: %s and %s", k, w.name(ours[k]), w.name(theirs[k]))
+		}
+	}
+	return text
+}
+
+// name tells what is known of an event at each station.
+func (w *world) name(id eventgraph.EventID) string {
+	if id == "" {
+		return "nothing"
+	}
+	text, verdicts := string(id[1:6]), ""
+	for i, s := range w.stations {
+		s.store.View(func(r *store.Reader) error {
+			e, err := r.Event(id)
+			if err != nil {
+				return nil
+			}
+			if verdicts == "" {
+				key, _ := e.StateKey()
+				text += fmt.Sprintf(" (%s %s %q by %s: %.80s)", e.Type(), e.Membership(), w.who(eventgraph.UserID(key)), w.who(e.Sender()), e.Content())
+			}
+			verdicts += fmt.Sprintf(" %d:%s", i, []string{"-", "accepted", "soft-failed", "rejected", "outlier"}[e.Verdict])
+			return nil
+		})
+	}
+	return text + verdicts
+}
+
+// who is the script's word for a user.
+func (w *world) who(user eventgraph.UserID) string {
+	for i, s := range w.stations {
+		if user.Server() == s.name {
+			return user.Localpart() + fmt.Sprint(i)
+		}
+	}
+	return string(user)
+}
+
+// checkComplete: a joined server holds every event that another of them holds and that it may see.
+func (w *world) checkComplete(i int, in uint8, held []holding) {
+	for j, other := range w.stations {
+		if i == j || in&(1<<j) == 0 {
+			continue
+		}
+		for _, id := range slices.Sorted(maps.Keys(held[j].events)) {
+			e := held[j].events[id]
+			if e.Verdict == store.Rejected || e.Verdict == store.Outlier {
+				continue
+			}
+			if ours := held[i].events[id]; ours != nil && ours.Verdict != store.Outlier {
+				continue
+			}
+			if may, err := other.rooms.MaySeeServer(w.stations[i].name, e); err != nil || may {
+				w.alarm("event missing", "%d does not hold %s (may see: %v, %v)", i, w.name(id), may, err)
+				return
+			}
+		}
+	}
+}
+
+// checkVerdicts: what one rejects nobody accepts.
+func (w *world) checkVerdicts(in uint8, held []holding) {
+	for i := range w.stations {
+		for id, e := range held[i].events {
+			if e.Verdict != store.Rejected || in&(1<<i) == 0 {
+				continue
+			}
+			for j := range w.stations {
+				if theirs := held[j].events[id]; in&(1<<j) != 0 && theirs != nil && (theirs.Verdict == store.Accepted || theirs.Verdict == store.SoftFailed) {
+					w.alarm("verdicts differ", "%s", w.name(id))
+					return
+				}
+			}
+		}
+	}
+}
+
+// checkShown: nothing is shown to clients that did not pass, and the member index is that of the state.
+func (w *world) checkShown(i int, held holding) {
+	s := w.stations[i]
+	if s.record() == nil {
+		return
+	}
+	for id, e := range held.events {
+		if e.Verdict != store.SoftFailed && e.Verdict != store.Rejected {
+			continue
+		}
+		if e.Position != 0 && e.Verdict == store.Rejected {
+			w.alarm("shown", "rejected at %d and in its timeline: %s", i, w.name(id))
+		}
+		for _, letter := range []string{"a", "b"} {
+			if may, err := s.rooms.MaySeeUser(w.user(fmt.Sprint(letter, i)), e); err != nil || may {
+				w.alarm("shown", "%d shows %s (%v)", i, w.name(id), err)
+			}
+		}
+	}
+	err := s.store.View(func(r *store.Reader) error {
+		for _, id := range s.record().Forward {
+			if e, err := r.Event(id); err != nil || e.Verdict != store.Accepted {
+				w.alarm("shown", "extremity of %d: %s (%v)", i, w.name(id), err)
+			}
+		}
+		state, err := s.rooms.CurrentState(w.room)
+		if err != nil {
+			return err
+		}
+		return state.Walk(func(t eventgraph.StateTuple, id eventgraph.EventID) error {
+			if t.Type != "m.room.member" {
+				return nil
+			}
+			m, err := r.Member(w.room, eventgraph.UserID(t.Key))
+			if err != nil {
+				return err
+			}
+			if !m.Outside && m.Event != id {
+				w.alarm("member index", "at %d %s is %s by %s, and in the state by %s", i, w.who(m.User), m.Membership, w.name(m.Event), w.name(id))
+			}
+			return nil
+		})
+	})
+	if err != nil {
+		w.alarm("internal error", "state of %d: %v", i, err)
+	}
+}
+
+// checkRemoved: a server holds nothing that was sent when its sender knew that the server was out of the room, unless one who had the event took
+// it for joined again, or it may be seen by anybody.
+func (w *world) checkRemoved(held []holding) {
+	own := make([]map[eventgraph.EventID]bool, len(w.stations)) // what is addressed to a server, with its auth chain
+	for y := range w.stations {
+		own[y] = w.addressed(y, held)
+	}
+	for _, maker := range w.stations {
+		for id, e := range held[maker.index].events {
+			if e.Sender().Server() != maker.name || e.Verdict == store.Outlier || e.Verdict == store.Rejected || w.worldReadable(maker, e) {
+				continue
+			}
+			for y, gone := range w.stations {
+				if y == maker.index || held[y].events[id] == nil && !slices.Contains(gone.waiting(), id) {
+					continue
+				}
+				if maker.rooms.InRoomAt(w.room, e.StateBefore, gone.name) || maker.rooms.InRoomAt(w.room, e.StateAfter, gone.name) {
+					continue
+				}
+				if own[y][id] {
+					continue
+				}
+				if !w.excused(id, y, held) {
+					w.alarm("given to the removed", "%d holds %s, of %d, who knew that it is out", y, w.name(id), maker.index)
+					return
+				}
+			}
+		}
+	}
+}
+
+// addressed is the membership events of a station's users and what they rest on: that it is given in any case.
+func (w *world) addressed(y int, held []holding) map[eventgraph.EventID]bool {
+	all := map[eventgraph.EventID]bool{}
+	var todo []eventgraph.EventID
+	for i := range held {
+		for id, e := range held[i].events {
+			if key, ok := e.StateKey(); ok && e.Type() == "m.room.member" && eventgraph.UserID(key).Server() == w.stations[y].name {
+				todo = append(todo, id)
+			}
+		}
+	}
+	for len(todo) > 0 {
+		id := todo[len(todo)-1]
+		todo = todo[:len(todo)-1]
+		if e := w.any(id, held); e != nil && !all[id] {
+			all[id] = true
+			todo = append(todo, e.AuthEvents()...)
+		}
+	}
+	return all
+}
+
+// worldReadable says whether anybody may see the event.
+func (w *world) worldReadable(s *station, e *store.StoredEvent) bool {
+	for _, root := range []eventgraph.Hash{e.StateBefore, e.StateAfter} {
+		v, err := s.rooms.StateAt(w.room, root).Event(eventgraph.StateTuple{Type: "m.room.history_visibility"})
+		if err == nil && v != nil && strings.Contains(string(v.Content()), "world_readable") {
+			return true
+		}
+	}
+	return false
+}
+
+// excused says whether somebody who held the event took station y for joined then, or later.
+func (w *world) excused(id eventgraph.EventID, y int, held []holding) bool {
+	for z := range w.stations {
+		e := held[z].events[id]
+		if z == y || e == nil {
+			continue
+		}
+		for i, m := range w.past {
+			if m.joined[z]&(1<<y) != 0 && (m.position[z] >= e.Position || i+1 < len(w.past) && w.past[i+1].position[z] >= e.Position) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// count sums up what a history had.
+func (w *world) count(c *tally) {
+	c.histories++
+	c.stations += len(w.stations)
+	c.steps += w.step
+	c.requests += int(w.requests)
+	held := w.holdings()
+	seen := map[eventgraph.EventID]uint8{}
+	for i := range held {
+		for id, e := range held[i].events {
+			seen[id] |= 1 << e.Verdict
+			if e.Gap {
+				c.gaps++
+			}
+		}
+	}
+	for id, verdicts := range seen {
+		c.events++
+		for v := range c.verdicts {
+			if verdicts&(1<<v) != 0 {
+				c.verdicts[v]++
+			}
+		}
+		if e := w.any(id, held); len(e.PrevEvents()) > 1 {
+			c.merges++
+		}
+	}
+	for endpoint, n := range w.served {
+		c.served[endpoint] += n
+	}
+	for i, s := range w.stations {
+		if w.mask(s)&(1<<i) != 0 {
+			c.joined++
+		} else if s.record() != nil {
+			c.gone++
+		}
+	}
+}
+
+func (w *world) any(id eventgraph.EventID, held []holding) *store.StoredEvent {
+	for _, h := range held {
+		if e := h.events[id]; e != nil {
+			return e
+		}
+	}
+	return nil
+}
+
+// tally is what histories had together.
+type tally struct {
+	histories, stations, steps, requests int
+	events, merges, gaps, joined, gone   int
+	verdicts                             [5]int
+	served                               map[string]int
+}
+
+func newTally() *tally { return &tally{served: map[string]int{}} }
+
+func (c *tally) add(o *tally) {
+	c.histories += o.histories
+	c.stations += o.stations
+	c.steps += o.steps
+	c.requests += o.requests
+	c.events += o.events
+	c.merges += o.merges
+	c.gaps += o.gaps
+	c.joined += o.joined
+	c.gone += o.gone
+	for v, n := range o.verdicts {
+		c.verdicts[v] += n
+	}
+	for endpoint, n := range o.served {
+		c.served[endpoint] += n
+	}
+}
+
+func (c *tally) String() string {
+	return fmt.Sprintf("%d histories, %d nodes, %d steps, %d requests; %d events, %d of them merges, soft-failed somewhere %d, rejected somewhere %d, outliers somewhere %d, gaps %d; at the end %d joined, %d gone",
+		c.histories, c.stations, c.steps, c.requests, c.events, c.merges, c.verdicts[store.SoftFailed], c.verdicts[store.Rejected], c.verdicts[store.Outlier], c.gaps, c.joined, c.gone)
+}

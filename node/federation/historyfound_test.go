@@ -1,0 +1,60 @@
+package federation
+
+import "testing"
+
+// foundScripts are scripts that histories found and that failed once, minimised, each with what was wrong.
+var foundScripts = []struct{ wrong, script string }{
+	{"events from before a join came as news, were measured by the rules of now and stayed extremities", `
+room 4 12 public shared b0=100 a1=100 a2=100
+join b0 0
+send 0 3
+join a2 0
+join a3 0
+rule a0 knock`},
+	{"a server that had itself out of the room, and was sent its events, asked nobody for what they missed", `
+room 3 3 public world_readable a1=100 b1=100 a2=50 b2=100
+join a1 0
+join b1 0
+join a2 0
+send 2 1
+inbox 1
+send 1 2
+send 1 0
+invite b1 b2
+join b2 2
+rule a1 invite
+unban a0 a2
+send 0 1
+unban a1 a1
+send 1 2
+name a2 n658
+power b1 b1 99`},
+	{"a leave was made beside a join, and hidden from who joined by history visibility", `
+room 8 11 knock joined a1=50 a2=50 a3=100 a4=50 a5=100 a6=50 a7=50
+invite a0 a1
+join a1 0
+invite a0 a2
+join a2 0
+unban a1 a1
+leave a0`},
+	{"a server whose user left and whose other user joined was taken for new, and not given what came between", `
+room 5 7 public invited a2=50 b2=50 a3=100 b3=100 a4=100
+join a1 0
+join a3 0
+join b3 0
+unban a3 a3
+kick b3 a1
+invite a1 a3`},
+}
+
+func TestFoundHistories(t *testing.T) { // not parallel, as TestHistories
+	for _, found := range foundScripts {
+		s, err := parseScript(found.script)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := play(t.Context(), s, nil, nil); err != nil {
+			t.Errorf("%s:\n%s%v", found.wrong, s, err)
+		}
+	}
+}
