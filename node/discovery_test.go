@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -249,4 +250,51 @@ func FuzzParseLink(f *testing.F) {
 			t.Errorf("%q\nread as %q\nthen as %q, %v", s, l, again, err)
 		}
 	})
+}
+
+// TestInviteThroughRelay: who holds a link reaches an inviter that nobody can dial, through a relay that is the inviter's friend and has never
+// heard of the holder; without a valid token the relay lets nobody through.
+func TestInviteThroughRelay(t *testing.T) {
+	t.Parallel()
+	run := func(relay bool, peers ...string) *node.Node {
+		c := quiet(t.TempDir())
+		c.P2PAddrs, c.Peers, c.Relay = []string{"/ip4/127.0.0.1/udp/0/quic-v1"}, peers, relay
+		c.Registration, c.NoRateLimits = clientapi.RegistrationOpen, true
+		n := open(t, c)
+		ctx, cancel := context.WithCancel(context.Background())
+		ended := make(chan error, 1)
+		go func() { ended <- n.Run(ctx) }()
+		t.Cleanup(func() {
+			cancel()
+			<-ended
+		})
+		return n
+	}
+	relay := run(true)
+	inviter, holder := run(false, relay.P2PAddrs()[0]), run(false)
+	meets(t, inviter, relay.PeerID(), 10*time.Second)
+	register(t, inviter, "ann").joins(register(t, relay, "rob").create(map[string]any{"preset": "public_chat"}), relay)
+	register(t, holder, "hal")
+	circuit := func(a string) bool { return strings.Contains(a, "/p2p-circuit") }
+	var link node.Link
+	for deadline := time.After(20 * time.Second); !slices.ContainsFunc(link.Addrs, circuit); {
+		select {
+		case <-deadline:
+			t.Fatalf("no circuit in %+v", link)
+		case <-time.After(100 * time.Millisecond):
+		}
+		var err error
+		if link, _, err = inviter.Invite(t.Context(), "", time.Hour); err != nil {
+			t.Fatal(err)
+		}
+	}
+	link.Addrs = slices.DeleteFunc(link.Addrs, func(a string) bool { return !circuit(a) })
+	wrong := link
+	wrong.Token = strings.Repeat("A", 26)
+	if _, err := holder.JoinLink(t.Context(), wrong.String(), ""); err == nil || errors.Is(err, federation.ErrInviteRefused) {
+		t.Errorf("with a wrong token: %v", err) // refused by the relay already
+	}
+	if done, err := holder.JoinLink(t.Context(), link.String(), ""); err != nil || done.User != link.User {
+		t.Errorf("%+v, %v", done, err)
+	}
 }

@@ -136,7 +136,7 @@ func (n *Node) JoinLink(ctx context.Context, link, user string) (Joined, error) 
 		}
 	}
 	n.transport.AddAddrs(p2ptransport.PeerID(l.Peer), l.Addrs)
-	if err := n.fed.PresentInvite(ctx, l.Peer, l.Token); err != nil {
+	if err := n.fed.PresentInvite(ctx, l.Peer, l.Token, n.relaysOf(l)...); err != nil {
 		return Joined{}, err
 	}
 	done := Joined{Peer: l.Peer, User: l.User, Room: l.Room}
@@ -144,6 +144,23 @@ func (n *Node) JoinLink(ctx context.Context, link, user string) (Joined, error) 
 		done.Membership, err = n.joinOrKnock(ctx, l.Room, local, l.Via)
 	}
 	return done, err
+}
+
+// relaysOf are the relays that a link's addresses go through; the transport is told where they are.
+func (n *Node) relaysOf(l Link) (relays []eventgraph.PeerID) {
+	for _, a := range l.Addrs {
+		at, _, circuit := strings.Cut(a, "/p2p-circuit")
+		_, id, named := strings.Cut(at, "/p2p/")
+		relay := eventgraph.PeerID(id)
+		if !circuit || !named || relay.PublicKey() == nil {
+			continue
+		}
+		n.transport.AddAddrs(p2ptransport.PeerID(relay), []string{at})
+		if !slices.Contains(relays, relay) {
+			relays = append(relays, relay)
+		}
+	}
+	return relays
 }
 
 // joinOrKnock brings the user into the room, or to its door.

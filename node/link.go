@@ -119,8 +119,7 @@ func cutPrefixFold(s, prefix string) (string, bool) {
 func linkAddrs(all []string) []string {
 	addrs := make([]string, 0, len(all))
 	for _, a := range all {
-		a, _, _ = strings.Cut(a, "/p2p/")
-		addrs = append(addrs, a)
+		addrs = append(addrs, a[:max(strings.LastIndex(a, "/p2p/"), 0)]) // a circuit's address names the relay before
 	}
 	ofOthers := slices.DeleteFunc(slices.Clone(addrs), func(a string) bool {
 		return strings.HasPrefix(a, "/ip4/127.") || strings.HasPrefix(a, "/ip6/::1/") || strings.HasPrefix(a, "/ip6/fe80:") || strings.HasPrefix(a, "/ip6zone/")
@@ -141,5 +140,9 @@ func linkAddrs(all []string) []string {
 		}
 	}
 	picked := append(first, then...)
+	circuit := slices.IndexFunc(picked, func(a string) bool { return strings.Contains(a, "/p2p-circuit") })
+	if circuit >= maxLinkAddrs {
+		picked[maxLinkAddrs-1] = picked[circuit] // for who can reach none of the others
+	}
 	return picked[:min(len(picked), maxLinkAddrs)]
 }

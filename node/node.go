@@ -39,7 +39,7 @@ type Config struct {
 	P2PAddrs          []string               // multiaddrs; default QUIC and TCP on all interfaces
 	Peers             []string               // static peers, multiaddrs with /p2p/ID
 	NoMDNS            bool                   // do not look for peers on the LAN
-	Relay             bool                   // carry connections between nodes that share rooms with this one
+	Relay             bool                   // carry connections between nodes that share rooms with this one, and their invitees
 	MeshKey           *p2ptransport.MeshKey  // private mesh: nodes with this key only; nil: open
 	LANOnly           bool                   // never send a packet outside of private address ranges
 	Registration      clientapi.Registration // default clientapi.RegistrationToken
@@ -212,6 +212,9 @@ func (n *Node) openFederation() (err error) {
 		Relay: c.Relay, MeshKey: c.MeshKey, LANOnly: c.LANOnly, AddressBook: addressBook{n.store},
 		Friend: whenReady(ready, func(p eventgraph.PeerID) bool { return n.fed.Friend(p) }),
 		Gossip: whenReady(ready, func(p eventgraph.PeerID) bool { return n.fed.Gossips(p) }),
+		Guest: func(from, to p2ptransport.PeerID) bool {
+			return whenReady(ready, func(from eventgraph.PeerID) bool { return n.fed.Guest(from, eventgraph.PeerID(to)) })(from)
+		},
 		Refuse: whenReady(ready, func(p eventgraph.PeerID) bool { return n.fed.Refuses(p) }),
 	})
 	if err != nil {
@@ -223,7 +226,7 @@ func (n *Node) openFederation() (err error) {
 	}
 	n.fed = federation.New(federation.Config{
 		Store: n.store, Rooms: n.rooms, Ephemeral: n.ephemeral, Transport: network{n.transport}, Records: network{n.transport}, Gossip: gossip,
-		Key: n.keys.signing(), KeyDocument: n.keyDocument, Local: n.api, Now: c.Now, Log: c.Log,
+		Key: n.keys.signing(), KeyDocument: n.keyDocument, Local: n.api, Relay: c.Relay, Now: c.Now, Log: c.Log,
 		RefusalChanged: func(p eventgraph.PeerID) { n.transport.RefusalChanged(p2ptransport.PeerID(p)) },
 		PeerOf: func(ctx context.Context) (eventgraph.PeerID, bool) {
 			p, ok := p2ptransport.PeerFrom(ctx)

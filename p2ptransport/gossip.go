@@ -216,6 +216,9 @@ func (g *Gossip) running() *mesh {
 // Counts says how many copies of messages have come, and how many of them were the first of their message: for measuring.
 func (g *Gossip) Counts() (copies, first uint64) { return g.copies.Load(), g.first.Load() }
 
+// GossipCounts says how many copies of gossiped payloads have come, and how many of these were the first of theirs.
+func (h *Host) GossipCounts() (copies, first uint64) { return h.gossip.Counts() }
+
 // Close stops pubsub; the streams are the Transport's to break.
 func (g *Gossip) Close() {
 	g.mu.Lock()

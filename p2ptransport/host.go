@@ -154,7 +154,7 @@ func New(c Config) (*Host, error) {
 	}
 	h.Handle(ProtocolGossip, h.gossip.Serve)
 	if c.Relay {
-		if h.relay, err = startRelay(lh, c.Friend); err != nil {
+		if h.relay, err = startRelay(lh, c); err != nil {
 			_ = h.Close()
 			return nil, fmt.Errorf("start relay: %w", err)
 		}

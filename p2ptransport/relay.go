@@ -61,6 +61,7 @@ const (
 // relayPolicy answers for the relay whom to serve, and counts what is carried.
 type relayPolicy struct {
 	friend func(PeerID) bool
+	guest  func(from, to PeerID) bool // Config.Guest
 	now    func() time.Time
 
 	bytes atomic.Int64 // carried since the window began
@@ -73,10 +74,17 @@ type relayPolicy struct {
 // AllowReserve allows friends.
 func (r *relayPolicy) AllowReserve(p peer.ID, _ ma.Multiaddr) bool { return r.isFriend(p) }
 
-// AllowConnect allows a friend to reach a friend, while there is something left of this hour's budget.
+// AllowConnect allows a friend, or a guest of his, to reach a friend, while there is something left of this hour's budget. What guests open
+// counts as that of the friend whom they visit.
 func (r *relayPolicy) AllowConnect(from peer.ID, _ ma.Multiaddr, to peer.ID) bool {
-	if !r.isFriend(from) || !r.isFriend(to) {
+	if !r.isFriend(to) {
 		return false
+	}
+	if !r.isFriend(from) {
+		if r.guest == nil || !r.guest(PeerID(from.String()), PeerID(to.String())) {
+			return false
+		}
+		from = to
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -107,8 +115,8 @@ func (*relayPolicy) ReservationClosed(int)                 {}
 func (*relayPolicy) ReservationRequestHandled(pbv2.Status) {}
 
 // startRelay makes the host a relay; the caller closes it.
-func startRelay(h host.Host, friend func(PeerID) bool) (*relayv2.Relay, error) {
-	policy := &relayPolicy{friend: friend, now: time.Now}
+func startRelay(h host.Host, c Config) (*relayv2.Relay, error) {
+	policy := &relayPolicy{friend: c.Friend, guest: c.Guest, now: time.Now}
 	return relayv2.New(h,
 		relayv2.WithACL(policy),
 		relayv2.WithMetricsTracer(policy),

@@ -49,6 +49,8 @@ type Config struct {
 	// Relay makes this node carry connections between friends that cannot reach each other; see relay.go for how much. Its own
 	// use of friends' relays does not depend on it.
 	Relay bool
+	// Guest says whether a peer that is no friend may nevertheless reach one through this relay. It must not block. nil: none may.
+	Guest func(from, to PeerID) bool
 	// MeshKey makes the node part of a private mesh: only those that hold the key are talked to, over TCP and WebSocket.
 	MeshKey *MeshKey
 	// LANOnly keeps the node from sending any packet outside of private address ranges; see lanonly.go.

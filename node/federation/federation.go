@@ -62,6 +62,7 @@ type Config struct {
 	// RefusalChanged is called when Refuses has changed for a peer. nil: connections of blocked servers stay.
 	RefusalChanged func(peer eventgraph.PeerID)
 	Key            eventgraph.SigningKey
+	Relay          bool // the transport relays: holders of invites are let through to friends
 	// KeyDocument is our own current one.
 	KeyDocument func() *eventgraph.KeyDocument
 	// PeerOf takes the proven peer from the context of a request that the transport serves.
@@ -94,6 +95,7 @@ type Federation struct {
 	gossip   *gossip   // of large rooms; nil if there is none (gossip.go)
 	meetings *meetings // with whom, and what is being fetched (meet.go)
 
+	guests   *guests  // who may reach friends through us (guests.go)
 	invitees invitees // who holds an invite token (invites.go)
 
 	acting    chan struct{} // a slot for each join, leave, knock or invite served now to a server that shares a room with us
@@ -150,6 +152,7 @@ func New(c Config) *Federation {
 		fromOutside: rate.NewLimiter(rate.Every(outsideEventEvery), outsideEventBurst),
 	}
 	f.peers = newPeers(c.Now)
+	f.guests = newGuests()
 	f.Transport = blockable{c.Transport, f.peers}
 	f.inbox = newInbox(c.Now)
 	f.meetings = newMeetings(c)
@@ -172,6 +175,7 @@ func (f *Federation) Run(ctx context.Context) error {
 		return err
 	}
 	f.handleInvites()
+	f.handleGuests()
 	group, ctx := errgroup.WithContext(ctx)
 	for _, run := range []func(context.Context) error{
 		f.runPeers,

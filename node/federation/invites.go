@@ -32,7 +32,7 @@ const (
 	presentTimeout  = 5 * time.Second
 	presentedAtOnce = 8
 	// presentDialTimeout is for reaching the inviter, too.
-	presentDialTimeout = 20 * time.Second
+	presentDialTimeout = 30 * time.Second
 	// tokenID is how many bytes of a token's hash name it to its owner.
 	tokenID = 4
 )
@@ -209,11 +209,12 @@ func (f *Federation) admitInvitee(ctx context.Context, peer eventgraph.PeerID, s
 	return writeMessage(s, inviteMessage{})
 }
 
-// PresentInvite shows a token to the peer that made it, which is dialled if need be, and learns for which server it speaks. Errors: ErrInviteRefused, ErrUnreachable, that of ctx.
-func (f *Federation) PresentInvite(ctx context.Context, peer eventgraph.PeerID, token string) error {
+// PresentInvite shows a token to the peer that made it, which is dialled if need be, also through the relays that the link names, and learns for
+// which server it speaks. Errors: ErrInviteRefused, ErrUnreachable, that of ctx.
+func (f *Federation) PresentInvite(ctx context.Context, peer eventgraph.PeerID, token string, relays ...eventgraph.PeerID) error {
 	ctx, cancel := context.WithTimeout(ctx, presentDialTimeout)
 	defer cancel()
-	s, err := f.Transport.OpenStream(ctx, peer, protocolInvite)
+	s, err := f.reachInviter(ctx, peer, token, relays)
 	if err != nil {
 		return err
 	}
