@@ -35,8 +35,10 @@ const (
 	saveScan = 5_000
 	// maxVolatile bounds the rooms and users of whose typing and presence a courier knows news not sent yet.
 	maxVolatile = 200
-	// maxQueued bounds the invites and leaves delivered at one go.
+	// maxQueued bounds the invites and leaves delivered at one go, and maxLooked the bytes of the queue that are looked at for them: what they
+	// wait behind is sent meanwhile.
 	maxQueued = 100
+	maxLooked = 2 << 20
 	// fullTransaction bounds what is put together in one transaction over the fastest link (pace.go). What is fixed is repeated as it is, over
 	// a slow link too: it passes in 96 s at 1 KiB/s, half of 16 kbit/s, where peers wait two minutes for the body of a request. Fifty usual
 	// events are a third of it. One PDU or EDU may be larger, maxEDU at most; the body stays below store.MaxTransactionBody.
@@ -529,7 +531,10 @@ func (f *Federation) sendAll(ctx context.Context, c *courier) error {
 	}
 	var failed error
 	if d := c.record; d != nil {
-		failed = f.deliverQueued(ctx, c.server)
+		var more bool
+		if more, failed = f.deliverQueued(ctx, c.server); more && failed == nil {
+			signal(c.poked)
+		}
 		for {
 			if d.InFlight == nil {
 				if err := f.fix(ctx, c); err != nil {
@@ -553,31 +558,33 @@ func (f *Federation) sendAll(ctx context.Context, c *courier) error {
 }
 
 // deliverQueued brings what is queued for the server and is a request of its own: invites and leaves. One that cannot be delivered now
-// stays, and does not hold up the others.
-func (f *Federation) deliverQueued(ctx context.Context, server eventgraph.ServerName) error {
+// stays, and does not hold up the others. more says that it has not looked at all of the queue.
+func (f *Federation) deliverQueued(ctx context.Context, server eventgraph.ServerName) (more bool, failed error) {
 	var queued []*store.Outbound
+	looked := 0
 	err := f.Store.View(func(r *store.Reader) error {
 		return r.Outbound(server, 0, func(o *store.Outbound) (bool, error) {
 			if !durableEDU(o.Kind) {
 				queued = append(queued, o)
 			}
-			return len(queued) < maxQueued, nil
+			looked += len(o.Body)
+			more = len(queued) == maxQueued || looked > maxLooked
+			return !more, nil
 		})
 	})
 	if err != nil {
-		return err
+		return false, err
 	}
-	var failed error
 	for _, o := range queued {
 		if err := f.deliverOutbound(ctx, o); err != nil {
 			failed = errors.Join(failed, err)
 			continue
 		}
 		if _, err := f.Store.Update(ctx, func(tx *store.Tx) error { return tx.DeleteOutbound(server, o.Seq) }); err != nil {
-			return err
+			return false, err
 		}
 	}
-	return failed
+	return more, failed
 }
 
 // putTransaction sends a transaction. A server that calls it malformed or too large will never take it, and what waits behind it
