@@ -97,6 +97,7 @@ type Federation struct {
 
 	guests   *guests  // who may reach friends through us (guests.go)
 	invitees invitees // who holds an invite token (invites.go)
+	budgets  *budgets // what servers may have us do (budget.go)
 
 	acting    chan struct{} // a slot for each join, leave, knock or invite served now to a server that shares a room with us
 	strangers chan struct{} // the same for all other servers
@@ -152,6 +153,7 @@ func New(c Config) *Federation {
 		fromOutside: rate.NewLimiter(rate.Every(outsideEventEvery), outsideEventBurst),
 	}
 	f.peers = newPeers(c.Now)
+	f.budgets = newBudgets()
 	f.guests = newGuests()
 	f.Transport = blockable{c.Transport, f.peers}
 	f.inbox = newInbox(c.Now)

@@ -189,6 +189,9 @@ func (f *Federation) handleInvites() {
 // admitInvitee reads a token and answers if it is valid.
 func (f *Federation) admitInvitee(ctx context.Context, peer eventgraph.PeerID, s io.ReadWriter) error {
 	var m inviteMessage
+	if err := f.admitStream(ctx, peer); err != nil {
+		return err
+	}
 	if err := readMessage(s, maxPresent, &m); err != nil {
 		return err
 	}

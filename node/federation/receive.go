@@ -70,6 +70,9 @@ func (f *Federation) serveSend(q *request) (any, error) {
 	if len(t.PDUs) > maxPDUs || len(t.EDUs) > maxEDUs {
 		return nil, fail(http.StatusBadRequest, "M_BAD_JSON", fmt.Sprintf("a transaction holds at most %d PDUs and %d EDUs", maxPDUs, maxEDUs))
 	}
+	if err := f.admitParts(q, &t); err != nil {
+		return nil, err
+	}
 	// One transaction of an origin at a time: its order is the order in which it sent.
 	done, err := f.receiving.lock(q.Context(), q.origin)
 	if err != nil {
@@ -97,6 +100,9 @@ func (f *Federation) serveSend(q *request) (any, error) {
 		return nil, inboxFull(err)
 	}
 	for _, run := range f.parsePDUs(q.origin, t.PDUs, answer.PDUs) {
+		if err := f.admitEvents(ctx, q.origin, run); err != nil {
+			return nil, err
+		}
 		refused, err := f.takeIn(ctx, run.room, run.events, q.origin)
 		if err != nil {
 			return nil, inboxFull(err)
@@ -156,7 +162,7 @@ func (f *Federation) transactionKey(q *request) seenKey {
 }
 
 func (t *transaction) hasLastingEDU() bool {
-	return slices.ContainsFunc(t.EDUs, func(e edu) bool { return e.Type != "m.typing" && e.Type != "m.presence" })
+	return slices.ContainsFunc(t.EDUs, func(e edu) bool { return e.lasts() })
 }
 
 // seenTransaction is the answer given before; nil if there was none.

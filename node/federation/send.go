@@ -229,6 +229,9 @@ func (f *Federation) followTo(ctx context.Context, at *following, upTo store.Pos
 			if errors.Is(err, store.ErrNotFound) {
 				return true, nil // the room or the event has gone
 			}
+			if c.Kind == store.ChangeEvent && len(servers) > 0 {
+				f.budgets.talks(c.Room, f.server, time.Now())
+			}
 			for _, s := range servers {
 				if _, ok := concerned[s]; !ok && s != f.server && s != "" {
 					concerned[s] = pos

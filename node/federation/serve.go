@@ -36,6 +36,7 @@ type route struct {
 	method string
 	parts  []string
 	open   bool // no X-Matrix asked for
+	cost   int  // units of the peer's budget
 	serve  handler
 }
 
@@ -55,10 +56,11 @@ func fail(status int, code, reason string) error {
 type router struct {
 	f      *Federation
 	routes []route
+	cost   int // of the routes being added
 }
 
 func (r *router) add(method, path string, serve handler) {
-	r.routes = append(r.routes, route{method: method, parts: strings.Split(path, "/"), serve: serve})
+	r.routes = append(r.routes, route{method: method, parts: strings.Split(path, "/"), cost: r.cost, serve: serve})
 }
 
 func (r *router) addOpen(method, path string, serve handler) {
@@ -142,18 +144,21 @@ func (r *router) serve(w http.ResponseWriter, req *http.Request) (any, error) {
 	if r.f.peers.refuses(peer) {
 		return nil, errRefused
 	}
+	size := req.ContentLength
+	if size > maxBody {
+		return nil, errBodyTooLarge
+	} else if size < 0 {
+		size = maxBody // not told
+	}
+	if err := r.f.admit(req.Context(), peer, route, size); err != nil {
+		return nil, err
+	}
 	q := &request{Request: req, peer: peer, params: params}
 	var c *claim
 	if !route.open {
 		if c, err = r.f.claimed(req, peer); err != nil {
 			return nil, err
 		}
-	}
-	size := req.ContentLength
-	if size > maxBody {
-		return nil, errBodyTooLarge
-	} else if size < 0 {
-		size = maxBody // not told
 	}
 	if size > smallBody {
 		held := r.f.outerBodies
@@ -287,11 +292,13 @@ func marshal(v any) ([]byte, error) {
 
 // routes is the server-server API as served here; each group stands in the file of its handlers.
 func (f *Federation) routes() http.Handler {
-	r := &router{f: f}
+	r := &router{f: f, cost: costRequest}
 	f.sendRoutes(r)
 	f.keyRoutes(r)
 	f.queryRoutes(r)
+	r.cost = costMember
 	f.memberRoutes(r)
+	r.cost = costHistory
 	f.eventRoutes(r)
 	return r
 }
