@@ -206,6 +206,7 @@ func (m *mdns) open() {
 // read passes multicast packets on until the socket is closed. What comes by unicast may come from anywhere.
 func (m *mdns) read(from func([]byte) (packet, int, error)) {
 	buf := make([]byte, mdnsPacket)
+	var ears ears
 	for {
 		p, n, err := from(buf)
 		switch {
@@ -217,7 +218,7 @@ func (m *mdns) read(from func([]byte) (packet, int, error)) {
 			case <-m.h.ctx.Done():
 				return
 			}
-		case p.beacon || p.to == nil || p.to.IsMulticast():
+		case (p.beacon || p.to == nil || p.to.IsMulticast()) && ears.hear(p.from, time.Now()):
 			p.data = slices.Clone(buf[:n])
 			select {
 			case m.packets <- p:
