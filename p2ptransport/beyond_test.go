@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -153,6 +154,57 @@ func TestNATs(t *testing.T) {
 	a.relayed(20*time.Second, c.ID, "no")
 	a.get(2*time.Second, c.ID)
 	c.get(2*time.Second, a.ID)
+}
+
+// publishes waits until a node tells others an address that begins so, and returns all that it tells.
+func (p *process) publishes(within time.Duration, prefix string) []string {
+	p.t.Helper()
+	for end := time.Now().Add(within); ; {
+		if _, err := fmt.Fprintln(p.stdin, "addrs"); err != nil {
+			p.t.Fatal(err)
+		}
+		l := p.next(5 * time.Second)
+		for l.Addrs == nil {
+			l = p.next(5 * time.Second)
+		}
+		if slices.ContainsFunc(l.Addrs, func(a string) bool { return strings.HasPrefix(a, prefix) }) {
+			return l.Addrs
+		}
+		if time.Now().After(end) {
+			p.t.Fatalf("%s is not told: %q", prefix, l.Addrs)
+		}
+		select {
+		case <-p.lines:
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
+}
+
+// TestForwardedPort: where the router forwards a port the node finds out that it is reached there, by a relay that dials it, and tells others;
+// where it does not, it tells nothing.
+func TestForwardedPort(t *testing.T) {
+	t.Parallel()
+	n := newNATs(t)
+	n.aRouter.in("nft", "table ip forward { chain arriving { type nat hook prerouting priority -100; iifname out udp dport 4001 dnat to 192.168.1.2; }; }")
+	n.aRouter.in("nft", "insert rule ip filter passing iifname out udp dport 4001 accept")
+	relay := n.relay.start(seed(t), "relay", "nomdns")
+	at := relay.overQUIC("11.7.0.3")
+	a, c := n.a.start(seed(t), "nomdns", "port=4001", at), n.c.start(seed(t), "nomdns", "port=4001", at)
+	a.awaitPeer(5*time.Second, relay.ID)
+	c.awaitPeer(5*time.Second, relay.ID)
+	for _, addr := range a.publishes(15*time.Second, "/ip4/11.7.0.1/udp/4001/quic-v1/p2p/") {
+		if strings.HasPrefix(addr, "/ip4/11.7.0.1/tcp") {
+			t.Errorf("a port that is not forwarded is told: %s", addr)
+		}
+	}
+	c.await(20*time.Second, "an answer", func(l line) bool {
+		return strings.Contains(l.Outside, "/ip4/11.7.0.2/udp/4001/quic-v1") && strings.Contains(l.Outside, "reachable=false")
+	})
+	for _, addr := range c.publishes(8*time.Second, "/ip4/11.7.0.3/") { // through the relay
+		if strings.HasPrefix(addr, "/ip4/11.7.0.2/") {
+			t.Errorf("told without being reachable: %s", addr)
+		}
+	}
 }
 
 // TestNATsThatDoNotLetThrough: where no hole can be made the relay carries it all.

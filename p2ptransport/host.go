@@ -84,6 +84,7 @@ type Host struct {
 	keeper *keeper
 	book   *book // nil without Config.AddressBook
 	relays *relays
+	reach  *reach
 	client *Client
 	server *Server        // nil without a Handler
 	relay  *relayv2.Relay // nil without Config.Relay
@@ -119,6 +120,7 @@ func New(c Config) (*Host, error) {
 	h.strangers.friend = c.Friend
 	h.relays = newRelays(h, c.Friend)
 	h.relays.used = h.startPunching
+	h.reach = newReach(h, c.Friend)
 	h.keeper = newKeeper(h)
 	h.gate = &gate{lanOnly: c.LANOnly, mayRelay: h.relays.mayRelay, refuse: c.Refuse, leaveOut: h.keeper.leaveOut}
 	lh, err := newLibp2p(c, h.gate, &h.strangers, h.published)
@@ -159,6 +161,13 @@ func New(c Config) (*Host, error) {
 			return nil, fmt.Errorf("start relay: %w", err)
 		}
 	}
+	if c.MeshKey == nil && !c.LANOnly {
+		if err := h.reach.start(c); err != nil {
+			_ = h.Close()
+			return nil, fmt.Errorf("start AutoNAT: %w", err)
+		}
+		h.work.start(h.reach.run)
+	}
 	for _, p := range statics {
 		if c.LANOnly && !slices.ContainsFunc(p.Addrs, localAddr) {
 			c.Log.Warn("static peer has no address in a private range and is not dialled", "peer", p.ID, "addrs", p.Addrs)
@@ -183,6 +192,7 @@ func New(c Config) (*Host, error) {
 				found.networkChanged()
 			}
 			h.keeper.networkChanged()
+			h.reach.forget()
 			h.probeAll()
 		})
 	})
@@ -214,9 +224,9 @@ func newLibp2p(c Config, g *gate, s *strangers, published func([]ma.Multiaddr) [
 	if c.LANOnly {
 		names = localResolver{}
 	}
-	// What this leaves out on purpose: public relays, AutoNAT and observed addresses before there is somebody to ask (a
-	// reachability that is given, not probed), port mapping, the ping service and metrics. Nothing is sent that was not
-	// asked for. The services of relay.go and punch.go start when there is a use for them.
+	// What this leaves out on purpose: public relays, libp2p's own AutoNAT and observed addresses (a reachability that is
+	// given, not probed), port mapping, the ping service and metrics. Nothing is sent that was not asked for. The services
+	// of relay.go, punch.go and reach.go do something when there is a friend that relays.
 	options := append(transports(c, g),
 		libp2p.Identity(key),
 		libp2p.ListenAddrStrings(listen...),
@@ -325,7 +335,7 @@ func (h *Host) published(addrs []ma.Multiaddr) []ma.Multiaddr {
 		_, circuit := relayOf(a)
 		return circuit || h.gate.lanOnly && !localAddr(a)
 	})
-	return append(addrs, h.relays.published()...)
+	return append(append(addrs, h.reach.published()...), h.relays.published()...)
 }
 
 // serve starts the HTTP server.
@@ -682,6 +692,9 @@ func (h *Host) Close() error {
 	}
 	if h.relay != nil {
 		_ = h.relay.Close()
+	}
+	if h.reach.nat != nil {
+		h.reach.nat.Close()
 	}
 	err := errors.Join(h.host.Close(), h.gate.Close())
 	for _, l := range listeners {

@@ -62,6 +62,8 @@ func runNode(args string) {
 			c.MDNS = false
 		} else if a == "relay" {
 			c.Relay = true
+		} else if port, ok := strings.CutPrefix(a, "port="); ok {
+			c.Listen = []string{"/ip4/0.0.0.0/udp/" + port + "/quic-v1", "/ip4/0.0.0.0/tcp/" + port}
 		} else if a == "lanonly" {
 			c.LANOnly = true
 		} else if key, ok := strings.CutPrefix(a, "mesh="); ok {
@@ -74,13 +76,16 @@ func runNode(args string) {
 	if os.Getenv("PLEXUS_TEST_LOG") != "" {
 		c.Log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}
+	lines := make(chan line)
+	if c.Log == nil {
+		c.Log = slog.New(slog.NewTextHandler(reachLog(lines), &slog.HandlerOptions{Level: slog.LevelDebug}))
+	}
 	h, err := p2ptransport.New(c)
 	if err != nil {
 		panic(err)
 	}
 	h.Handle(silentProtocol, func(ctx context.Context, _ p2ptransport.PeerID, s net.Conn) { <-ctx.Done() })
 	out := json.NewEncoder(os.Stdout)
-	lines := make(chan line)
 	ctx, cancel := context.WithCancel(context.Background())
 	go h.Watch(ctx, func(e p2ptransport.PeerEvent) {
 		lines <- line{Peer: string(e.Peer), Connected: e.Connected, Addr: e.Addr}
@@ -98,6 +103,8 @@ func runNode(args string) {
 					}
 				}
 				lines <- line{Relay: answer}
+			case "addrs":
+				lines <- line{Addrs: h.Addrs()}
 			case "wait":
 				go func() {
 					s, err := h.OpenStream(ctx, p2ptransport.PeerID(arg), silentProtocol)
@@ -135,6 +142,16 @@ func runNode(args string) {
 		}
 	}
 	_ = h.Close()
+}
+
+// reachLog tells what was found out about addresses outside, which nothing else shows if they cannot be reached.
+type reachLog chan<- line
+
+func (l reachLog) Write(b []byte) (int, error) {
+	if said := string(b); strings.Contains(said, "an address from outside") {
+		go func() { l <- line{Outside: said} }()
+	}
+	return len(b), nil
 }
 
 // lan is a bridge in a namespace of its own and, in another for each machine, an end of a cable to it. Nothing has a

@@ -243,6 +243,7 @@ func (r *relays) look(p peer.ID, observed ma.Multiaddr) {
 	if observed != nil {
 		o.observed = mergeAddrs([]ma.Multiaddr{observed}, o.observed)
 		o.observed = o.observed[:min(len(o.observed), relayAddrs)]
+		r.h.reach.look()
 	}
 }
 
@@ -275,6 +276,9 @@ func (r *relays) turn(now time.Time) (next time.Time) {
 		if o == nil {
 			r.mu.Unlock()
 			continue
+		}
+		if isFriend && !o.friend {
+			r.h.reach.look()
 		}
 		o.friend = isFriend
 		have := 0
