@@ -50,6 +50,16 @@ type Status struct {
 	ClockAheadMS int64 `json:"clock_ahead_ms,omitempty"`
 	// Blocked are the servers that "plexus block" names.
 	Blocked []eventgraph.ServerName `json:"blocked,omitempty"`
+	// Joining are the rooms that a user was let into and of which not all has come.
+	Joining []JoinStatus `json:"joining,omitempty"`
+}
+
+// JoinStatus is a room that is being joined: Arrived of Expected events of its state have come; Expected is 0 if it is not known.
+type JoinStatus struct {
+	Room     eventgraph.RoomID `json:"room_id"`
+	User     eventgraph.UserID `json:"user_id"`
+	Arrived  int               `json:"arrived"`
+	Expected int               `json:"expected,omitempty"`
 }
 
 // PeerStatus is a connected peer. ServerName is "" until it has shown for whom it speaks.
@@ -142,8 +152,17 @@ func (n *Node) Status() (*Status, error) {
 	}
 	s.Blocked = blocked
 	err = n.store.View(func(r *store.Reader) error {
-		return r.Rooms(func(room *store.Room) (bool, error) {
+		err := r.Rooms(func(room *store.Room) (bool, error) {
 			s.Rooms[room.ID] = &RoomStatus{Version: room.Version, Extremities: room.Forward, StateHash: hex.EncodeToString(room.State[:])}
+			return true, nil
+		})
+		if err != nil {
+			return err
+		}
+		return r.Joins(func(j *store.Join) (bool, error) {
+			if s.Rooms[j.Room] == nil {
+				s.Joining = append(s.Joining, JoinStatus{j.Room, j.User, j.Arrived, j.Expected})
+			}
 			return true, nil
 		})
 	})

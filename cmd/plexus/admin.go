@@ -108,6 +108,13 @@ func status(ctx context.Context, args []string, out io.Writer) error {
 		r := s.Rooms[id]
 		fmt.Fprintf(out, "  %s  version %s, %d extremities, state %.16s\n", id, r.Version, len(r.Extremities), r.StateHash)
 	}
+	for _, j := range s.Joining {
+		of := ""
+		if j.Expected > 0 {
+			of = fmt.Sprintf(" of %d", j.Expected)
+		}
+		fmt.Fprintf(out, "  %s  being joined by %s: %d%s events of its state have come\n", j.Room, j.User, j.Arrived, of)
+	}
 	return nil
 }
 

@@ -152,9 +152,19 @@ func (a *API) leaveRoom(q *request) (any, error) {
 		return nil, err
 	}
 	m, err := a.member(room, q.user)
+	if err != nil {
+		return nil, err
+	}
+	var coming *store.Join
+	err = a.Store.View(func(r *store.Reader) (err error) {
+		coming, err = joining(r, room, q.user)
+		return err
+	})
 	switch {
 	case err != nil:
 		return nil, err
+	case coming != nil:
+		return nil, a.remote.Leave(q.Context(), room, q.user, body.Reason)
 	case m == nil:
 		return nil, notFound("You are not in that room.")
 	case m.Membership == "leave":

@@ -94,16 +94,20 @@ func (a *API) getState(q *request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	var events []json.RawMessage
+	var ids []eventgraph.EventID
 	err = a.Store.View(func(r *store.Reader) error {
 		root, err := a.readableState(r, room, q.user)
 		if err != nil {
 			return err
 		}
-		events, err = a.stateEvents(r, root, a.viewerOf(q), func(eventgraph.StateTuple) bool { return true })
+		ids, err = stateIDs(r, root, func(eventgraph.StateTuple) bool { return true })
 		return err
 	})
-	return events, err
+	if err != nil {
+		return nil, err
+	}
+	v := a.viewerOf(q)
+	return a.streamEvents(q, "[", ids, func(r *store.Reader, e *store.StoredEvent) ([]byte, error) { return a.clientEvent(r, e, v) }, "]")
 }
 
 // stateEvents writes out the events of the state at root whose tuple passes.
@@ -160,7 +164,7 @@ func (a *API) getMembers(q *request) (any, error) {
 	}
 	query := q.URL.Query()
 	membership, not := query.Get("membership"), query.Get("not_membership")
-	chunk := []json.RawMessage{}
+	var ids []eventgraph.EventID
 	err = a.Store.View(func(r *store.Reader) error {
 		root, err := a.readableState(r, room, q.user)
 		if err != nil {
@@ -171,24 +175,19 @@ func (a *API) getMembers(q *request) (any, error) {
 				return err
 			}
 		}
-		v := a.viewerOf(q)
-		return eventgraph.OpenTrie(r, root).Walk(func(t eventgraph.StateTuple, id eventgraph.EventID) error {
-			if t.Type != "m.room.member" {
-				return nil
-			}
-			e, err := r.Event(id)
-			if err != nil {
-				return err
-			}
-			if membership != "" && e.Membership() != membership || not != "" && e.Membership() == not {
-				return nil
-			}
-			raw, err := a.clientEvent(r, e, v)
-			chunk = append(chunk, raw)
-			return err
-		})
+		ids, err = stateIDs(r, root, func(t eventgraph.StateTuple) bool { return t.Type == "m.room.member" })
+		return err
 	})
-	return map[string]any{"chunk": chunk}, err
+	if err != nil {
+		return nil, err
+	}
+	v := a.viewerOf(q)
+	return a.streamEvents(q, `{"chunk":[`, ids, func(r *store.Reader, e *store.StoredEvent) ([]byte, error) {
+		if membership != "" && e.Membership() != membership || not != "" && e.Membership() == not {
+			return nil, nil
+		}
+		return a.clientEvent(r, e, v)
+	}, "]}")
 }
 
 // rootAt is the state at a token, for a user who may see the event there; else otherwise.
@@ -214,7 +213,7 @@ func (a *API) getJoinedMembers(q *request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	joined := map[eventgraph.UserID]json.RawMessage{}
+	var ids []eventgraph.EventID
 	err = a.Store.View(func(r *store.Reader) error {
 		m, err := memberOf(r, room, q.user)
 		if err != nil {
@@ -224,26 +223,14 @@ func (a *API) getJoinedMembers(q *request) (any, error) {
 			return errNotInRoom
 		}
 		return r.MembersOf(room, func(m *store.Member) (bool, error) {
-			if m.Membership != "join" {
-				return true, nil
+			if m.Membership == "join" {
+				ids = append(ids, m.Event)
 			}
-			e, err := r.Event(m.Event)
-			if err != nil {
-				return false, err
-			}
-			profile := profileOfMember(e.Event)
-			// matrix-nio refuses the whole answer where a member has no display_name.
-			shown := map[string]json.RawMessage{"display_name": nil, "avatar_url": nil}
-			if name, ok := profile["displayname"]; ok {
-				shown["display_name"] = name
-			}
-			if avatar, ok := profile["avatar_url"]; ok {
-				shown["avatar_url"] = avatar
-			}
-			raw, err := json.Marshal(shown)
-			joined[m.User] = raw
-			return true, err
+			return true, nil
 		})
 	})
-	return map[string]any{"joined": joined}, err
+	if err != nil {
+		return nil, err
+	}
+	return a.streamEvents(q, `{"joined":{`, ids, func(_ *store.Reader, e *store.StoredEvent) ([]byte, error) { return memberProfile(e) }, "}}")
 }

@@ -137,6 +137,7 @@ type routeTree struct {
 type call struct {
 	names   []string // of the parameters, in the order of the path
 	need    access
+	inside  bool // of a room, which may be still coming (joining.go)
 	handler handler
 }
 
@@ -144,7 +145,7 @@ type call struct {
 // given as v3 answers under r0 too. A parameter never matches an empty segment, so a path with a slash at its end is a
 // route of its own.
 func (a *API) route(method, path string, need access, h handler) {
-	t, c := &a.routes, &call{need: need, handler: h}
+	t, c := &a.routes, &call{need: need, inside: whileJoining(path), handler: h}
 	for _, segment := range strings.Split(path[1:], "/") {
 		if name, ok := strings.CutPrefix(segment, "{"); ok {
 			c.names = append(c.names, strings.TrimSuffix(name, "}"))
@@ -260,7 +261,15 @@ func (a *API) serve(w http.ResponseWriter, r *http.Request) {
 		a.writeError(w, r, err)
 		return
 	}
-	answer, err := c.handler(q)
+	var answer any
+	var answered bool
+	var err error
+	if c.inside && q.user != "" {
+		answer, answered, err = a.awaitJoin(q)
+	}
+	if !answered && err == nil {
+		answer, err = c.handler(q)
+	}
 	if err != nil {
 		a.writeError(w, r, err)
 		return
@@ -344,10 +353,7 @@ func (a *API) writeJSON(w http.ResponseWriter, status int, v any) {
 	if v == nil {
 		v = struct{}{}
 	}
-	header := w.Header()
-	header.Set("Content-Type", "application/json")
-	header.Set("X-Content-Type-Options", "nosniff")
-	header.Set("Cache-Control", "no-store")
+	jsonHeader(w)
 	w.WriteHeader(status)
 	e := json.NewEncoder(w)
 	e.SetEscapeHTML(false)
@@ -358,6 +364,13 @@ func (a *API) writeJSON(w http.ResponseWriter, status int, v any) {
 			a.Log.Error("a response could not be encoded", "error", err)
 		}
 	}
+}
+
+func jsonHeader(w http.ResponseWriter) {
+	header := w.Header()
+	header.Set("Content-Type", "application/json")
+	header.Set("X-Content-Type-Options", "nosniff")
+	header.Set("Cache-Control", "no-store")
 }
 
 // routeForLog is the request's path without what names rooms, users and events.

@@ -100,10 +100,16 @@ func (s *syncRound) rooms() error {
 		Join: map[eventgraph.RoomID]*joinedRoom{}, Invite: map[eventgraph.RoomID]*invitedRoom{},
 		Knock: map[eventgraph.RoomID]*knockedRoom{}, Leave: map[eventgraph.RoomID]*leftRoom{},
 	}
+	coming, err := s.joinings(out)
+	if err != nil {
+		return err
+	}
 	if s.since == nil || s.fullState {
 		var members []*store.Member
 		err = s.r.RoomsOf(s.user, func(m *store.Member) (bool, error) {
-			members = append(members, m)
+			if !coming[m.Room] {
+				members = append(members, m)
+			}
 			return true, nil
 		})
 		for _, m := range members {
@@ -127,11 +133,20 @@ func (s *syncRound) rooms() error {
 		}
 		slices.Sort(ids)
 		for _, id := range slices.Compact(ids) {
-			m, err := s.r.Member(id, s.user)
-			if err == nil {
-				err = s.room(out, m)
+			if coming[id] {
+				continue
 			}
-			if err != nil && !errors.Is(err, store.ErrNotFound) {
+			m, err := s.r.Member(id, s.user)
+			switch {
+			case err == nil:
+				err = s.room(out, m)
+			case errors.Is(err, store.ErrNotFound):
+				err = nil
+				if s.changes.membership[id] && s.filter.room(id) { // a join that came to nothing may have been shown
+					out.Leave[id] = s.gone()
+				}
+			}
+			if err != nil {
 				return err
 			}
 		}
@@ -251,10 +266,16 @@ func (s *syncRound) joined(m *store.Member) (*joinedRoom, error) {
 	return room, s.unread(m.Room, room)
 }
 
-// left fills in a room that the user has left or was removed from; nil if there is nothing to tell.
-func (s *syncRound) left(m *store.Member) (*leftRoom, error) {
+// gone is a room that the user has left, of which there is nothing to show.
+func (s *syncRound) gone() *leftRoom {
 	room := &leftRoom{Timeline: timelineBatch{Events: []json.RawMessage{}}, AccountData: emptyList()}
 	s.stateLists(&room.roomStateLists, nil)
+	return room
+}
+
+// left fills in a room that the user has left or was removed from; nil if there is nothing to tell.
+func (s *syncRound) left(m *store.Member) (*leftRoom, error) {
+	room := s.gone()
 	if m.Outside { // an invite rejected, a knock withdrawn
 		if m.Forgotten || !s.filter.room(m.Room) {
 			return nil, nil

@@ -54,27 +54,48 @@ type joins struct {
 	mu      sync.Mutex
 	ctx     context.Context // of Run; nil: Run does not run
 	working *sync.WaitGroup
+	cancels map[eventgraph.RoomID]map[*context.CancelFunc]bool // of the work on each room
 }
 
-// begin starts work that ends with Run, or when cancel is called; false if Run does not run.
-func (j *joins) begin(work func(ctx context.Context)) (cancel context.CancelFunc, ok bool) {
+// begin starts work on a room that ends with Run, or when cancel is called; false if Run does not run.
+func (j *joins) begin(room eventgraph.RoomID, work func(ctx context.Context)) (cancel context.CancelFunc, ok bool) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if j.ctx == nil {
 		return nil, false
 	}
 	ctx, cancel := context.WithCancel(j.ctx)
+	if j.cancels[room] == nil {
+		j.cancels[room] = map[*context.CancelFunc]bool{}
+	}
+	j.cancels[room][&cancel] = true
 	j.working.Go(func() {
-		defer cancel()
+		defer func() {
+			cancel()
+			j.mu.Lock()
+			defer j.mu.Unlock()
+			if delete(j.cancels[room], &cancel); len(j.cancels[room]) == 0 {
+				delete(j.cancels, room)
+			}
+		}()
 		work(ctx)
 	})
 	return cancel, true
 }
 
+// cancel ends the work on a room, soon.
+func (j *joins) cancel(room eventgraph.RoomID) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for cancel := range j.cancels[room] {
+		(*cancel)()
+	}
+}
+
 func (j *joins) set(ctx context.Context, working *sync.WaitGroup) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	j.ctx, j.working = ctx, working
+	j.ctx, j.working, j.cancels = ctx, working, map[eventgraph.RoomID]map[*context.CancelFunc]bool{}
 }
 
 // runJoins works on joins until ctx ends, first on those that an earlier run left.
@@ -89,7 +110,7 @@ func (f *Federation) runJoins(ctx context.Context) error {
 	var working sync.WaitGroup
 	f.joins.set(ctx, &working)
 	for _, j := range left {
-		f.joins.begin(func(ctx context.Context) {
+		f.joins.begin(j.Room, func(ctx context.Context) {
 			if err := f.join(ctx, j.Room, j.User, nil, nil); err != nil && ctx.Err() == nil {
 				f.Log.Warn("a join that had begun came to nothing", "room", j.Room, "user", j.User, "err", err)
 			}
@@ -592,11 +613,43 @@ func (f *Federation) dropJoin(ctx context.Context, room eventgraph.RoomID) error
 		if err != nil {
 			return err
 		}
-		if _, err := tx.Log(store.Change{Kind: store.ChangeMembership, Room: room, User: j.User}); err != nil {
+		at, err := tx.Log(store.Change{Kind: store.ChangeMembership, Room: room, User: j.User})
+		if err != nil {
+			return err
+		}
+		// If it came to nothing, the invite that the user had is shown again.
+		m, err := tx.Member(room, j.User)
+		if err == nil && m.Outside {
+			m.Position = at
+			err = tx.PutMember(m)
+		}
+		if err != nil && !errors.Is(err, store.ErrNotFound) {
 			return err
 		}
 		return tx.DeleteJoin(room)
 	})
 	f.inbox.wake(room)
 	return err
+}
+
+// giveUpJoin ends the join of a room of which not all has come, and lets the server that took the user in know that they are gone. It says
+// whether there was such a join.
+func (f *Federation) giveUpJoin(ctx context.Context, room eventgraph.RoomID, user eventgraph.UserID, reason string) (bool, error) {
+	if !f.letIn(room, user) {
+		return false, nil
+	}
+	f.joins.cancel(room)
+	unlock, err := f.joining.lock(ctx, room)
+	if err != nil {
+		return true, err
+	}
+	defer unlock()
+	j, err := f.storedJoin(room)
+	if err != nil || j == nil || f.Rooms.InRoom(room, f.server) { // all had come
+		return false, err
+	}
+	if err := f.queueLeave(ctx, j.Server, pendingLeave{room, user, reason}); err != nil {
+		return true, err
+	}
+	return true, f.dropJoin(ctx, room)
 }

@@ -33,7 +33,7 @@ const (
 // While Run runs that is Run's work, else it is the caller's.
 func (f *Federation) Join(ctx context.Context, room eventgraph.RoomID, user eventgraph.UserID, via []eventgraph.ServerName, content json.RawMessage) error {
 	done := make(chan error, 1)
-	cancel, running := f.joins.begin(func(ctx context.Context) { done <- f.join(ctx, room, user, via, content) })
+	cancel, running := f.joins.begin(room, func(ctx context.Context) { done <- f.join(ctx, room, user, via, content) })
 	if !running {
 		return f.join(ctx, room, user, via, content)
 	}

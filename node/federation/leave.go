@@ -22,34 +22,51 @@ type pendingLeave struct {
 	Reason string            `json:"reason,omitempty"`
 }
 
-// Leave leaves a room that we are not in (rejects an invite): takes effect here at once, is delivered when a server is met.
+// Leave leaves a room that we are not in (rejects an invite), or that is still coming: takes effect here at once, is delivered when a
+// server is met.
 func (f *Federation) Leave(ctx context.Context, room eventgraph.RoomID, user eventgraph.UserID, reason string) error {
+	wasIn, err := f.giveUpJoin(ctx, room, user, reason)
+	if err != nil {
+		return err
+	}
 	var member *store.Member
-	err := f.Store.View(func(r *store.Reader) (err error) {
+	err = f.Store.View(func(r *store.Reader) (err error) {
 		member, err = r.Member(room, user)
 		return err
 	})
-	if errors.Is(err, store.ErrNotFound) || err == nil && !member.Outside {
-		return &rooms.Refusal{Code: "M_NOT_FOUND", Reason: "the user has no invite to that room and has not knocked on it"}
-	} else if err != nil {
+	waits := err == nil && member.Outside && (member.Membership == "invite" || member.Membership == "knock")
+	switch {
+	case err != nil && !errors.Is(err, store.ErrNotFound):
 		return err
+	case wasIn && !waits:
+		return nil
+	case err != nil || !member.Outside:
+		return &rooms.Refusal{Code: "M_NOT_FOUND", Reason: "the user has no invite to that room and has not knocked on it"}
 	}
 	// Queued first: after a crash in between the person still sees the invite and rejects it again, which harms nothing.
-	if member.Via != "" && (member.Membership == "invite" || member.Membership == "knock") {
-		body, err := marshal(pendingLeave{room, user, reason})
-		if err != nil {
-			return err
-		}
-		if _, err := f.Store.Update(ctx, func(tx *store.Tx) error {
-			_, err := tx.PutOutbound(&store.Outbound{Server: member.Via, Kind: kindLeave, Body: body})
-			return err
-		}); errors.Is(err, store.ErrOutboundFull) {
-			f.Log.Warn("the server that brought an invite is not told that it was rejected", "server", member.Via, "err", err)
-		} else if err != nil {
+	if waits && !wasIn && member.Via != "" {
+		if err := f.queueLeave(ctx, member.Via, pendingLeave{room, user, reason}); err != nil {
 			return err
 		}
 	}
 	return f.Rooms.LeaveOutside(ctx, room, user)
+}
+
+// queueLeave keeps what a server in the room is to be told, unless too much waits for it.
+func (f *Federation) queueLeave(ctx context.Context, server eventgraph.ServerName, p pendingLeave) error {
+	body, err := marshal(p)
+	if err != nil {
+		return err
+	}
+	_, err = f.Store.Update(ctx, func(tx *store.Tx) error {
+		_, err := tx.PutOutbound(&store.Outbound{Server: server, Kind: kindLeave, Body: body})
+		return err
+	})
+	if errors.Is(err, store.ErrOutboundFull) {
+		f.Log.Warn("a server is not told that one of our users has left", "server", server, "room", p.Room, "err", err)
+		return nil
+	}
+	return err
 }
 
 // Knock asks to be let into a room, over make_knock and send_knock at one of via (or locally if we are in the room).
