@@ -48,6 +48,8 @@ const (
 	topicsOfRoom = 2
 	// maxCarried bounds the events of which is known to whom gossip carried them; what is forgotten goes by transaction too.
 	maxCarried = 4096
+	// gossipPatience is how long the parents of what has come are waited for before they are asked for: payloads overtake each other.
+	gossipPatience = time.Second
 	// gossipWorkers take in what was opened; gossipQueued payloads may wait for them, and of one server gossipQueuedOf. What finds no
 	// place is dropped.
 	gossipWorkers  = 4
@@ -612,7 +614,7 @@ func (f *Federation) takeOpened(ctx context.Context, o opened) error {
 		if run.room != o.room {
 			continue
 		}
-		if _, err := f.takeIn(ctx, run.room, run.events, o.origin); err != nil {
+		if _, err := f.takeInPatiently(ctx, run.room, run.events, o.origin, gossipPatience); err != nil {
 			return err
 		}
 	}

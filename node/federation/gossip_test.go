@@ -3,9 +3,11 @@ package federation
 import (
 	"bytes"
 	"fmt"
+	"net/http"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -409,6 +411,56 @@ func TestGossipPrivate(t *testing.T) {
 		}
 		if len(all) == 0 {
 			t.Error("nothing at all is sent to the stranger: nothing is heard")
+		}
+	})
+}
+
+// TestGossipPatience: payloads that overtake each other cost no question; what does not come is asked for when patience is over.
+func TestGossipPatience(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := &crowd{t: t, net: memnet.New()}
+		for _, name := range []string{"a", "b", "c"} {
+			c.add(t.Name()+name, nil)
+		}
+		a, b, far := c.hosts[0], c.hosts[1], c.hosts[2]
+		room := a.create("12", "public", "shared")
+		c.joinAll(room, c.hosts...)
+		time.Sleep(time.Minute)
+		cut(c.net, b, far)
+		b.gone(far)
+		var questions atomic.Int32
+		a.on(func(_ http.ResponseWriter, r *http.Request, _ []byte) bool {
+			if strings.Contains(r.URL.Path, "/get_missing_events/") {
+				questions.Add(1)
+			}
+			return false
+		})
+		say := func() *eventgraph.Event {
+			id := far.say(room, far.user("alice"), "something")
+			a.waitFor("it comes to a", id)
+			return a.event(id).Event
+		}
+		take := func(e *eventgraph.Event, patience time.Duration) {
+			if refused, err := b.takeInPatiently(t.Context(), room, []*eventgraph.Event{e}, far.server, patience); err != nil || len(refused) > 0 {
+				t.Fatal(refused, err)
+			}
+		}
+		first, second := say(), say()
+		take(second, gossipPatience)
+		time.Sleep(gossipPatience / 2)
+		if b.holds(second.ID()) {
+			t.Fatal("the second is held without the first")
+		}
+		take(first, gossipPatience)
+		time.Sleep(gossipPatience / 4)
+		if !b.holds(first.ID(), second.ID()) || questions.Load() > 0 {
+			t.Errorf("not both are held, or %d questions were put", questions.Load())
+		}
+		third, fourth := say(), say()
+		take(fourth, gossipPatience)
+		time.Sleep(gossipPatience + 100*time.Millisecond)
+		if !b.holds(third.ID(), fourth.ID()) || questions.Load() != 1 {
+			t.Errorf("what is missing is not held, or %d questions were put", questions.Load())
 		}
 	})
 }

@@ -56,6 +56,7 @@ type refusedFrom struct {
 type inboxRoom struct {
 	due      time.Time
 	earliest time.Time       // no visit before, see inboxShare
+	patient  time.Time       // nothing is asked for before: it may be on its way
 	visits   int             // without success
 	visited  bool            // being worked on
 	again    bool            // woken while visited
@@ -106,6 +107,11 @@ const (
 
 // reserve says whether one more event may wait in the room, and counts it.
 func (i *inbox) reserve(room eventgraph.RoomID, bytes int) bool {
+	return i.reservePatiently(room, bytes, 0)
+}
+
+// reservePatiently is reserve; if the event is the first that waits, nothing is asked for in the room while patience lasts.
+func (i *inbox) reservePatiently(room eventgraph.RoomID, bytes int, patience time.Duration) bool {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	r := i.rooms[room]
@@ -116,9 +122,19 @@ func (i *inbox) reserve(room eventgraph.RoomID, bytes int) bool {
 	if r.items >= maxWaiting || r.bytes+bytes > maxWaitingBytes {
 		return false
 	}
+	if r.items == 0 {
+		r.patient = i.now().Add(patience)
+	}
 	r.items++
 	r.bytes += bytes
 	return true
+}
+
+// isPatient says whether what is missing in a room that is visited is not to be asked for yet.
+func (i *inbox) isPatient(room eventgraph.RoomID) bool {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.now().Before(i.rooms[room].patient)
 }
 
 // counted notes what waits in a room that is visited.
@@ -226,6 +242,8 @@ func (i *inbox) done(room eventgraph.RoomID, empty, moved bool, read time.Durati
 	case empty:
 		delete(i.rooms, room)
 		return
+	case i.now().Before(r.patient):
+		r.due = r.patient
 	case moved:
 		r.visits = 0
 		r.due = i.now().Add(inboxPatience)
@@ -334,6 +352,9 @@ func (f *Federation) visit(ctx context.Context, room eventgraph.RoomID) (empty, 
 		moved = moved || taken > 0
 		if err != nil || len(w.events) == 0 {
 			return len(w.events) == 0, moved, read, err
+		}
+		if f.inbox.isPatient(room) {
+			break
 		}
 		next, ok := decide(w.wants(), f.holders(w), func(a ask) bool { return f.inbox.tried(room, a) })
 		if !ok || ctx.Err() != nil {

@@ -244,6 +244,11 @@ func (f *Federation) versionOf(room eventgraph.RoomID) (version eventgraph.RoomV
 
 // takeIn puts events of one room through Accept, those that miss something into the durable inbox. It returns why events were refused.
 func (f *Federation) takeIn(ctx context.Context, room eventgraph.RoomID, events []*eventgraph.Event, origin eventgraph.ServerName) (refused map[eventgraph.EventID]string, err error) {
+	return f.takeInPatiently(ctx, room, events, origin, 0)
+}
+
+// takeInPatiently is takeIn for events whose parents may be on their way: they are not asked for before patience is over.
+func (f *Federation) takeInPatiently(ctx context.Context, room eventgraph.RoomID, events []*eventgraph.Event, origin eventgraph.ServerName, patience time.Duration) (refused map[eventgraph.EventID]string, err error) {
 	refused = map[eventgraph.EventID]string{}
 	var waiting []*store.InboxItem
 	moved := false
@@ -256,7 +261,7 @@ func (f *Federation) takeIn(ctx context.Context, room eventgraph.RoomID, events 
 			refused[e.ID()] = refusal.Reason
 			f.inbox.refused.Add(refusedFrom{e.ID(), origin}, f.Now())
 		case errors.As(o.Err, &missing):
-			if !f.inbox.reserve(room, len(e.Raw())) {
+			if !f.inbox.reservePatiently(room, len(e.Raw()), patience) {
 				refused[e.ID()] = errTooManyWaiting.Error()
 				return
 			}
