@@ -83,17 +83,22 @@ func (f *Federation) budgetOf(peer eventgraph.PeerID) (l *rate.Limiter, stranger
 	if !known {
 		server = eventgraph.ServerName(peer) // who holds an invite token, and has not been asked who it is
 	}
-	b := f.budgets
+	return f.budgets.friend(server), false
+}
+
+// friend is a friend's budget.
+func (b *budgets) friend(server eventgraph.ServerName) *rate.Limiter {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if l = b.friends[server]; l == nil {
+	l := b.friends[server]
+	if l == nil {
 		if len(b.friends) >= maxBudgets {
 			maps.DeleteFunc(b.friends, func(_ eventgraph.ServerName, l *rate.Limiter) bool { return l.Tokens() >= friendSaved })
 		}
 		l = rate.NewLimiter(friendUnits, friendSaved)
 		b.friends[server] = l
 	}
-	return l, false
+	return l
 }
 
 // spend waits for so many units, at most so long; more than can be saved are as much as can be.
@@ -213,8 +218,8 @@ func (b *budgets) talks(room eventgraph.RoomID, server eventgraph.ServerName, no
 	return limit
 }
 
-// admitEvents waits until a server's events of a room may be taken in.
-func (f *Federation) admitEvents(ctx context.Context, origin eventgraph.ServerName, r run) error {
+// admitEvents waits, at most so long, until a server's events of a room may be taken in.
+func (f *Federation) admitEvents(ctx context.Context, origin eventgraph.ServerName, r run, patience time.Duration) error {
 	limit := f.budgets.talks(r.room, origin, time.Now())
 	if limit == nil {
 		return nil
@@ -223,5 +228,5 @@ func (f *Federation) admitEvents(ctx context.Context, origin eventgraph.ServerNa
 	for _, e := range r.events {
 		units += 1 + len(e.Raw())/talkBytes
 	}
-	return spend(ctx, limit, units, budgetWait)
+	return spend(ctx, limit, units, patience)
 }

@@ -600,7 +600,11 @@ func (f *Federation) takeGossip(ctx context.Context) error {
 	}
 }
 
+// takeOpened takes in a payload, or drops it if the server has used up what it may have us do: nobody's gossip waits for another's.
 func (f *Federation) takeOpened(ctx context.Context, o opened) error {
+	if err := spend(ctx, f.budgets.friend(o.origin), costRequest+len(o.plain)/costBody, 0); err != nil {
+		return err
+	}
 	var batch gossipBatch
 	if err := json.Unmarshal(o.plain, &batch); err != nil {
 		return err
@@ -613,6 +617,9 @@ func (f *Federation) takeOpened(ctx context.Context, o opened) error {
 	for _, run := range f.parsePDUs(o.origin, batch.PDUs, map[eventgraph.EventID]pduResult{}) {
 		if run.room != o.room {
 			continue
+		}
+		if err := f.admitEvents(ctx, o.origin, run, 0); err != nil {
+			return err
 		}
 		if _, err := f.takeInPatiently(ctx, run.room, run.events, o.origin, gossipPatience); err != nil {
 			return err

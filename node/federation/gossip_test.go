@@ -464,3 +464,28 @@ func TestGossipPatience(t *testing.T) {
 		}
 	})
 }
+
+// TestGossipFlood: what a server publishes beyond its budget is dropped without anybody waiting for it, and others' is taken in.
+func TestGossipFlood(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCrowd(t, 9, "shared", nil)
+		h, flooder := c.hosts[0], c.hosts[1]
+		began, taken := time.Now(), 0
+		for range 2 * friendSaved {
+			if h.takeOpened(t.Context(), opened{c.room, flooder.server, []byte(`{"pdus":[]}`)}) == nil {
+				taken++
+			}
+		}
+		if taken < friendSaved*9/10 || taken > friendSaved {
+			t.Errorf("%d of %d payloads at a time were taken, want about %d", taken, 2*friendSaved, friendSaved)
+		}
+		if took := time.Since(began); took > 0 {
+			t.Errorf("the others wait %v for it", took)
+		}
+		said := c.hosts[2].say(c.room, c.hosts[2].user("alice"), "heard all the same")
+		time.Sleep(200 * time.Millisecond)
+		if !h.holds(said) {
+			t.Error("another's event is held up")
+		}
+	})
+}

@@ -370,6 +370,9 @@ func (f *Federation) serveKeys(ctx context.Context, peer eventgraph.PeerID, stre
 	c := contact{server, peer, since}
 	ctx, cancel := context.WithTimeout(ctx, exchangeTimeout)
 	defer cancel()
+	if f.admitStream(ctx, peer) != nil {
+		return
+	}
 	release, err := take(ctx, f.gossip.serving)
 	if err != nil {
 		return

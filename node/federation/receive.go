@@ -100,7 +100,7 @@ func (f *Federation) serveSend(q *request) (any, error) {
 		return nil, inboxFull(err)
 	}
 	for _, run := range f.parsePDUs(q.origin, t.PDUs, answer.PDUs) {
-		if err := f.admitEvents(ctx, q.origin, run); err != nil {
+		if err := f.admitEvents(ctx, q.origin, run, budgetWait); err != nil {
 			return nil, err
 		}
 		refused, err := f.takeIn(ctx, run.room, run.events, q.origin)
