@@ -20,6 +20,7 @@ import (
 	"github.com/plexus-p2p/plexus/eventgraph"
 	"github.com/plexus-p2p/plexus/node"
 	"github.com/plexus-p2p/plexus/node/clientapi"
+	"github.com/plexus-p2p/plexus/p2ptransport"
 )
 
 // logs collects what a node logs.
@@ -53,10 +54,16 @@ func (l *logs) lines(words ...string) int {
 
 func runNode(t testing.TB, peers ...string) (*node.Node, *logs) {
 	t.Helper()
+	return runNodeOn(t, nil, peers...)
+}
+
+// runNodeOn is runNode with a transport made by the test; nil: libp2p.
+func runNodeOn(t testing.TB, transport func(p2ptransport.Config) (p2ptransport.Transport, error), peers ...string) (*node.Node, *logs) {
+	t.Helper()
 	l := &logs{}
 	n, err := node.Open(t.Context(), node.Config{
 		Dir: t.TempDir(), ClientAddrs: []string{"127.0.0.1:0"}, P2PAddrs: []string{"/ip4/127.0.0.1/udp/0/quic-v1"}, NoMDNS: true, Peers: peers,
-		Registration: clientapi.RegistrationOpen, NoRateLimits: true,
+		Registration: clientapi.RegistrationOpen, NoRateLimits: true, Transport: transport,
 		Log: slog.New(slog.NewTextHandler(l, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	})
 	if err != nil {
