@@ -9,7 +9,7 @@ import (
 // join gives the host a leg in another LAN as well.
 func (h *Host) join(t *testing.T, l *LAN, iface, addr string) {
 	t.Helper()
-	port := fmt.Sprintf("guest%d", h.number)
+	port := fmt.Sprintf("guest%d", lans.Add(1)) // of any number that is not taken
 	for _, args := range [][]string{
 		{"-n", l.bridge(), "link", "add", port, "type", "veth", "peer", "name", iface, "netns", h.Namespace},
 		{"-n", l.bridge(), "link", "set", port, "master", "br0", "up"},
