@@ -55,12 +55,22 @@ const (
 
 // budgets of all servers.
 type budgets struct {
+	ofFriend, ofTalker allowance // as the constants say, but for tests of other things
+
 	strangers *rate.Limiter
 
 	mu      sync.Mutex
 	friends map[eventgraph.ServerName]*rate.Limiter
 	rooms   map[eventgraph.RoomID]*talk
 }
+
+// allowance is so many units or events a second, of which so many may be saved up.
+type allowance struct {
+	rate  rate.Limit
+	saved int
+}
+
+func (a allowance) limiter() *rate.Limiter { return rate.NewLimiter(a.rate, a.saved) }
 
 // talk is who says something in a room: the last, and the last of the others.
 type talk struct {
@@ -70,7 +80,8 @@ type talk struct {
 }
 
 func newBudgets() *budgets {
-	return &budgets{strangers: rate.NewLimiter(strangeUnits, strangeSaved),
+	return &budgets{ofFriend: allowance{friendUnits, friendSaved}, ofTalker: allowance{talkEvents, talkSaved},
+		strangers: rate.NewLimiter(strangeUnits, strangeSaved),
 		friends: map[eventgraph.ServerName]*rate.Limiter{}, rooms: map[eventgraph.RoomID]*talk{}}
 }
 
@@ -93,9 +104,9 @@ func (b *budgets) friend(server eventgraph.ServerName) *rate.Limiter {
 	l := b.friends[server]
 	if l == nil {
 		if len(b.friends) >= maxBudgets {
-			maps.DeleteFunc(b.friends, func(_ eventgraph.ServerName, l *rate.Limiter) bool { return l.Tokens() >= friendSaved })
+			maps.DeleteFunc(b.friends, func(_ eventgraph.ServerName, l *rate.Limiter) bool { return l.Tokens() >= float64(l.Burst()) })
 		}
-		l = rate.NewLimiter(friendUnits, friendSaved)
+		l = b.ofFriend.limiter()
 		b.friends[server] = l
 	}
 	return l
@@ -207,12 +218,12 @@ func (b *budgets) talks(room eventgraph.RoomID, server eventgraph.ServerName, no
 	}
 	if limit = t.limits[server]; limit == nil {
 		if len(t.limits) >= maxTalkers {
-			maps.DeleteFunc(t.limits, func(_ eventgraph.ServerName, l *rate.Limiter) bool { return l.TokensAt(now) >= talkSaved })
+			maps.DeleteFunc(t.limits, func(_ eventgraph.ServerName, l *rate.Limiter) bool { return l.TokensAt(now) >= float64(l.Burst()) })
 		}
 		if len(t.limits) >= maxTalkers {
 			return nil
 		}
-		limit = rate.NewLimiter(talkEvents, talkSaved)
+		limit = b.ofTalker.limiter()
 		t.limits[server] = limit
 	}
 	return limit
@@ -228,5 +239,12 @@ func (f *Federation) admitEvents(ctx context.Context, origin eventgraph.ServerNa
 	for _, e := range r.events {
 		units += 1 + len(e.Raw())/talkBytes
 	}
-	return spend(ctx, limit, units, patience)
+	if err := spend(ctx, limit, units, patience); err != nil {
+		return err
+	}
+	// What is more than can be saved is paid for by those that come next.
+	for rest := units - talkSaved; rest > 0; rest -= talkSaved {
+		limit.ReserveN(time.Now(), min(rest, talkSaved))
+	}
+	return nil
 }

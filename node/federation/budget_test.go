@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 	"testing"
 	"time"
 
@@ -96,5 +97,29 @@ func TestTalkers(t *testing.T) {
 	}
 	if r := b.rooms["!1"]; r != nil && len(r.limits) > maxTalkers {
 		t.Errorf("%d servers of a room are kept", len(r.limits))
+	}
+}
+
+// TestLargeEventsAreDebts: a transaction of more than can be saved is taken in, and those that come next wait for all of it.
+func TestLargeEventsAreDebts(t *testing.T) {
+	t.Parallel()
+	hosts := newHosts(t, newWire(), "a", "b")
+	a, b := hosts[0], hosts[1]
+	room := a.create("12", "public", "shared")
+	b.join(room, b.user("bob"), a)
+	large := run{room: room}
+	for range 4 {
+		large.events = append(large.events, a.event(a.say(room, a.user("alice"), strings.Repeat("x", 60<<10))).Event)
+	}
+	for range 4 {
+		large.events = append(large.events, large.events...)
+	}
+	a.budgets.talks(room, a.server, time.Now())
+	if err := a.admitEvents(t.Context(), b.server, large, budgetWait); err != nil {
+		t.Fatal(err)
+	}
+	left := a.budgets.talks(room, b.server, time.Now()).Tokens()
+	if want := talkSaved - float64(len(large.events)*29); left > want {
+		t.Errorf("after %d events of 60 KiB %.0f units are left, want at most %.0f", len(large.events), left, want)
 	}
 }

@@ -404,8 +404,15 @@ func memberStreams(ctx context.Context, f *flood, worker int) error {
 
 // memberGarbage sends requests that are signed and wrong.
 func memberGarbage(ctx context.Context, f *flood, _ int) error {
-	_, _, err := f.member.call(ctx, "PUT", fmt.Sprint("/_matrix/federation/v1/send/g", f.next()), json.RawMessage(strings.Repeat("[", 9000)+strings.Repeat("]", 9000)))
+	_, _, err := f.member.call(ctx, "PUT", fmt.Sprint("/_matrix/federation/v1/send/g", f.next()), json.RawMessage(deepJSON()))
 	return err
+}
+
+// deepJSON is as deep as what is signed may be, many times over.
+func deepJSON() string {
+	const depth = 900
+	one := strings.Repeat("[", depth) + strings.Repeat("]", depth)
+	return "[" + strings.Repeat(one+",", 100) + one + "]"
 }
 
 // inventedID is the ID of no event.

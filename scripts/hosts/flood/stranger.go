@@ -172,7 +172,7 @@ func garbage(ctx context.Context, f *flood, worker int) error {
 	body := randomBytes(4096)
 	switch n % 5 {
 	case 0: // deep JSON, signed
-		_, _, err = s.call(ctx, "PUT", "/_matrix/federation/v1/send/x", json.RawMessage(strings.Repeat("[", 8000)+strings.Repeat("]", 8000)))
+		_, _, err = s.call(ctx, "PUT", "/_matrix/federation/v1/send/x", json.RawMessage(deepJSON()))
 	case 1:
 		_, _, err = s.exchange(ctx, fmt.Sprintf("PUT /_matrix/federation/v1/send/%d HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n", n, len(body)), body)
 	case 2: // a wrong signature
