@@ -92,10 +92,17 @@ func (j *joins) cancel(room eventgraph.RoomID) {
 	}
 }
 
-func (j *joins) set(ctx context.Context, working *sync.WaitGroup) {
+// open lets work begin, until end.
+func (j *joins) open(ctx context.Context, working *sync.WaitGroup) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.ctx, j.working, j.cancels = ctx, working, map[eventgraph.RoomID]map[*context.CancelFunc]bool{}
+}
+
+func (j *joins) end() {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.ctx = nil
 }
 
 // runJoins works on joins until ctx ends, first on those that an earlier run left.
@@ -108,7 +115,7 @@ func (f *Federation) runJoins(ctx context.Context) error {
 		return fmt.Errorf("read joins: %w", err)
 	}
 	var working sync.WaitGroup
-	f.joins.set(ctx, &working)
+	f.joins.open(ctx, &working)
 	for _, j := range left {
 		f.joins.begin(j.Room, func(ctx context.Context) {
 			if err := f.join(ctx, j.Room, j.User, nil, nil); err != nil && ctx.Err() == nil {
@@ -117,7 +124,7 @@ func (f *Federation) runJoins(ctx context.Context) error {
 		})
 	}
 	<-ctx.Done()
-	f.joins.set(nil, nil)
+	f.joins.end()
 	working.Wait()
 	return nil
 }

@@ -355,6 +355,7 @@ func TestBigJoin(t *testing.T) { // not in parallel: it measures memory
 	c.meet(a.host)
 	c.join(room, c.user("carol"), a.host)
 	c.arrived(room, a)
+	c.stop()
 	b.start()
 	b.meet(a.host)
 	var bytes atomic.Int64
@@ -416,9 +417,9 @@ func (h *memHost) arrived(room eventgraph.RoomID, other *memHost) {
 	}
 }
 
-// maxJoinGrowth, in MiB: caches of events and trie nodes (8 and 4 MiB at most) and of key documents, which fill, memory tables of the store (8 MiB
-// each), and what the join holds.
-const maxJoinGrowth = 40
+// maxJoinGrowth, in MiB, is for both nodes: caches of events and trie nodes (8 and 4 MiB at most in each) and of key documents, which fill, memory
+// tables of the stores and the tables that they are written to, and what the join holds. Of 5,000 members it has been 35 to 46.
+const maxJoinGrowth = 64
 
 type countedAnswer struct {
 	http.ResponseWriter

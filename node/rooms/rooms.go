@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
@@ -39,6 +40,7 @@ type Rooms struct {
 
 	verifying chan struct{}                        // a slot for each signature check under way: see keys.go
 	censuses  *lru.Cache[eventgraph.Hash, *census] // who is in a room, by state root: see servers.go
+	counted   atomic.Int64                         // servers in censuses
 
 	clocks clocks
 	crowds *crowds // rooms with many extremities: see merging.go
@@ -52,7 +54,10 @@ type Rooms struct {
 // Bounds on what is kept in memory between uses.
 const (
 	maxIdleRooms = 512 // each holds its record, extremities and one census
-	maxCensuses  = 256 // states whose servers are known; a census of a room of 1,000 servers takes about 100 KiB
+	maxCensuses  = 256 // states whose servers are known
+	// maxCensusServers bounds the servers counted in them together, of which each takes some 65 bytes: in a room of thousands each join makes
+	// another state.
+	maxCensusServers = 50_000
 )
 
 // ErrClosed: Close has been called.
@@ -70,7 +75,9 @@ func New(c Config) *Rooms {
 	if r.log == nil {
 		r.log = slog.New(slog.DiscardHandler)
 	}
-	r.censuses, _ = lru.New[eventgraph.Hash, *census](maxCensuses) // fails for sizes below 1 only
+	r.censuses, _ = lru.NewWithEvict(maxCensuses, func(_ eventgraph.Hash, c *census) { // fails for sizes below 1 only
+		r.counted.Add(-c.size())
+	})
 	return r
 }
 

@@ -3,6 +3,7 @@ package rooms
 import (
 	"errors"
 	"slices"
+	"strconv"
 	"testing"
 	"time"
 
@@ -116,5 +117,26 @@ func TestAuthChain(t *testing.T) {
 	}
 	if few, err := a.AuthChain([]eventgraph.EventID{said}, 2); err != nil || len(few) != 2 {
 		t.Errorf("with a limit of 2: %d, %v", len(few), err)
+	}
+}
+
+// Of who is in a room by a state only so much is remembered, however many servers are in it.
+func TestCensusesAreBounded(t *testing.T) {
+	t.Parallel()
+	a := newServer(t, "a")
+	const each = maxCensusServers / 10
+	for i := range 50 {
+		c := &census{root: eventgraph.Hash{byte(i + 1)}, joined: map[eventgraph.ServerName]int{}}
+		for n := range each {
+			c.joined[eventgraph.ServerName(strconv.Itoa(n))] = 1
+		}
+		a.remember(c)
+		a.remember(c)
+		if got := a.counted.Load(); got > maxCensusServers || got != int64(a.censuses.Len()*each) {
+			t.Fatalf("%d servers counted in %d censuses", got, a.censuses.Len())
+		}
+	}
+	if got := a.censuses.Len(); got != 10 {
+		t.Errorf("%d censuses are remembered, want 10", got)
 	}
 }

@@ -138,12 +138,24 @@ func (r *Rooms) census(room eventgraph.RoomID, root eventgraph.Hash) (*census, e
 	if err != nil {
 		return nil, fmt.Errorf("servers of %s: %w", room, err)
 	}
-	r.censuses.Add(root, c)
+	r.remember(c)
 	rm.mu.Lock()
 	rm.census = c
 	rm.mu.Unlock()
 	return c, nil
 }
+
+// remember keeps a census, and as many of those used last as maxCensusServers allows.
+func (r *Rooms) remember(c *census) {
+	if known, _ := r.censuses.ContainsOrAdd(c.root, c); known {
+		return
+	}
+	for all := r.counted.Add(c.size()); all > maxCensusServers && r.censuses.Len() > 1; all = r.counted.Load() {
+		r.censuses.RemoveOldest()
+	}
+}
+
+func (c *census) size() int64 { return int64(len(c.joined) + len(c.invited)) }
 
 // countFrom counts the state at root, from one counted before.
 func (r *Rooms) countFrom(last *census, root eventgraph.Hash) (*census, error) {
