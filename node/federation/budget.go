@@ -82,7 +82,7 @@ type talk struct {
 func newBudgets() *budgets {
 	return &budgets{ofFriend: allowance{friendUnits, friendSaved}, ofTalker: allowance{talkEvents, talkSaved},
 		strangers: rate.NewLimiter(strangeUnits, strangeSaved),
-		friends: map[eventgraph.ServerName]*rate.Limiter{}, rooms: map[eventgraph.RoomID]*talk{}}
+		friends:   map[eventgraph.ServerName]*rate.Limiter{}, rooms: map[eventgraph.RoomID]*talk{}}
 }
 
 // budgetOf is the budget of a peer: its server's, or that of all strangers.

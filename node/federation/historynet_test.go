@@ -16,6 +16,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"github.com/plexus-p2p/plexus/eventgraph"
 	"github.com/plexus-p2p/plexus/node/ephemeral"
 	"github.com/plexus-p2p/plexus/node/rooms"
@@ -275,6 +277,9 @@ func (s *station) start() error {
 		Local: &people{server: s.name}, Now: s.now, Log: log,
 		KeyDocument: func() *eventgraph.KeyDocument { return s.document },
 	})
+	// Budgets are counted in real time, of which a history takes little.
+	unlimited := allowance{rate.Inf, 1}
+	s.fed.budgets.ofFriend, s.fed.budgets.ofTalker, s.fed.budgets.strangers = unlimited, unlimited, unlimited.limiter()
 	s.senders = &couriers{all: map[eventgraph.ServerName]*courier{}, run: func(*courier) {}}
 	var err error
 	if s.looked, err = s.fed.beginFollowing(); err != nil {
