@@ -43,7 +43,7 @@ type strangerHost struct {
 func (s *strangerHost) hear(p protocol.ID, from network.Stream) {
 	buf := make([]byte, 64<<10)
 	for {
-		_ = from.SetReadDeadline(time.Now().Add(time.Second))
+		_ = from.SetReadDeadline(time.Now().Add(500 * time.Millisecond))
 		n, err := from.Read(buf)
 		s.mu.Lock()
 		if s.got[p] == nil {
@@ -85,10 +85,11 @@ func (s *strangerHost) try(t *testing.T, to peer.ID, p protocol.ID) {
 	all.Wait()
 }
 
-// TestStranger: a room of ten servers, in which gossip runs, is told by nothing that a stranger gets who is connected to all of them from
+// TestStranger: a room of nine servers, in which gossip runs, is told by nothing that a stranger gets who is connected to all of them from
 // the beginning, tries every protocol with every node, and listens to whatever they send.
 func TestStranger(t *testing.T) {
-	const servers = 10
+	t.Parallel()
+	const servers = 9
 	lh, err := libp2p.New(libp2p.ListenAddrStrings("/ip4/127.0.0.1/udp/0/quic-v1"), libp2p.DisableRelay())
 	if err != nil {
 		t.Fatal(err)
@@ -147,7 +148,9 @@ func TestStranger(t *testing.T) {
 	}
 	within(t, 60*time.Second, "gossip in the room", func() bool {
 		said = append(said, users[len(said)%servers].say(room, body))
-		arrives(said[len(said)-1])
+		if len(said) > 1 {
+			arrives(said[len(said)-2])
+		}
 		return gossiped() > servers
 	})
 	var all sync.WaitGroup
@@ -209,6 +212,7 @@ func within(t *testing.T, limit time.Duration, what string, check func() bool) {
 // TestBannedServerAsks: a server that was banned asks by every endpoint of the server-server API for what was said afterwards, whose IDs
 // it knows, and gets none of it; nor is any sent to it. The ban itself it gets.
 func TestBannedServerAsks(t *testing.T) {
+	t.Parallel()
 	n, _ := runNode(t)
 	alice := register(t, n, "alice")
 	p := newPlainPeer(t, n.ServerName(), n.P2PAddrs())

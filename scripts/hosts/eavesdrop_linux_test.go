@@ -15,7 +15,6 @@ import (
 
 // tapped is every frame that passes the bridge of a LAN.
 type tapped struct {
-	mu     sync.Mutex
 	bytes  []byte
 	frames int
 	lost   int

@@ -44,7 +44,7 @@ func newPair(t *testing.T, before func(h *Host), flags ...string) *pair {
 	p.a, p.b = sdkClient(t, p.hostA), nioClient(t, p.hostB)
 	p.a.enter(fileA, "alice", false)
 	p.b.enter(fileB, "bob", false)
-	eventually(t, time.Minute, "the nodes connected", func() bool { return connected(t, p.hostA, fileB.PeerID) })
+	eventually(t, 2*time.Minute, "the nodes connected", func() bool { return connected(t, p.hostA, fileB.PeerID) })
 	p.room = meet(t, p.a, p.b, args{"name": "Harbour"})
 	return p
 }
@@ -69,6 +69,7 @@ const resumeLimit = 3 * time.Second
 // TestLinkDownAndUp pulls the cable, lets both sides send, puts it back, and wants what was sent then and before within 3 s. A cable
 // pulled at the bridge shows at one end, a cut in the middle of the network at none. 5 s is less, and 45 s is more than libp2p's patience.
 func TestLinkDownAndUp(t *testing.T) {
+	t.Parallel()
 	for _, way := range []struct {
 		name   string
 		middle bool

@@ -48,6 +48,7 @@ func through(t *testing.T, h *Host, peer eventgraph.PeerID) string {
 // TestNATs: two people, each behind a router that lets nothing in, share a room with a friend whose node relays. They talk through it, and
 // where the routers let holes be made, directly soon; where they do not, it goes on through the relay.
 func TestNATs(t *testing.T) {
+	t.Parallel()
 	for _, wall := range []bool{false, true} {
 		name, want := "holes", "direct"
 		if wall {
