@@ -2,7 +2,10 @@ package p2ptransport_test
 
 import (
 	"crypto/ed25519"
+	"flag"
 	"os"
+	"runtime"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -17,6 +20,11 @@ func TestMain(m *testing.M) {
 		_, args, _ := strings.Cut(strings.Join(os.Args, " "), " -- ")
 		runNode(args)
 		return
+	}
+	// Most of these tests wait, for a dead link to be noticed or a dial to fail: more of them at a time than there are processors.
+	flag.Parse()
+	if f := flag.Lookup("test.parallel"); f != nil && f.Value.String() == f.DefValue {
+		_ = f.Value.Set(strconv.Itoa(max(6, runtime.GOMAXPROCS(0))))
 	}
 	goleak.VerifyTestMain(m)
 }

@@ -35,8 +35,10 @@ const (
 	// reachAgain is when an address is asked about anew, whatever the answer was: routers are started anew and set up otherwise. A question
 	// costs some 10 KiB.
 	reachAgain = time.Hour
-	// reachRetry is when to ask again when there was no answer. libp2p asks one server no more often.
-	reachRetry = 2*time.Minute + time.Second
+	// reachRetry is when to look again whether somebody can be asked, doubled up to reachSeldom: AutoNAT learns of a relay when we do, before or
+	// after. It asks one server every two minutes at most.
+	reachRetry  = time.Second
+	reachSeldom = 2 * time.Minute
 	// reachTimeout of one question.
 	reachTimeout = 30 * time.Second
 )
@@ -153,12 +155,15 @@ func (r *reach) look() {
 func (r *reach) run() {
 	timer := time.NewTimer(reachAgain)
 	defer timer.Stop()
+	failed := 0
 	for {
 		next, wait := r.due(time.Now())
 		if next != nil {
-			wait = 0
-			if !r.ask(next) {
-				wait = reachRetry
+			if r.ask(next) {
+				failed = 0
+			} else {
+				wait = min(reachRetry<<min(failed, 10), reachSeldom)
+				failed++
 			}
 		}
 		if wait > 0 {
