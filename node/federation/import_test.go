@@ -432,3 +432,82 @@ func (c *countedAnswer) Write(b []byte) (int, error) {
 }
 
 func (c *countedAnswer) Unwrap() http.ResponseWriter { return c.ResponseWriter }
+
+// halfJoined lets bob of b into a room of a, of which nothing more comes until go on is called.
+func halfJoined(t *testing.T) (a, b *memHost, room eventgraph.RoomID, joined chan error, goOn func()) {
+	t.Helper()
+	hosts := newMemHosts(t, memnet.New(), "a", "b")
+	a, b = hosts[0], hosts[1]
+	room = a.create("12", "public", "shared")
+	var open atomic.Bool
+	a.on(func(w http.ResponseWriter, r *http.Request, _ []byte) bool {
+		switch {
+		case open.Load():
+		case strings.Contains(r.RequestURI, "/send_join/"):
+			cutAfter(*a.handler.Load(), w, r, 100)
+		case strings.Contains(r.RequestURI, "/state"):
+			panic(http.ErrAbortHandler)
+		}
+		return false
+	})
+	joined = make(chan error, 1)
+	go func() { joined <- b.Join(t.Context(), room, b.user("bob"), names([]*host{a.host}), nil) }()
+	b.wait("bob to be let in", func() bool { return b.letIn(room, b.user("bob")) })
+	return a, b, room, joined, func() { open.Store(true) }
+}
+
+// TestEarlyEventsWait: what is said in a room of which not all has come waits, and is there when the room is.
+func TestEarlyEventsWait(t *testing.T) {
+	t.Parallel()
+	a, b, room, joined, goOn := halfJoined(t)
+	answered := make(chan struct{}, 10)
+	b.on(func(w http.ResponseWriter, r *http.Request, _ []byte) bool {
+		(*b.handler.Load()).ServeHTTP(w, r)
+		if strings.Contains(r.RequestURI, "/send/") {
+			answered <- struct{}{}
+		}
+		return true
+	})
+	said := a.say(room, a.user("alice"), "early")
+	<-answered
+	err := b.Store.View(func(r *store.Reader) error {
+		waits, err := r.InboxHas(room, said)
+		if !waits {
+			t.Error("it does not wait")
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	goOn()
+	if err := <-joined; err != nil {
+		t.Fatal(err)
+	}
+	b.waitFor("what was said meanwhile", said)
+	sameState(t, room, a, b)
+}
+
+// TestJoinGivenUp: a room of which not all has come can be left.
+func TestJoinGivenUp(t *testing.T) {
+	t.Parallel()
+	a, b, room, joined, goOn := halfJoined(t)
+	if err := b.Leave(t.Context(), room, b.user("bob"), "too slow"); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-joined; err == nil {
+		t.Error("joined a room that was left")
+	}
+	if j, staged := b.leftOfJoin(room); j != nil || staged > 0 {
+		t.Errorf("left: %+v, %d events", j, staged)
+	}
+	goOn()
+	a.wait("bob to have left", func() bool { return a.membership(room, b.user("bob")) == "leave" })
+	if err := b.Leave(t.Context(), room, b.user("bob"), ""); err == nil {
+		t.Error("left twice")
+	}
+	if err := b.Join(t.Context(), room, b.user("bob"), names([]*host{a.host}), nil); err != nil {
+		t.Fatalf("coming back: %v", err)
+	}
+	sameState(t, room, a, b)
+}
