@@ -348,7 +348,16 @@ func (f *Federation) claimedState(ctx context.Context, server eventgraph.ServerN
 	if err != nil {
 		return nil, err
 	}
-	if len(missing) > maxSingly {
+	if len(missing) > 0 && len(missing) <= maxSingly {
+		if err := f.fetchOutliers(ctx, server, room, missing); err != nil {
+			return nil, err
+		}
+		// An event of the state may be hidden from us by history visibility, or lost on the way; the state as such is not.
+		if missing, err = f.notHeld(ids.PDUIDs); err != nil {
+			return nil, err
+		}
+	}
+	if len(missing) > 0 {
 		var whole struct {
 			AuthChain []json.RawMessage `json:"auth_chain"`
 			PDUs      []json.RawMessage `json:"pdus"`
@@ -358,10 +367,6 @@ func (f *Federation) claimedState(ctx context.Context, server eventgraph.ServerN
 		}
 		events := append(parseAll(room.Version, whole.AuthChain), parseAll(room.Version, whole.PDUs)...)
 		if err := f.acceptOutliers(ctx, server, events...); err != nil {
-			return nil, err
-		}
-	} else if len(missing) > 0 {
-		if err := f.fetchOutliers(ctx, server, room, missing); err != nil {
 			return nil, err
 		}
 	}

@@ -45,6 +45,29 @@ join b3 0
 unban a3 a3
 kick b3 a1
 invite a1 a3`},
+	{"a server took in its removal on a claimed state of which an event was not to be had", `
+room 4 12 public joined a1=50 a2=100 a3=100
+join a1 0
+join a2 0
+join a3 0
+send 3 2 late=send
+inbox 2
+unban a2 a1
+send 2 3
+leave a2 hold=make_leave
+join a2 3
+kick a3 a1
+send 3 2
+send 3 1 twice=send
+inbox 1
+invite a2 a1
+join a1 2`},
+	{"a banned server was given the room's state of later with its unban", `
+room 3 10 public joined a2=100
+join a1 0
+ban a0 a1
+join a2 0
+unban a0 a1`},
 }
 
 func TestFoundHistories(t *testing.T) { // not parallel, as TestHistories

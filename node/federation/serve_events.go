@@ -269,8 +269,22 @@ func (f *Federation) stateIDs(room eventgraph.RoomID, root eventgraph.Hash) ([]e
 	return ids, err
 }
 
-func (f *Federation) serveState(q *request) (any, error) {
+// eventWithState is an event whose state the origin may have: it is in the room, or was before or after the event. A removed server sees what is done
+// to its users later, an unban say, and no more than that of what the room has become.
+func (f *Federation) eventWithState(q *request) (*store.StoredEvent, error) {
 	e, err := f.eventInRoom(q, q.URL.Query().Get("event_id"))
+	if err != nil {
+		return nil, err
+	}
+	room := e.RoomID()
+	if f.Rooms.InRoom(room, q.origin) || f.Rooms.InRoomAt(room, e.StateBefore, q.origin) || f.Rooms.InRoomAt(room, e.StateAfter, q.origin) {
+		return e, nil
+	}
+	return nil, errNotSeen
+}
+
+func (f *Federation) serveState(q *request) (any, error) {
+	e, err := f.eventWithState(q)
 	if err != nil {
 		return nil, err
 	}
@@ -288,7 +302,7 @@ type stateIDsAnswer struct {
 }
 
 func (f *Federation) serveStateIDs(q *request) (any, error) {
-	e, err := f.eventInRoom(q, q.URL.Query().Get("event_id"))
+	e, err := f.eventWithState(q)
 	if err != nil {
 		return nil, err
 	}
