@@ -61,6 +61,7 @@ func TestHistories(t *testing.T) { // not parallel: it puts its own random numbe
 		s := newScript(*flagSeed, n)
 		w, err := play(t.Context(), s, nil, nil)
 		if err != nil {
+			fmt.Printf("history %d of seed %d: %v\nnow it is made shorter\n", n, *flagSeed, err)
 			shortest := minimise(t, s, err)
 			_, again := play(t.Context(), shortest, nil, nil)
 			t.Fatalf("history %d of seed %d: %v\n\nplay it again: scripts/fedhistories -seed %d -history %d\nminimised, for -script FILE:\n%s%v",

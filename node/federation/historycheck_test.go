@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/eventgraph/canonicaljson"
 	"github.com/plexus-p2p/plexus/store"
 )
 
@@ -199,12 +200,16 @@ func (w *world) resolved() uint8 {
 	var differ []string
 	for i, s := range w.stations {
 		in := w.mask(s)
-		if in&(1<<i) == 0 || slices.Contains(groups, in) {
+		if in&(1<<i) == 0 || slices.ContainsFunc(groups, func(g uint8) bool { return g&(1<<i) != 0 && g&^in == 0 }) {
 			continue
 		}
-		same := true
+		same, mute := true, uint8(0)
 		for j, other := range w.stations {
 			if in&(1<<j) == 0 || i == j {
+				continue
+			}
+			if w.apart(s, other) {
+				mute |= 1 << j
 				continue
 			}
 			if theirs := other.record(); theirs == nil || theirs.State != s.record().State {
@@ -213,7 +218,7 @@ func (w *world) resolved() uint8 {
 			}
 		}
 		if same {
-			groups = append(groups, in)
+			groups = append(groups, in&^mute)
 		}
 	}
 	switch {
@@ -227,6 +232,27 @@ func (w *world) resolved() uint8 {
 		w.alarm("several groups", "%08b each for themselves; %s", groups, strings.Join(differ, "\n"))
 	}
 	return 0
+}
+
+// apart says whether a station that others take for joined has itself out of the room by an extremity that they have soft-failed: it was allowed by
+// the room as it was when it came there, not as it was when it came to them. So it cannot send the further event that would bring them together.
+func (w *world) apart(s, other *station) bool {
+	if other.record() == nil || w.mask(other)&(1<<other.index) != 0 {
+		return false
+	}
+	found := false
+	s.store.View(func(r *store.Reader) error {
+		for _, id := range other.record().Forward {
+			if e, err := r.Event(id); err == nil && e.Verdict == store.SoftFailed {
+				found = true
+			}
+		}
+		return nil
+	})
+	if found {
+		w.mute++
+	}
+	return found
 }
 
 // difference is what two stations' states differ in.
@@ -309,12 +335,25 @@ func (w *world) checkComplete(i int, in uint8, held []holding) {
 			if ours := held[i].events[id]; ours != nil && ours.Verdict != store.Outlier {
 				continue
 			}
+			if !w.accepted(id, in, held) {
+				continue // soft-failed by all: whoever joined after it has nothing that leads to it
+			}
 			if may, err := other.rooms.MaySeeServer(w.stations[i].name, e); err != nil || may {
 				w.alarm("event missing", "%d does not hold %s (may see: %v, %v)", i, w.name(id), may, err)
 				return
 			}
 		}
 	}
+}
+
+// accepted says whether one of the stations has accepted the event.
+func (w *world) accepted(id eventgraph.EventID, in uint8, held []holding) bool {
+	for i := range held {
+		if e := held[i].events[id]; in&(1<<i) != 0 && e != nil && e.Verdict == store.Accepted {
+			return true
+		}
+	}
+	return false
 }
 
 // checkVerdicts: what one rejects nobody accepts.
@@ -401,7 +440,7 @@ func (w *world) checkRemoved(held []holding) {
 				if maker.rooms.InRoomAt(w.room, e.StateBefore, gone.name) || maker.rooms.InRoomAt(w.room, e.StateAfter, gone.name) {
 					continue
 				}
-				if own[y][id] {
+				if own[y][id] || w.invited(maker, e.StateBefore, gone) || w.invited(maker, e.StateAfter, gone) {
 					continue
 				}
 				if !w.excused(id, y, held) {
@@ -437,9 +476,26 @@ func (w *world) addressed(y int, held []holding) map[eventgraph.EventID]bool {
 
 // worldReadable says whether anybody may see the event.
 func (w *world) worldReadable(s *station, e *store.StoredEvent) bool {
-	for _, root := range []eventgraph.Hash{e.StateBefore, e.StateAfter} {
-		v, err := s.rooms.StateAt(w.room, root).Event(eventgraph.StateTuple{Type: "m.room.history_visibility"})
-		if err == nil && v != nil && strings.Contains(string(v.Content()), "world_readable") {
+	return w.visibility(s, e.StateBefore) == "world_readable" || w.visibility(s, e.StateAfter) == "world_readable"
+}
+
+func (w *world) visibility(s *station, root eventgraph.Hash) string {
+	e, err := s.rooms.StateAt(w.room, root).Event(eventgraph.StateTuple{Type: "m.room.history_visibility"})
+	if err != nil || e == nil {
+		return ""
+	}
+	v, _ := canonicaljson.GetString(e.Content(), "history_visibility")
+	return v
+}
+
+// invited says whether a user of the other station is invited in a state that the invited may see.
+func (w *world) invited(s *station, root eventgraph.Hash, other *station) bool {
+	if w.visibility(s, root) != "invited" {
+		return false
+	}
+	for _, letter := range []string{"a", "b"} {
+		key := string(w.user(fmt.Sprint(letter, other.index)))
+		if e, err := s.rooms.StateAt(w.room, root).Event(eventgraph.StateTuple{Type: "m.room.member", Key: key}); err == nil && e != nil && e.Membership() == "invite" {
 			return true
 		}
 	}
@@ -448,7 +504,7 @@ func (w *world) worldReadable(s *station, e *store.StoredEvent) bool {
 
 // excused says whether somebody who held the event took station y for joined then, or later.
 func (w *world) excused(id eventgraph.EventID, y int, held []holding) bool {
-	for z := range w.stations {
+	for z, s := range w.stations {
 		e := held[z].events[id]
 		if z == y || e == nil {
 			continue
@@ -457,6 +513,19 @@ func (w *world) excused(id eventgraph.EventID, y int, held []holding) bool {
 			if m.joined[z]&(1<<y) != 0 && (m.position[z] >= e.Position || i+1 < len(w.past) && w.past[i+1].position[z] >= e.Position) {
 				return true
 			}
+		}
+		joined := false // within a step
+		s.store.View(func(r *store.Reader) error {
+			return r.RoomChanges(w.room, max(e.Position, 1)-1, s.store.Position(), func(_ store.Position, id eventgraph.EventID) (bool, error) {
+				then, err := r.Event(id)
+				if err == nil {
+					joined = s.rooms.InRoomAt(w.room, then.RoomState, w.stations[y].name)
+				}
+				return !joined, err
+			})
+		})
+		if joined {
+			return true
 		}
 	}
 	return false
@@ -468,6 +537,7 @@ func (w *world) count(c *tally) {
 	c.stations += len(w.stations)
 	c.steps += w.step
 	c.requests += int(w.requests)
+	c.mute += w.mute
 	held := w.holdings()
 	seen := map[eventgraph.EventID]uint8{}
 	for i := range held {
@@ -514,6 +584,7 @@ func (w *world) any(id eventgraph.EventID, held []holding) *store.StoredEvent {
 type tally struct {
 	histories, stations, steps, requests int
 	events, merges, gaps, joined, gone   int
+	mute                                 int // servers that others took for joined and that could not speak: see apart
 	verdicts                             [5]int
 	served                               map[string]int
 }
@@ -530,6 +601,7 @@ func (c *tally) add(o *tally) {
 	c.gaps += o.gaps
 	c.joined += o.joined
 	c.gone += o.gone
+	c.mute += o.mute
 	for v, n := range o.verdicts {
 		c.verdicts[v] += n
 	}
@@ -539,6 +611,6 @@ func (c *tally) add(o *tally) {
 }
 
 func (c *tally) String() string {
-	return fmt.Sprintf("%d histories, %d nodes, %d steps, %d requests; %d events, %d of them merges, soft-failed somewhere %d, rejected somewhere %d, outliers somewhere %d, gaps %d; at the end %d joined, %d gone",
-		c.histories, c.stations, c.steps, c.requests, c.events, c.merges, c.verdicts[store.SoftFailed], c.verdicts[store.Rejected], c.verdicts[store.Outlier], c.gaps, c.joined, c.gone)
+	return fmt.Sprintf("%d histories, %d nodes, %d steps, %d requests; %d events, %d of them merges, soft-failed somewhere %d, rejected somewhere %d, outliers somewhere %d, gaps %d; at the end %d joined, %d gone, %d mute",
+		c.histories, c.stations, c.steps, c.requests, c.events, c.merges, c.verdicts[store.SoftFailed], c.verdicts[store.Rejected], c.verdicts[store.Outlier], c.gaps, c.joined, c.gone, c.mute)
 }

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/eventgraph/auth"
 	"github.com/plexus-p2p/plexus/node/rooms"
 	"github.com/plexus-p2p/plexus/store"
 )
@@ -47,6 +48,7 @@ type world struct {
 	served   map[string]int
 	failed   *failure // the first
 	tally    *tally   // of a history without failure
+	mute     int
 }
 
 // failure is what a history must not show.
@@ -332,9 +334,13 @@ func (w *world) free(i int) error {
 // deed does what a user does at a client of theirs.
 func (w *world) deed(s *station, what string, u eventgraph.UserID, args []string) error {
 	args = append(args, "", "")
+	whom := args[0]
+	if what == "fork" {
+		whom = args[len(args)-3]
+	}
 	var v eventgraph.UserID
-	if len(args[0]) == 2 && args[0][1] >= '0' && home(args[0]) < len(w.stations) {
-		v = w.user(args[0])
+	if len(whom) == 2 && whom[1] >= '0' && home(whom) < len(w.stations) {
+		v = w.user(whom)
 	}
 	empty := ""
 	send := func(kind string, key *string, content any) error {
@@ -396,6 +402,8 @@ func (w *world) deed(s *station, what string, u eventgraph.UserID, args []string
 		return w.setPower(s, send, args[1], args[0])
 	case "redact":
 		return w.redact(s, u, args[0])
+	case "fork":
+		return w.fork(s, u, v, args)
 	}
 	return errUnknownStep
 }
@@ -453,6 +461,70 @@ func (w *world) redact(s *station, u eventgraph.UserID, which string) error {
 	_, err = s.rooms.Send(w.ctx, rooms.Draft{
 		Room: w.room, Sender: u, Type: "m.room.redaction", Content: json.RawMessage(`{}`), Redacts: said[n%len(said)],
 	})
+	return err
+}
+
+// fork makes an event on one of the past, as a server does that does not heed what it knows, and sends it to all that it reaches.
+func (w *world) fork(s *station, u, v eventgraph.UserID, args []string) error {
+	n, err := strconv.Atoi(args[0])
+	if err != nil {
+		return errUnknownStep
+	}
+	var past []*store.StoredEvent
+	err = s.store.View(func(r *store.Reader) error {
+		return r.Timeline(w.room, firstOrder, false, func(e *store.StoredEvent) (bool, error) {
+			if e.StateAfter != (eventgraph.Hash{}) {
+				past = append(past, e)
+			}
+			return true, nil
+		})
+	})
+	if err != nil || len(past) == 0 {
+		return err
+	}
+	on := past[n%len(past)]
+	empty, victim, self := "", string(v), string(u)
+	d := eventgraph.Draft{
+		RoomID: w.room, Sender: u, Type: "m.room.message", Content: json.RawMessage(fmt.Sprintf(`{"body":"step %d","msgtype":"m.text"}`, w.step)),
+		PrevEvents: []eventgraph.EventID{on.ID()}, Depth: on.Depth() + 1, OriginServerTS: on.OriginServerTS() + 1,
+	}
+	switch args[1] {
+	case "topic":
+		d.Type, d.StateKey, d.Content = "m.room.topic", &empty, json.RawMessage(fmt.Sprintf(`{"topic":"fork %d"}`, w.step))
+	case "ban":
+		d.Type, d.StateKey, d.Content = "m.room.member", &victim, json.RawMessage(`{"membership":"ban"}`)
+	case "power":
+		d.Type, d.StateKey, d.Content = "m.room.power_levels", &empty, json.RawMessage(`{"users":{"`+victim+`":50},"state_default":50}`)
+	case "join":
+		d.Type, d.StateKey, d.Content = "m.room.member", &self, json.RawMessage(`{"membership":"join"}`)
+	}
+	state := s.rooms.StateAt(w.room, on.StateAfter)
+	for _, t := range auth.Selection(on.Version(), d) {
+		id, ok, err := state.EventID(t)
+		if err != nil {
+			return err
+		}
+		if ok {
+			d.AuthEvents = append(d.AuthEvents, id)
+		}
+	}
+	e, err := eventgraph.Build(on.Version(), d, s.key)
+	if err != nil {
+		return err
+	}
+	result, err := s.rooms.Accept(w.ctx, e, rooms.Basis{})
+	if err != nil || result.Verdict == store.Accepted {
+		return err // and then the sender sends it
+	}
+	body, err := marshal(transaction{Origin: s.name, OriginServerTS: s.now().UnixMilli(), PDUs: []json.RawMessage{e.Raw()}})
+	if err != nil {
+		return err
+	}
+	for _, to := range w.stations {
+		if s.linked(to) {
+			err = errors.Join(err, s.fed.putTransaction(w.ctx, to.name, fmt.Sprint("fork ", w.step), body))
+		}
+	}
 	return err
 }
 

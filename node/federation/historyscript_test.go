@@ -49,6 +49,7 @@ type scripter struct {
 	*rand.Rand
 	script
 	users    []string // a0, a1, b1, …
+	strong   []string // those of them who have power at first
 	faulty   int      // of so many requests one meets a fault; 0: none
 	eager    int      // percent of the others that an act is sent to at once
 	meetings int      // percent of acts after which some pair meets
@@ -75,8 +76,12 @@ func newScript(seed, number uint64) *script {
 			}
 			user := letter + strconv.Itoa(i)
 			g.users = append(g.users, user)
-			if p := []int{100, 100, 100, 50, 50, 0, 0}[g.IntN(7)]; p > 0 && user != "a0" {
+			p := []int{100, 100, 100, 50, 50, 0, 0}[g.IntN(7)]
+			if p > 0 && user != "a0" {
 				powers = append(powers, fmt.Sprintf("%s=%d", user, p))
+			}
+			if p > 0 || user == "a0" {
+				g.strong = append(g.strong, user)
 			}
 		}
 	}
@@ -95,7 +100,16 @@ func (g *scripter) add(format string, args ...any) {
 }
 
 func (g *scripter) user() string { return g.users[g.IntN(len(g.users))] }
-func (g *scripter) node() int    { return g.IntN(g.nodes) }
+
+// doer is a user who may well do something: one with power, mostly.
+func (g *scripter) doer() string {
+	if g.IntN(5) > 0 {
+		return g.strong[g.IntN(len(g.strong))]
+	}
+	return g.user()
+}
+
+func (g *scripter) node() int { return g.IntN(g.nodes) }
 
 // home is the node of a user.
 func home(user string) int { return int(user[1] - '0') }
@@ -171,10 +185,10 @@ func (g *scripter) act() {
 		g.add("inbox %d%s", g.node(), g.fault("get_missing_events", "event", "state_ids", "event_auth"))
 		return
 	}
-	u := g.user()
+	u := g.doer()
 	g.deed(u)
 	if g.IntN(3) == 0 { // several at the same time
-		v := g.user()
+		v := g.doer()
 		g.deed(v)
 		g.spread(home(v))
 	}
@@ -196,29 +210,34 @@ func (g *scripter) meet() {
 // deed is what a user does.
 func (g *scripter) deed(u string) {
 	v := g.user()
-	switch g.IntN(30) {
+	if v == u {
+		v = g.user()
+	}
+	switch g.IntN(32) {
 	case 0, 1, 2, 3, 4:
 		g.add("say %s", u)
 	case 5, 6, 7:
 		g.add("topic %s t%d", u, g.IntN(1000))
 	case 8:
 		g.add("name %s n%d", u, g.IntN(1000))
-	case 9, 10, 11:
+	case 9, 10:
 		g.add("ban %s %s", u, v)
-	case 12, 13:
+	case 11:
 		g.add("kick %s %s", u, v)
-	case 14, 15:
+	case 12, 13:
 		g.add("unban %s %s", u, v)
-	case 16, 17, 18:
+	case 14, 15, 16:
 		g.add("power %s %s %d", u, v, []int{0, 50, 50, 99, 100}[g.IntN(5)])
-	case 19:
+	case 17:
 		g.add("power %s %s %d", u, u, []int{0, 50}[g.IntN(2)])
-	case 20, 21, 22, 23:
-		if g.IntN(2) == 0 {
+	case 18, 19, 20, 21, 22:
+		if g.IntN(3) > 0 {
 			g.add("invite %s %s%s", u, v, g.fault("invite"))
 		}
-		g.add("join %s %d%s", v, g.node(), g.fault("make_join", "send_join", "query", "state_ids"))
+		g.add("join %s %d%s", v, home(u), g.fault("make_join", "send_join", "query", "state_ids"))
 		g.spread(home(v))
+	case 23:
+		g.add("join %s %d%s", v, g.node(), g.fault("make_join", "send_join", "query", "state_ids"))
 	case 24:
 		g.add("leave %s%s", u, g.fault("make_leave", "send_leave"))
 	case 25:
@@ -226,7 +245,7 @@ func (g *scripter) deed(u string) {
 	case 26:
 		g.add("redact %s %d", u, g.IntN(50))
 	case 27:
-		g.add("rule %s %s", u, pick(g.Rand, "public", "invite", "knock"))
+		g.add("rule %s %s", u, pick(g.Rand, "public", "public", "invite", "knock"))
 	case 28:
 		g.add("visibility %s %s", u, pick(g.Rand, "shared", "shared", "joined", "invited", "world_readable"))
 	case 29:
@@ -235,6 +254,8 @@ func (g *scripter) deed(u string) {
 		} else {
 			g.add("level %s %s %d", u, pick(g.Rand, "state_default", "ban", "kick", "redact", "invite"), []int{0, 50, 100}[g.IntN(3)])
 		}
+	case 30, 31:
+		g.add("fork %s %d %s %s", u, g.IntN(60), pick(g.Rand, "say", "topic", "ban", "power", "join"), v)
 	}
 }
 
@@ -277,7 +298,7 @@ func (g *scripter) network() {
 			}
 			g.add("split %s | %s", strings.Join(in, " "), strings.Join(out, " "))
 			for range 3 + g.IntN(6) {
-				u := g.user()
+				u := g.doer()
 				g.deed(u)
 				g.spread(home(u))
 			}
