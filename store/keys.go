@@ -74,6 +74,10 @@ import (
 //	tableToDeviceQueue str user, str device               u64 length of the queue
 //	tableSeenMessage   str origin, str message ID         u64 arrival
 //	tableSeenMsgOrder  str origin, u64 arrival            message ID
+//	tableKeyBackup     str user, u64 version              KeyBackup, JSON
+//	tableBackupVersions str user                          u64 the number of the newest version ever
+//	tableBackupKey     str user, u64 version, str room,   BackupKey, JSON
+//	                   str session
 //	tableReceipt       str room, str user, str type, str thread  Receipt, JSON
 type table byte
 
@@ -133,6 +137,10 @@ const (
 	tableToDeviceQueue table = 0x59
 	tableSeenMessage   table = 0x5a
 	tableSeenMsgOrder  table = 0x5b
+
+	tableKeyBackup      table = 0x5c
+	tableBackupVersions table = 0x5d
+	tableBackupKey      table = 0x5e
 
 	tableReceipt table = 0x60
 )

@@ -130,6 +130,9 @@ func (a *API) deactivate(q *request) (any, error) {
 		if err := tx.PutAccount(account); err != nil {
 			return err
 		}
+		if err := tx.DropKeyBackups(q.user); err != nil { // no device is left that could read them
+			return err
+		}
 		var ids []store.DeviceID
 		err = tx.Devices(q.user, func(d *store.Device) (bool, error) {
 			ids = append(ids, d.ID)
@@ -151,6 +154,7 @@ func (a *API) deactivate(q *request) (any, error) {
 		return nil, err
 	}
 	a.tokens.drop(ended...)
+	a.sweepKeyBackups(q.Context(), q.user)
 	a.leaveAll(q)
 	return map[string]string{"id_server_unbind_result": "success"}, nil
 }

@@ -2,6 +2,7 @@ package clientapi
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -343,6 +344,7 @@ func TestDeactivate(t *testing.T) {
 	room := alice.room()
 	bob.join(room)
 	bob.call(200, "PUT", "/v3/user/"+string(bob.user)+"/account_data/x", map[string]any{"a": 1})
+	bob.newBackup()
 	if a := bob.prove("POST", "/v3/account/deactivate", map[string]any{"erase": true}); a.text("id_server_unbind_result") != "success" {
 		t.Errorf("deactivate: %s", a.raw)
 	}
@@ -362,6 +364,9 @@ func TestDeactivate(t *testing.T) {
 		}
 		if m.Membership != "leave" {
 			t.Errorf("membership %q", m.Membership)
+		}
+		if _, err := r.KeyBackup(bob.user, 1); !errors.Is(err, store.ErrNotFound) {
+			t.Errorf("the backup of room keys stays: %v", err)
 		}
 		return r.AllAccountData(bob.user, "", func(d *store.AccountData) (bool, error) {
 			t.Errorf("account data %s stays", d.Type)

@@ -21,7 +21,6 @@ func (a *API) discoveryRoutes() {
 	a.route("GET", "/_matrix/client/v3/voip/turnServer", authed, a.turnServer)
 	a.route("GET", "/_matrix/client/unstable/org.matrix.msc4143/rtc/transports", authed, a.rtcTransports)
 	a.route("GET", "/_matrix/client/v3/thirdparty/protocols", authed, a.thirdPartyProtocols)
-	a.route("GET", "/_matrix/client/v3/room_keys/version", authed, a.keyBackupVersion)
 }
 
 func (a *API) versions(*request) (any, error) {
@@ -61,11 +60,6 @@ func (a *API) rtcTransports(*request) (any, error) {
 
 // thirdPartyProtocols lists no bridged network.
 func (a *API) thirdPartyProtocols(*request) (any, error) { return nil, nil }
-
-// keyBackupVersion says that there is no backup of room keys; clients take only M_NOT_FOUND for that.
-func (a *API) keyBackupVersion(*request) (any, error) {
-	return nil, notFound("There is no backup of room keys.")
-}
 
 // page is what a person sees who opens the address in a browser. Any web page can make a browser load it, so it says
 // nothing that names an identity, user, room or peer, and no page may frame or read it.

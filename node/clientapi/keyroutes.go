@@ -1,6 +1,6 @@
 package clientapi
 
-// keyRoutes registers end-to-end keys and to-device messages.
+// keyRoutes registers end-to-end keys, their backups and to-device messages.
 func (a *API) keyRoutes() {
 	const v3 = "/_matrix/client/v3"
 	a.route("POST", v3+"/keys/upload", authed, a.uploadKeys)
@@ -12,4 +12,5 @@ func (a *API) keyRoutes() {
 	a.route("POST", v3+"/keys/device_signing/upload", authed, a.uploadCrossSigning)
 	a.route("POST", v3+"/keys/signatures/upload", authed, a.uploadSignatures)
 	a.route("PUT", v3+"/sendToDevice/{eventType}/{txnId}", authed, a.sendToDevice)
+	a.keyBackupRoutes()
 }
