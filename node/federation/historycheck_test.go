@@ -221,6 +221,9 @@ func (w *world) resolved() uint8 {
 			groups = append(groups, in&^mute)
 		}
 	}
+	if len(groups) == 0 && len(differ) > 0 && w.nobodyLeft() {
+		return 0
+	}
 	switch {
 	case len(groups) == 1:
 		return groups[0]
@@ -232,6 +235,30 @@ func (w *world) resolved() uint8 {
 		w.alarm("several groups", "%08b each for themselves; %s", groups, strings.Join(differ, "\n"))
 	}
 	return 0
+}
+
+// nobodyLeft says whether by the state of a station that holds all events nobody is in the room: a server whose join was resolved away is
+// not told, if all who could tell it have left.
+func (w *world) nobodyLeft() bool {
+	all := w.universe()
+	for _, s := range w.stations {
+		if s.record() == nil || w.mask(s) != 0 {
+			continue
+		}
+		whole := true
+		s.store.View(func(r *store.Reader) error {
+			for id := range all {
+				if verdict, held, err := r.HasEvent(id); err != nil || !held || verdict == store.Outlier {
+					whole = false
+				}
+			}
+			return nil
+		})
+		if whole {
+			return true
+		}
+	}
+	return false
 }
 
 // apart says whether a station that others take for joined has itself out of the room by an extremity that they have soft-failed: it was allowed by
@@ -424,10 +451,6 @@ func (w *world) checkShown(i int, held holding) {
 // checkRemoved: a server holds nothing that was sent when its sender knew that the server was out of the room, unless one who had the event took
 // it for joined again, or it may be seen by anybody.
 func (w *world) checkRemoved(held []holding) {
-	own := make([]map[eventgraph.EventID]bool, len(w.stations)) // what is addressed to a server, with its auth chain
-	for y := range w.stations {
-		own[y] = w.addressed(y, held)
-	}
 	for _, maker := range w.stations {
 		for id, e := range held[maker.index].events {
 			if e.Sender().Server() != maker.name || e.Verdict == store.Outlier || e.Verdict == store.Rejected || w.worldReadable(maker, e) {
@@ -440,11 +463,11 @@ func (w *world) checkRemoved(held []holding) {
 				if maker.rooms.InRoomAt(w.room, e.StateBefore, gone.name) || maker.rooms.InRoomAt(w.room, e.StateAfter, gone.name) {
 					continue
 				}
-				if own[y][id] || w.invited(maker, e.StateBefore, gone) || w.invited(maker, e.StateAfter, gone) {
+				if w.invited(maker, e.StateBefore, gone) || w.invited(maker, e.StateAfter, gone) {
 					continue
 				}
-				if !w.excused(id, y, held) {
-					w.alarm("given to the removed", "%d holds %s, of %d, who knew that it is out", y, w.name(id), maker.index)
+				if !w.excused(id, y, held) && !w.chained(id, y, held) {
+					w.alarm("given to the removed", "%d holds %s, of %d, who knew that it is out; visibility %q", y, w.name(id), maker.index, w.visibility(maker, e.StateBefore))
 					return
 				}
 			}
@@ -452,13 +475,16 @@ func (w *world) checkRemoved(held []holding) {
 	}
 }
 
-// addressed is the membership events of a station's users and what they rest on: that it is given in any case.
-func (w *world) addressed(y int, held []holding) map[eventgraph.EventID]bool {
+// chained says whether the event is one that station y may have in any case, or of the auth chain of one: the membership events of its users, and
+// what anybody may see.
+func (w *world) chained(id eventgraph.EventID, y int, held []holding) bool {
 	all := map[eventgraph.EventID]bool{}
 	var todo []eventgraph.EventID
 	for i := range held {
 		for id, e := range held[i].events {
-			if key, ok := e.StateKey(); ok && e.Type() == "m.room.member" && eventgraph.UserID(key).Server() == w.stations[y].name {
+			key, ok := e.StateKey()
+			own := ok && e.Type() == "m.room.member" && eventgraph.UserID(key).Server() == w.stations[y].name
+			if own || w.worldReadable(w.stations[i], e) {
 				todo = append(todo, id)
 			}
 		}
@@ -471,7 +497,7 @@ func (w *world) addressed(y int, held []holding) map[eventgraph.EventID]bool {
 			todo = append(todo, e.AuthEvents()...)
 		}
 	}
-	return all
+	return all[id]
 }
 
 // worldReadable says whether anybody may see the event.
