@@ -79,6 +79,18 @@ import (
 //	tableBackupKey     str user, u64 version, str room,   BackupKey, JSON
 //	                   str session
 //	tableReceipt       str room, str user, str type, str thread  Receipt, JSON
+//
+// Media, the content of which lies in files (mediafiles.go); "media" in tableMeta: the key of their names, and counts of bytes:
+//
+//	tableMedia         str server, str media ID           Media, JSON
+//	tableMediaUser     str server, str media ID, str user empty: a local user who has uploaded or fetched it
+//	tableMediaFile     32 bytes, the file's name          empty
+//	tableMediaThumb    str server, str media ID,          Thumbnail, JSON
+//	                   str variant
+//	tableMediaPending  str user, u64 expires ms, str media ID  empty
+//	tableMediaUsed     u64 last use ms, str server,       empty; what was fetched from elsewhere
+//	                   str media ID
+//	tableSliding       str user, str device, str conn_id  SlidingConnection, JSON
 type table byte
 
 const (
@@ -143,6 +155,14 @@ const (
 	tableBackupKey      table = 0x5e
 
 	tableReceipt table = 0x60
+
+	tableMedia        table = 0x70
+	tableMediaUser    table = 0x71
+	tableMediaFile    table = 0x72
+	tableMediaThumb   table = 0x73
+	tableMediaPending table = 0x74
+	tableMediaUsed    table = 0x75
+	tableSliding      table = 0x61
 )
 
 // dbKey is a key under construction. Each method returns the longer key; a key that ends after a

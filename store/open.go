@@ -161,6 +161,9 @@ func (s *Store) resume() error {
 	if err == nil && schema < schemaVersion {
 		err = s.migrate(schema)
 	}
+	if err == nil {
+		err = s.sweepMedia(r)
+	}
 	return err
 }
 
@@ -260,7 +263,7 @@ func (s *Store) closeFiles() error {
 	if s.lock != nil {
 		err = errors.Join(err, s.lock.Close())
 	}
-	return err
+	return errors.Join(err, s.closeMedia())
 }
 
 // closeBadger closes Badger, which writes its memtables as tables. Where the disk has no room for them it is left as

@@ -68,6 +68,7 @@ type Store struct {
 	tries   *trieCache
 	events  *eventCache
 	keyDocs keyDocCache
+	media   mediaDir
 
 	mu       sync.Mutex
 	last     commitRecord   // the newest durable commit
