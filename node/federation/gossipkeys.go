@@ -460,7 +460,7 @@ func (r *gossipRoom) takeSecret(e epoch, secret topicSecret) (kept bool) {
 
 // takeKey keeps a server's key, in the place of its oldest.
 func (r *gossipRoom) takeKey(server eventgraph.ServerName, offer gossipOffer) bool {
-	if len(offer.Key) != secretSize || len(offer.Mark) != keyIDSize || offer.Next >= keyLife {
+	if len(offer.Key) != secretSize || len(offer.Mark) != markSize || offer.Next >= keyLife {
 		return false
 	}
 	id := keyIDOf(server, r.id, offer.Mark)
@@ -468,7 +468,7 @@ func (r *gossipRoom) takeKey(server eventgraph.ServerName, offer gossipOffer) bo
 		return true // what we hold opens more
 	}
 	r.taken++
-	r.keys[id] = &openingKey{server: server, id: id, taken: r.taken, chain: chain{offer.Next, [secretSize]byte(offer.Key)}}
+	r.keys[id] = &openingKey{server: server, mark: [markSize]byte(offer.Mark), id: id, taken: r.taken, chain: chain{offer.Next, [secretSize]byte(offer.Key)}}
 	var oldest *openingKey
 	n := 0
 	for _, k := range r.keys {

@@ -3,6 +3,7 @@ package federation
 import (
 	"bytes"
 	"crypto/cipher"
+	"crypto/ed25519"
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
@@ -24,6 +25,9 @@ import (
 //
 //	chain 0 ──→ chain 1 ──→ chain 2 …
 //	   └→ message 0   └→ message 1
+//
+// All members have the chain, so what is sealed is signed too, by a key that the sender makes with the chain and keeps: else each could speak
+// in another's name, spend what the other may have us do, and use up the other's message keys.
 
 const (
 	// keyLife is how many payloads a key seals; a receiver that missed some goes so many steps at most, some 1 ms.
@@ -32,6 +36,8 @@ const (
 	maxSkipped = 128
 	secretSize = 32
 	keyIDSize  = 16
+	// markSize is of the public key of the signatures, from which the ID of a sender's key is made.
+	markSize = ed25519.PublicKeySize
 	// sealHead is the version, the ID of the key, the number of the message key and the nonce before what is sealed.
 	sealHead    = 1 + keyIDSize + 4 + chacha20poly1305.NonceSizeX
 	sealVersion = 1
@@ -42,6 +48,7 @@ var (
 	errSealForm     = errors.New("not a sealed payload")
 	errSealRepeated = errors.New("payload has come before, or is too old")
 	errSealBroken   = errors.New("payload does not open")
+	errSealForged   = errors.New("payload is not of the server whose key it is sealed under")
 )
 
 // epoch is a hash of the servers joined to a room. Those who agree on them are in the same epoch.
@@ -110,29 +117,35 @@ func (c *chain) step() (message [secretSize]byte) {
 
 // sealingKey is our own key for a room.
 type sealingKey struct {
-	mark [keyIDSize]byte // from which the ID is made; it is given with the chain
+	mark [markSize]byte // of which the signatures are, and from which the ID is made; it is given with the chain
+	sign ed25519.PrivateKey
 	id   keyID
 	chain
 }
 
 func newSealingKey(server eventgraph.ServerName, room eventgraph.RoomID) *sealingKey {
 	k := &sealingKey{}
-	rand.Read(k.mark[:]) // never fails
+	var seed [ed25519.SeedSize]byte
+	rand.Read(seed[:]) // never fails
 	rand.Read(k.key[:])
+	k.sign = ed25519.NewKeyFromSeed(seed[:])
+	k.mark = [markSize]byte(k.sign.Public().(ed25519.PublicKey))
 	k.id = keyIDOf(server, room, k.mark[:])
 	return k
 }
 
 // seal seals a payload for a topic. The key must not have come to the end of its life.
 func (k *sealingKey) seal(topic string, plain []byte) []byte {
-	head := make([]byte, 0, sealHead+len(plain)+chacha20poly1305.Overhead)
+	head := make([]byte, 0, sealHead+len(plain)+ed25519.SignatureSize+chacha20poly1305.Overhead)
 	head = append(head, sealVersion)
 	head = append(head, k.id[:]...)
 	head = binary.BigEndian.AppendUint32(head, k.next)
 	nonce := make([]byte, chacha20poly1305.NonceSizeX)
 	rand.Read(nonce) // never fails
 	head = append(head, nonce...)
-	return aead(k.step()).Seal(head, nonce, plain, bound(topic, head))
+	to := bound(topic, head)
+	signed := append(slices.Clone(plain), ed25519.Sign(k.sign, signedText(to, plain))...)
+	return aead(k.step()).Seal(head, nonce, signed, to)
 }
 
 func aead(key [secretSize]byte) cipher.AEAD {
@@ -146,9 +159,14 @@ func aead(key [secretSize]byte) cipher.AEAD {
 // bound is what a payload is bound to: it opens only as what it was sent.
 func bound(topic string, head []byte) []byte { return append([]byte(topic), head[:sealHead]...) }
 
+// signedText is what the sender signs.
+func signedText(bound, plain []byte) []byte {
+	return slices.Concat([]byte("plexus gossip payload\x00"), bound, plain)
+}
+
 // sealedBy reads which key a payload is sealed under.
 func sealedBy(payload []byte) (id keyID, err error) {
-	if len(payload) < sealHead+chacha20poly1305.Overhead || payload[0] != sealVersion {
+	if len(payload) < sealHead+ed25519.SignatureSize+chacha20poly1305.Overhead || payload[0] != sealVersion {
 		return id, errSealForm
 	}
 	return keyID(payload[1 : 1+keyIDSize]), nil
@@ -157,6 +175,7 @@ func sealedBy(payload []byte) (id keyID, err error) {
 // openingKey is another server's key as we were given it.
 type openingKey struct {
 	server  eventgraph.ServerName
+	mark    [markSize]byte
 	id      keyID
 	taken   uint64 // the order in which a room's keys were taken
 	chain   chain
@@ -199,9 +218,14 @@ func (k *openingKey) open(topic string, payload []byte) ([]byte, error) {
 		skipped = slices.Delete(skipped, 0, max(0, len(skipped)-maxSkipped))
 	}
 	nonce := payload[sealHead-chacha20poly1305.NonceSizeX : sealHead]
-	plain, err := aead(message).Open(nil, nonce, payload[sealHead:], bound(topic, payload))
+	to := bound(topic, payload)
+	signed, err := aead(message).Open(nil, nonce, payload[sealHead:], to)
 	if err != nil {
 		return nil, errSealBroken
+	}
+	plain, signature := signed[:len(signed)-ed25519.SignatureSize], signed[len(signed)-ed25519.SignatureSize:]
+	if !ed25519.Verify(k.mark[:], signedText(to, plain), signature) {
+		return nil, errSealForged
 	}
 	k.chain, k.skipped = after, slices.Clip(skipped)
 	return plain, nil

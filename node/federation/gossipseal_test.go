@@ -18,7 +18,7 @@ const sealRoom eventgraph.RoomID = "!room"
 
 // given is a server's key as it stands, as others are given it.
 func given(k *sealingKey, server eventgraph.ServerName) *openingKey {
-	return &openingKey{server: server, id: keyIDOf(server, sealRoom, k.mark[:]), chain: k.chain}
+	return &openingKey{server: server, mark: k.mark, id: keyIDOf(server, sealRoom, k.mark[:]), chain: k.chain}
 }
 
 // TestSeal: a payload opens once, for who was given the key before it was sealed, on its topic, unchanged.
@@ -71,6 +71,24 @@ func TestSeal(t *testing.T) {
 	}
 	if keyIDOf("mallory", sealRoom, key.mark[:]) == key.id {
 		t.Error("another server's key has the same ID")
+	}
+}
+
+// TestSealForged: who has been given another's key opens with it what that server publishes, and publishes nothing in its name, nor does it
+// make others miss what the server publishes.
+func TestSealForged(t *testing.T) {
+	t.Parallel()
+	key := newSealingKey("alice", sealRoom)
+	mallory, bob := given(key, "alice"), given(key, "alice")
+	forging := newSealingKey("mallory", sealRoom)
+	forging.id, forging.chain = mallory.id, mallory.chain
+	for range 2 * maxSkipped {
+		if plain, err := bob.open("topic", forging.seal("topic", []byte("forged"))); !errors.Is(err, errSealForged) {
+			t.Fatalf("as alice's it opens to %q, %v", plain, err)
+		}
+	}
+	if plain, err := bob.open("topic", key.seal("topic", []byte("hers"))); err != nil || string(plain) != "hers" {
+		t.Errorf("what is hers opens to %q, %v", plain, err)
 	}
 }
 
