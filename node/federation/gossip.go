@@ -101,9 +101,9 @@ type gossipRoom struct {
 	early  map[epoch]topicSecret // for epochs that are not ours yet, at most maxEarly
 	turns  int                   // secrets that gave way to others in this epoch
 
-	key   *sealingKey                    // ours; nil until it is needed
-	made  time.Time                      // when
-	given map[eventgraph.ServerName]bool // who may have it; who has said so is in offering
+	key   *sealingKey                                 // ours; nil until it is needed
+	made  time.Time                                   // when
+	given map[eventgraph.PeerID]eventgraph.ServerName // who may have it, and of which server; who has said so is in offering
 
 	keys  map[keyID]*openingKey // others'; at most keysOfServer for each
 	taken uint64                // of them so far
@@ -201,7 +201,7 @@ func (f *Federation) refreshGossip() error {
 		}
 		r := g.rooms[c.id]
 		if r == nil {
-			r = &gossipRoom{id: c.id, early: map[epoch]topicSecret{}, keys: map[keyID]*openingKey{}, given: map[eventgraph.ServerName]bool{}}
+			r = &gossipRoom{id: c.id, early: map[epoch]topicSecret{}, keys: map[keyID]*openingKey{}, given: map[eventgraph.PeerID]eventgraph.ServerName{}}
 			g.rooms[c.id] = r
 			signal(g.woken)
 		}
@@ -236,7 +236,7 @@ func (r *gossipRoom) update(c roomChange, members []eventgraph.ServerName, now t
 		}
 	}
 	// Whoever may have the key and is not, or may no longer be, in the room, shall not open what comes now.
-	for s := range r.given {
+	for _, s := range r.given {
 		if !r.isMember(s) {
 			r.key = nil
 		}
@@ -295,7 +295,7 @@ func (r *gossipRoom) mint(now time.Time) {
 // sealing is our key for the room, a new one if there is none, or the one before has come to its end.
 func (r *gossipRoom) sealing(self eventgraph.ServerName, now time.Time) *sealingKey {
 	if r.key == nil || r.key.next >= keyLife || now.Sub(r.made) > keyAge {
-		r.key, r.made, r.given = newSealingKey(self, r.id), now, map[eventgraph.ServerName]bool{}
+		r.key, r.made, r.given = newSealingKey(self, r.id), now, map[eventgraph.PeerID]eventgraph.ServerName{}
 	}
 	return r.key
 }
@@ -408,11 +408,15 @@ func (f *Federation) toCarry(from, upTo store.Position) (events []*store.StoredE
 // publish seals events of a room and publishes them, in as few payloads as hold them.
 func (f *Federation) publish(ctx context.Context, room eventgraph.RoomID, events []*store.StoredEvent) {
 	g := f.gossip
+	revoked := f.anyRevoked(g.holders(room))
 	g.mu.Lock()
 	r := g.rooms[room]
 	if r == nil {
 		g.mu.Unlock()
 		return
+	}
+	if revoked {
+		r.key = nil
 	}
 	r.mint(g.now())
 	r.sealing(g.self, g.now())
@@ -480,8 +484,8 @@ func (f *Federation) able(room eventgraph.RoomID, topic string) map[eventgraph.S
 	return able
 }
 
-// holders are the servers that may have our key for the room.
-func (g *gossip) holders(room eventgraph.RoomID) map[eventgraph.ServerName]bool {
+// holders are the peers that may have our key for the room, with their servers.
+func (g *gossip) holders(room eventgraph.RoomID) map[eventgraph.PeerID]eventgraph.ServerName {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if r := g.rooms[room]; r != nil {
@@ -490,8 +494,18 @@ func (g *gossip) holders(room eventgraph.RoomID) map[eventgraph.ServerName]bool 
 	return nil
 }
 
-func (f *Federation) mayAllSee(servers map[eventgraph.ServerName]bool, e *store.StoredEvent) bool {
-	for s := range servers {
+// anyRevoked says whether one of the peers no longer speaks for its server: its certificate has ended, or was withdrawn.
+func (f *Federation) anyRevoked(peers map[eventgraph.PeerID]eventgraph.ServerName) bool {
+	for peer, server := range peers {
+		if d := f.document(server); d == nil || !speaksNow(d, peer, f.Now()) {
+			return true
+		}
+	}
+	return false
+}
+
+func (f *Federation) mayAllSee(holders map[eventgraph.PeerID]eventgraph.ServerName, e *store.StoredEvent) bool {
+	for _, s := range holders {
 		if may, err := f.Rooms.MaySeeServer(s, e); err != nil || !may {
 			return false
 		}
@@ -502,7 +516,7 @@ func (f *Federation) mayAllSee(servers map[eventgraph.ServerName]bool, e *store.
 var errKeyMoved = errors.New("our key for the room is not what it was")
 
 // publishBatch seals and publishes what the holders of our key may see, if they are still all.
-func (f *Federation) publishBatch(ctx context.Context, room eventgraph.RoomID, topic *gossipTopic, batch gossipBatch, holders map[eventgraph.ServerName]bool) error {
+func (f *Federation) publishBatch(ctx context.Context, room eventgraph.RoomID, topic *gossipTopic, batch gossipBatch, holders map[eventgraph.PeerID]eventgraph.ServerName) error {
 	plain, err := marshal(batch)
 	if err != nil {
 		return err
@@ -516,15 +530,15 @@ func (f *Federation) publishBatch(ctx context.Context, room eventgraph.RoomID, t
 	return f.Config.Gossip.Publish(ctx, topic.name, payload)
 }
 
-func (g *gossip) seal(room eventgraph.RoomID, topic string, plain []byte, holders map[eventgraph.ServerName]bool) ([]byte, error) {
+func (g *gossip) seal(room eventgraph.RoomID, topic string, plain []byte, holders map[eventgraph.PeerID]eventgraph.ServerName) ([]byte, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	r := g.rooms[room]
 	if r == nil || r.key == nil || r.key.next >= keyLife {
 		return nil, errKeyMoved
 	}
-	for s := range r.given {
-		if !holders[s] {
+	for peer, server := range r.given {
+		if holders[peer] != server {
 			return nil, errKeyMoved
 		}
 	}

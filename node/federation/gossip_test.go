@@ -2,6 +2,8 @@ package federation
 
 import (
 	"bytes"
+	"crypto/ed25519"
+	"errors"
 	"fmt"
 	"net/http"
 	"slices"
@@ -320,6 +322,87 @@ func TestGossipLate(t *testing.T) {
 				t.Error("it came in a transaction")
 			}
 		}
+	})
+}
+
+// TestGossipRevoked: once its server has withdrawn a device's certificate, what is published can no longer be read with the keys that the
+// device has, though its server is in the room as before.
+func TestGossipRevoked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCrowd(t, 11, "shared", nil)
+		speaker, revoked := c.hosts[0], c.hosts[5]
+		speaker.gossip.published()
+		speaker.say(c.room, speaker.user("alice"), "before")
+		keys := revoked.keysFor(c.room)
+		time.Sleep(time.Second)
+		if n := opens(keys, speaker.gossip.published()); n != 1 {
+			t.Fatalf("the device opens %d payloads from before", n)
+		}
+		_, _, identity, _ := newKeys(fmt.Sprintf("%s %d", t.Name(), 5))
+		_, peer, _, device := newKeys(t.Name() + " a new device")
+		box := make([]byte, 32)
+		box[0] = 9
+		cert, err := eventgraph.SignCertificate(identity, 2, []eventgraph.CertifiedDevice{{
+			PeerID: peer, KeyID: peer.KeyID(), Key: unpadded(device.Private.Public().(ed25519.PublicKey)), BoxKey: unpadded(box), FromTS: 1,
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		d, err := eventgraph.SignKeyDocument(revoked.server, []eventgraph.SigningKey{device}, nil, cert, time.Now().Add(24*time.Hour).UnixMilli())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, h := range c.hosts {
+			if h != revoked {
+				h.peers.adopt(d, "")
+			}
+		}
+		for range 3 {
+			speaker.say(c.room, speaker.user("alice"), "after")
+			time.Sleep(time.Minute)
+		}
+		sent := speaker.gossip.published()
+		if n := opens(append(keys, revoked.keysFor(c.room)...), sent); n > 0 || len(sent) == 0 {
+			t.Errorf("it opens %d of %d payloads from after", n, len(sent))
+		}
+	})
+}
+
+// deafGossip subscribes to nothing.
+type deafGossip struct{ Gossip }
+
+func (deafGossip) Subscribe(string, func(eventgraph.PeerID, []byte) bool) (func(), error) {
+	return nil, errors.New("deaf")
+}
+
+// TestGossipDeaf: a server that takes all that it is offered and does not subscribe is offered it ever more seldom.
+func TestGossipDeaf(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var exchanges atomic.Int32
+		c := &crowd{t: t, net: memnet.New()}
+		c.net.Observe(func(_, _ p2ptransport.PeerID, protocol string) (sent, got memnet.Observer) {
+			if protocol == protocolKeys {
+				exchanges.Add(1)
+			}
+			return nil, nil
+		})
+		const count = 10
+		for i := range count {
+			c.add(fmt.Sprintf("%s %d", t.Name(), i), func(h *memHost) {
+				if i == 3 {
+					h.Config.Gossip = deafGossip{h.Config.Gossip}
+				}
+			})
+		}
+		room := c.hosts[0].create("12", "public", "shared")
+		c.joinAll(room, c.hosts...)
+		c.warm(c.hosts[1], room)
+		exchanges.Store(0)
+		time.Sleep(30 * time.Minute)
+		if n := exchanges.Load(); n > 20*(count-1) {
+			t.Errorf("%d exchanges with it in half an hour", n)
+		}
+		c.hosts[3].waitFor("it has what is said", c.hosts[2].say(room, c.hosts[2].user("alice"), "hello"))
 	})
 }
 

@@ -71,8 +71,17 @@ type gossipOffers struct {
 type offering struct {
 	since  uint64                      // the turn at which it was met: one that comes anew may have forgotten
 	keys   map[eventgraph.RoomID]keyID // our keys that it has taken; bounded by the large rooms
+	told   map[eventgraph.RoomID]told  // secrets that it has taken; likewise
 	failed int                         // exchanges that did not bring it what it lacked
 	next   time.Time                   // not before
+}
+
+// told is a secret that a contact has taken. If all the same it does not subscribe to the topic, since it follows another or none, it is told
+// again, ever more seldom.
+type told struct {
+	secret topicSecret
+	times  int
+	next   time.Time
 }
 
 // took says whether the contact, met at that turn, has taken our key for the room.
@@ -199,6 +208,9 @@ func (f *Federation) exchangeAll(ctx context.Context) time.Duration {
 	group.SetLimit(exchangesAtOnce)
 	wait := gossipLook
 	for _, c := range contacts {
+		if since, still := f.peers.since(c.Peer); !still || since != c.Since {
+			continue // it has gone, or speaks for its server no more, while others were given theirs
+		}
 		offers := f.offers(c, subscribers)
 		if len(offers) == 0 {
 			continue
@@ -255,7 +267,7 @@ func (f *Federation) forgetOffers(contacts []contact) {
 func (g *gossip) offering(c contact) *offering {
 	o := g.offers[c.Peer]
 	if o == nil || o.since != c.Since {
-		o = &offering{since: c.Since, keys: map[eventgraph.RoomID]keyID{}}
+		o = &offering{since: c.Since, keys: map[eventgraph.RoomID]keyID{}, told: map[eventgraph.RoomID]told{}}
 		g.offers[c.Peer] = o
 	}
 	return o
@@ -285,18 +297,35 @@ func (f *Federation) offers(c contact, subscribers map[eventgraph.RoomID]map[eve
 		}
 		t := r.topicOf(r.epoch)
 		offer := gossipOffer{Room: r.id}
-		if t != nil && !subscribers[r.id][c.Peer] {
+		if t != nil && !subscribers[r.id][c.Peer] && o.mayTell(r.id, t.secret, g.now()) {
 			offer.Epoch, offer.Secret = t.epoch[:], t.secret[:]
 		}
-		if key := r.sealing(g.self, g.now()); (t != nil || r.given[c.Server]) && o.keys[r.id] != key.id {
+		if key := r.sealing(g.self, g.now()); (t != nil || r.given[c.Peer] != "") && o.keys[r.id] != key.id {
 			offer.Mark, offer.Next, offer.Key = key.mark[:], key.next, slices.Clone(key.key[:])
-			r.given[c.Server] = true
+			r.given[c.Peer] = c.Server
 		}
 		if offer.Secret != nil || offer.Key != nil {
 			offers = append(offers, offer)
 		}
 	}
 	return offers
+}
+
+// mayTell says whether the contact is to be told a secret, maybe again.
+func (o *offering) mayTell(room eventgraph.RoomID, secret topicSecret, now time.Time) bool {
+	t := o.told[room]
+	return t.secret != secret || !now.Before(t.next)
+}
+
+// tell notes that it has taken a secret.
+func (o *offering) tell(room eventgraph.RoomID, secret topicSecret, now time.Time) {
+	t := o.told[room]
+	if t.secret != secret {
+		t = told{secret: secret}
+	}
+	t.next = now.Add(min(exchangeRetry<<min(t.times, 10), exchangeSeldom))
+	t.times++
+	o.told[room] = t
 }
 
 // exchange offers and takes.
@@ -353,7 +382,13 @@ func (g *gossip) note(c contact, offers []gossipOffer, took []int) {
 	defer g.mu.Unlock()
 	o := g.offering(c)
 	for _, i := range took {
-		if i >= 0 && i < len(offers) && offers[i].Mark != nil {
+		if i < 0 || i >= len(offers) {
+			continue
+		}
+		if offers[i].Secret != nil {
+			o.tell(offers[i].Room, topicSecret(offers[i].Secret), g.now())
+		}
+		if offers[i].Mark != nil {
 			o.keys[offers[i].Room] = keyIDOf(g.self, offers[i].Room, offers[i].Mark)
 		}
 	}

@@ -256,7 +256,7 @@ func TestEpochs(t *testing.T) {
 		t.Fatalf("%d topics, %d to publish on; want %d", len(r.topics), len(r.publishable()), topicsOfRoom)
 	}
 	key := r.sealing("self", at)
-	r.given["s005"], r.given["s006"] = true, true
+	r.given["p5"], r.given["p6"] = "s005", "s006"
 	r.update(roomChange{id: sealRoom, servers: names(210)}, names(210), at)
 	if r.sealing("self", at) != key || len(r.publishable()) != topicsOfRoom {
 		t.Error("a join made a new key, or took the topics away")
