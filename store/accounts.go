@@ -4,6 +4,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"slices"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
 )
@@ -59,7 +60,7 @@ func (h *TokenHash) UnmarshalText(text []byte) error {
 	return err
 }
 
-// Session is what an access token stands for.
+// Session is what a token stands for. Which of the device's tokens it is, the Device says.
 type Session struct {
 	User   eventgraph.UserID
 	Device DeviceID
@@ -74,6 +75,15 @@ func (r *Reader) Session(h TokenHash) (*Session, error) {
 	return &s, nil
 }
 
+// DeviceOfToken reads the device that has the token, of whichever kind; ErrNotFound.
+func (r *Reader) DeviceOfToken(h TokenHash) (*Device, error) {
+	s, err := r.Session(h)
+	if err != nil {
+		return nil, err
+	}
+	return r.Device(s.User, s.Device)
+}
+
 // Device is a device of a local user.
 type Device struct {
 	User        eventgraph.UserID
@@ -82,8 +92,34 @@ type Device struct {
 	DisplayName string
 	LastSeenTS  int64     // ms
 	LastSeenIP  string    // "" if not known
-	Token       TokenHash // of its one session
+	Token       TokenHash // the access token in use
 	Origin      eventgraph.PeerID
+
+	// Of a device whose client refreshes its token (CS API, Refreshing access tokens); else zero.
+	Refresh TokenHash `json:",omitzero"` // the refresh token in use
+	Expires int64     `json:",omitzero"` // ms, of Token; 0: never
+	Next    TokenPair `json:",omitzero"` // given out for Refresh; neither has been used so far
+	Prev    TokenPair `json:",omitzero"` // in use before: it serves nothing, but it is known whose it was
+}
+
+// TokenPair is an access token and the token that refreshes it.
+type TokenPair struct {
+	Token   TokenHash
+	Refresh TokenHash
+	Expires int64 // ms, of Token
+}
+
+// Rotate puts Next into use: one of its tokens has been used.
+func (d *Device) Rotate() {
+	d.Prev = TokenPair{d.Token, d.Refresh, d.Expires}
+	d.Token, d.Refresh, d.Expires = d.Next.Token, d.Next.Refresh, d.Next.Expires
+	d.Next = TokenPair{}
+}
+
+// Tokens lists all the device's tokens.
+func (d *Device) Tokens() []TokenHash {
+	all := []TokenHash{d.Token, d.Refresh, d.Next.Token, d.Next.Refresh, d.Prev.Token, d.Prev.Refresh}
+	return slices.DeleteFunc(all, func(h TokenHash) bool { return h == TokenHash{} })
 }
 
 // Device reads a device; ErrNotFound.
@@ -106,32 +142,42 @@ func (r *Reader) Devices(user eventgraph.UserID, f func(*Device) (bool, error)) 
 	})
 }
 
-// PutDevice writes or replaces the device and its session; a session under an older token ends. It does not Log.
+// PutDevice writes or replaces the device and what its tokens stand for; tokens that it no longer has are forgotten. It does not Log.
 func (tx *Tx) PutDevice(d *Device) error {
 	before, err := tx.Device(d.User, d.ID)
 	if err != nil && !errors.Is(err, ErrNotFound) {
 		return err
 	}
-	if before != nil && before.Token != d.Token {
-		if err := tx.delete(key(tableSession).bytes(before.Token[:])); err != nil {
-			return err
+	tokens := d.Tokens()
+	if before != nil {
+		for _, h := range before.Tokens() {
+			if slices.Contains(tokens, h) {
+				continue
+			}
+			if err := tx.delete(key(tableSession).bytes(h[:])); err != nil {
+				return err
+			}
 		}
 	}
-	if err := tx.putJSON(key(tableSession).bytes(d.Token[:]), &Session{User: d.User, Device: d.ID}); err != nil {
-		return err
+	for _, h := range tokens {
+		if err := tx.putJSON(key(tableSession).bytes(h[:]), &Session{User: d.User, Device: d.ID}); err != nil {
+			return err
+		}
 	}
 	return tx.putJSON(key(tableDevice).str(string(d.User)).str(string(d.ID)), d)
 }
 
-// DeleteDevice removes the device and ends its session; ErrNotFound. Its keys and messages are DeleteDeviceKeys'
+// DeleteDevice removes the device with all its tokens; ErrNotFound. Its keys and messages are DeleteDeviceKeys'
 // and DeleteDeviceQueue's.
 func (tx *Tx) DeleteDevice(user eventgraph.UserID, id DeviceID) error {
 	d, err := tx.Device(user, id)
 	if err != nil {
 		return err
 	}
-	if err := tx.delete(key(tableSession).bytes(d.Token[:])); err != nil {
-		return err
+	for _, h := range d.Tokens() {
+		if err := tx.delete(key(tableSession).bytes(h[:])); err != nil {
+			return err
+		}
 	}
 	return tx.delete(key(tableDevice).str(string(user)).str(string(id)))
 }

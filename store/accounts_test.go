@@ -49,6 +49,35 @@ func TestDeviceHasOneSession(t *testing.T) {
 	}
 }
 
+// Of a device that refreshes its token, three pairs are known; all others are forgotten.
+func TestDeviceForgetsOldTokens(t *testing.T) {
+	t.Parallel()
+	s := open(t)
+	d := &Device{User: alice, ID: phone, Token: TokenHash{1}, Refresh: TokenHash{101}}
+	for i := byte(1); i <= 5; i++ {
+		d.Next = TokenPair{Token: TokenHash{i + 1}, Refresh: TokenHash{i + 101}}
+		mustUpdate(t, s, func(tx *Tx) error { return tx.PutDevice(d) })
+		d.Rotate()
+		mustUpdate(t, s, func(tx *Tx) error { return tx.PutDevice(d) })
+		if d.Token[0] != i+1 || d.Refresh[0] != i+101 || d.Prev.Token[0] != i || d.Next != (TokenPair{}) {
+			t.Fatalf("rotated %d times: %+v", i, d)
+		}
+	}
+	known := func() (n int) {
+		mustView(t, s, func(r *Reader) error {
+			return r.scan(key(tableSession), nil, false, func(_, _ []byte) (bool, error) { n++; return true, nil })
+		})
+		return n
+	}
+	if n := known(); n != 4 {
+		t.Errorf("%d tokens are known, want those in use and those before", n)
+	}
+	mustUpdate(t, s, func(tx *Tx) error { return tx.DeleteDevice(alice, phone) })
+	if n := known(); n != 0 {
+		t.Errorf("%d tokens stay", n)
+	}
+}
+
 func TestAccountDataIsBounded(t *testing.T) {
 	t.Parallel()
 	s := open(t)

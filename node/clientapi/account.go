@@ -13,6 +13,10 @@ import (
 func (a *API) accountRoutes() {
 	a.route("GET", "/_matrix/client/v3/login", public, a.loginFlows)
 	a.route("POST", "/_matrix/client/v3/login", public, a.login)
+	a.route("POST", "/_matrix/client/v3/refresh", public, a.refresh)
+	a.route("POST", "/_matrix/client/v1/login/get_token", authed, a.getLoginToken)
+	a.route("POST", "/_matrix/client/v3/user/{userId}/openid/request_token", authed, a.requestOpenIDToken)
+	a.route("GET", "/_matrix/federation/v1/openid/userinfo", public, a.openIDUser)
 	a.route("POST", "/_matrix/client/v3/logout", authed, a.logout)
 	a.route("POST", "/_matrix/client/v3/logout/all", authed, a.logoutAll)
 	a.route("POST", "/_matrix/client/v3/register", public, a.register)

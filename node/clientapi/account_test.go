@@ -162,7 +162,8 @@ func TestLogin(t *testing.T) {
 		{"another server", map[string]any{"type": stagePassword, "identifier": id("@alice:else"), "password": testPassword}, 403, "M_FORBIDDEN"},
 		{"third party", map[string]any{"type": stagePassword, "identifier": map[string]any{"type": "m.id.thirdparty"}, "password": "x"}, 403, "M_FORBIDDEN"},
 		{"no user", map[string]any{"type": stagePassword, "password": "x"}, 400, "M_MISSING_PARAM"},
-		{"token", map[string]any{"type": "m.login.token", "token": "x"}, 400, "M_UNKNOWN"},
+		{"unknown token", map[string]any{"type": "m.login.token", "token": "x"}, 403, "M_FORBIDDEN"},
+		{"another type", map[string]any{"type": "m.login.sso"}, 400, "M_UNKNOWN"},
 		{"no type", map[string]any{}, 400, "M_UNKNOWN"},
 	} {
 		a := s.send("POST", path, "", test.body)

@@ -65,6 +65,9 @@ type API struct {
 	tokens  *tokenCache
 	auths   *authSessions
 	hashing hashing
+
+	loginTokens, openIDTokens *shortTokens
+
 	unreads *unreadCache
 	boot    uint32 // tells this process' ephemeral counters from those of others
 	sent    *sentMembers
@@ -76,10 +79,13 @@ func New(c Config) *API {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
 	a := &API{
-		Config:  c,
-		limits:  newLimits(c.Now),
-		tokens:  newTokenCache(),
-		auths:   newAuthSessions(c.Now),
+		Config: c,
+		limits: newLimits(c.Now),
+		tokens: newTokenCache(),
+		auths:  newAuthSessions(c.Now),
+
+		loginTokens: newShortTokens(c.Now, loginTokenLives), openIDTokens: newShortTokens(c.Now, openIDLives),
+
 		hashing: newHashing(),
 		unreads: newUnreadCache(),
 		boot:    rand.Uint32(),

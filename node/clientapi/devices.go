@@ -148,7 +148,7 @@ func removeDevices(tx *store.Tx, user eventgraph.UserID, ids []store.DeviceID) (
 		if err != nil {
 			return nil, err
 		}
-		ended = append(ended, d.Token)
+		ended = append(ended, d.Tokens()...)
 		if err := tx.DeleteDevice(user, id); err != nil {
 			return nil, err
 		}

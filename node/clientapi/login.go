@@ -20,10 +20,13 @@ const (
 
 // loginFlows is GET /login.
 func (a *API) loginFlows(*request) (any, error) {
-	return map[string]any{"flows": []any{map[string]string{"type": stagePassword}}}, nil
+	return map[string]any{"flows": []any{
+		map[string]any{"type": stagePassword},
+		map[string]any{"type": loginToken, "get_login_token": true},
+	}}, nil
 }
 
-// login is POST /login (CS API, Login), by password only.
+// login is POST /login (CS API, Login), by password or by a token that another device of the user has got.
 func (a *API) login(q *request) (any, error) {
 	var body struct {
 		authData
@@ -32,8 +35,19 @@ func (a *API) login(q *request) (any, error) {
 	if err := q.decode(&body); err != nil {
 		return nil, err
 	}
-	if body.Type != stagePassword {
-		return nil, fail(http.StatusBadRequest, "M_UNKNOWN", "Only "+stagePassword+" can be used to log in here.")
+	if err := body.newDevice.check(); err != nil {
+		return nil, err
+	}
+	switch body.Type {
+	case stagePassword:
+	case loginToken:
+		user, err := a.redeemLoginToken(body.Token)
+		if err != nil {
+			return nil, err
+		}
+		return a.logIn(q, user, body.newDevice)
+	default:
+		return nil, fail(http.StatusBadRequest, "M_UNKNOWN", "Only "+stagePassword+" and "+loginToken+" can be used to log in here.")
 	}
 	if id := body.Identifier; id != nil && id.Type != "" && id.Type != "m.id.user" {
 		return nil, forbidden("Log in with a user name: other identifiers are not known here.")
@@ -41,9 +55,6 @@ func (a *API) login(q *request) (any, error) {
 	name := body.named()
 	if name == "" {
 		return nil, missingParam("The user to log in is missing.")
-	}
-	if err := body.newDevice.check(); err != nil {
-		return nil, err
 	}
 	account, err := a.checkPassword(q, a.userNamed(name), body.Password)
 	if err != nil {
@@ -65,6 +76,7 @@ func (a *API) userNamed(name string) eventgraph.UserID {
 type newDevice struct {
 	DeviceID    store.DeviceID `json:"device_id"`
 	DisplayName string         `json:"initial_device_display_name"`
+	Refresh     bool           `json:"refresh_token"` // the client can refresh its token
 }
 
 func (d newDevice) check() error {
@@ -77,12 +89,18 @@ func (d newDevice) check() error {
 	return nil
 }
 
-// logIn gives the user's device, new or known, a new access token; its older one ends.
+// logIn gives the user's device, new or known, a new access token; its older ones end.
 func (a *API) logIn(q *request, user eventgraph.UserID, d newDevice) (any, error) {
 	if d.DeviceID == "" {
 		d.DeviceID = store.DeviceID(rand.Text()[:10])
 	}
-	token, hash := newToken()
+	answer := map[string]any{"user_id": user, "device_id": d.DeviceID, "home_server": a.Server}
+	var pair store.TokenPair
+	if d.Refresh {
+		pair = a.newPair(answer)
+	} else {
+		answer["access_token"], pair.Token = newToken()
+	}
 	var ended []store.TokenHash
 	_, err := a.Store.Update(q.Context(), func(tx *store.Tx) error {
 		ended = ended[:0]
@@ -96,7 +114,7 @@ func (a *API) logIn(q *request, user eventgraph.UserID, d newDevice) (any, error
 		device, err := tx.Device(user, d.DeviceID)
 		switch {
 		case err == nil:
-			ended = append(ended, device.Token)
+			ended = append(ended, device.Tokens()...)
 		case errors.Is(err, store.ErrNotFound):
 			if err := notCrossSigningKey(tx, user, d.DeviceID); err != nil {
 				return err
@@ -112,7 +130,8 @@ func (a *API) logIn(q *request, user eventgraph.UserID, d newDevice) (any, error
 		default:
 			return err
 		}
-		device.Token, device.Origin = hash, a.Peer
+		device.Token, device.Refresh, device.Expires, device.Origin = pair.Token, pair.Refresh, pair.Expires, a.Peer
+		device.Next, device.Prev = store.TokenPair{}, store.TokenPair{}
 		device.LastSeenTS, device.LastSeenIP = a.Now().UnixMilli(), remoteIP(q.Request)
 		return tx.PutDevice(device)
 	})
@@ -120,7 +139,7 @@ func (a *API) logIn(q *request, user eventgraph.UserID, d newDevice) (any, error
 		return nil, err
 	}
 	a.tokens.drop(ended...)
-	return map[string]any{"user_id": user, "access_token": token, "device_id": d.DeviceID, "home_server": a.Server}, nil
+	return answer, nil
 }
 
 // notCrossSigningKey refuses a device ID that is a cross-signing key's: signatures could not tell them apart (CS API,

@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"errors"
-	"net/http"
 	"sync"
 	"time"
 
@@ -32,6 +31,7 @@ type cachedSession struct {
 	store.Session
 	lastSeen int64 // ms, of its device
 	created  int64 // ms, likewise
+	expires  int64 // ms; 0: never
 }
 
 func newTokenCache() *tokenCache {
@@ -39,6 +39,9 @@ func newTokenCache() *tokenCache {
 	c.sessions, _ = lru.New[store.TokenHash, cachedSession](cachedTokens) // fails only on a size below 1
 	return c
 }
+
+// over says whether its token has expired.
+func (s *cachedSession) over(now int64) bool { return s.expires != 0 && now >= s.expires }
 
 // get returns the session, or the count to hand to put.
 func (c *tokenCache) get(h store.TokenHash) (cachedSession, uint64, bool) {
@@ -71,39 +74,52 @@ func newToken() (string, store.TokenHash) {
 	var secret [32]byte
 	rand.Read(secret[:]) // never fails
 	token := base64.RawURLEncoding.EncodeToString(secret[:])
-	return token, sha256.Sum256([]byte(token))
+	return token, hashOf(token)
 }
+
+func hashOf(token string) store.TokenHash { return sha256.Sum256([]byte(token)) }
 
 // authenticate finds the session of the token.
 func (a *API) authenticate(q *request, token string) error {
-	hash := store.TokenHash(sha256.Sum256([]byte(token)))
-	session, ended, ok := a.tokens.get(hash)
-	if !ok {
-		err := a.Store.View(func(r *store.Reader) error {
-			found, err := r.Session(hash)
-			if err != nil {
-				return err
-			}
-			device, err := r.Device(found.User, found.Device)
-			if err != nil {
-				return err
-			}
-			session = cachedSession{*found, device.LastSeenTS, device.CreatedTS}
-			return nil
+	hash := hashOf(token)
+	session, ended, cached := a.tokens.get(hash)
+	keep := !cached
+	now := a.Now().UnixMilli()
+	if !cached {
+		var device *store.Device
+		err := a.Store.View(func(r *store.Reader) (err error) {
+			device, err = r.DeviceOfToken(hash)
+			return err
 		})
 		if errors.Is(err, store.ErrNotFound) {
-			return fail(http.StatusUnauthorized, "M_UNKNOWN_TOKEN", "The access token is not known.")
+			return errUnknownToken
 		}
 		if err != nil {
 			return err
 		}
+		session = cachedSession{store.Session{User: device.User, Device: device.ID}, device.LastSeenTS, device.CreatedTS, device.Expires}
+		switch hash {
+		case device.Token:
+		case device.Next.Token:
+			session.expires = device.Next.Expires
+			if !session.over(now) {
+				a.rotate(q.Context(), hash)
+				keep = false // not a session read before the other token was dropped
+			}
+		case device.Prev.Token:
+			return errSoftLogout
+		default:
+			return errUnknownToken // a refresh token
+		}
 	}
-	now := a.Now().UnixMilli()
+	if session.over(now) {
+		return errSoftLogout
+	}
 	seen := now-session.lastSeen >= lastSeenEvery.Milliseconds()
 	if seen {
 		session.lastSeen = now
 	}
-	if !ok || seen {
+	if keep || seen && cached {
 		a.tokens.put(hash, session, ended)
 	}
 	q.user, q.device, q.deviceCreated = session.User, session.Device, session.created

@@ -79,6 +79,7 @@ type Local interface {
 	Devices(ctx context.Context, user eventgraph.UserID) (json.RawMessage, error)                             // GET user/devices
 	QueryKeys(ctx context.Context, from eventgraph.ServerName, body json.RawMessage) (json.RawMessage, error) // POST user/keys/query
 	ClaimKeys(ctx context.Context, from eventgraph.ServerName, body json.RawMessage) (json.RawMessage, error) // POST user/keys/claim
+	OpenIDUser(token string) (eventgraph.UserID, error)                                                       // GET openid/userinfo; store.ErrNotFound
 	// The EDUs m.direct_to_device (deduplicated by message_id), m.device_list_update, m.signing_key_update, m.receipt.
 	// origin has been checked to be the sender's server. For m.direct_to_device it returns only when durable.
 	ReceiveEDU(ctx context.Context, origin eventgraph.ServerName, eduType string, content json.RawMessage) error

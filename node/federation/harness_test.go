@@ -212,6 +212,13 @@ func (p *people) Devices(_ context.Context, user eventgraph.UserID) (json.RawMes
 	return json.Marshal(map[string]any{"user_id": user, "stream_id": 1, "devices": []string{}})
 }
 
+func (p *people) OpenIDUser(token string) (eventgraph.UserID, error) {
+	if token != "of alice" {
+		return "", store.ErrNotFound
+	}
+	return eventgraph.UserID("@alice:" + string(p.server)), nil
+}
+
 func (p *people) QueryKeys(_ context.Context, from eventgraph.ServerName, body json.RawMessage) (json.RawMessage, error) {
 	return json.Marshal(map[string]any{"device_keys": map[string]any{}, "from": from, "asked": body})
 }

@@ -2,6 +2,7 @@ package federation
 
 import (
 	"encoding/json"
+	"errors"
 	"net/http"
 	"runtime/debug"
 	"slices"
@@ -21,6 +22,7 @@ const (
 
 func (f *Federation) queryRoutes(r *router) {
 	r.addOpen(http.MethodGet, "/_matrix/federation/v1/version", f.serveVersion)
+	r.addOpen(http.MethodGet, "/_matrix/federation/v1/openid/userinfo", f.serveOpenIDUser)
 	r.add(http.MethodGet, "/_matrix/federation/v1/query/profile", f.serveProfile)
 	r.add(http.MethodGet, "/_matrix/federation/v1/query/directory", f.serveDirectory)
 	r.add(http.MethodGet, "/_matrix/federation/v1/user/devices/{userId}", f.serveDevices)
@@ -40,6 +42,15 @@ func (f *Federation) serveVersion(*request) (any, error) {
 		Version string `json:"version"`
 	}
 	return map[string]server{"server": {"plexus", version}}, nil
+}
+
+// serveOpenIDUser tells whose an OpenID token is (SS API, OpenID). The token is the proof: anybody may ask who has been given it.
+func (f *Federation) serveOpenIDUser(q *request) (any, error) {
+	user, err := f.Local.OpenIDUser(q.URL.Query().Get("access_token"))
+	if errors.Is(err, store.ErrNotFound) {
+		return nil, fail(http.StatusUnauthorized, "M_UNKNOWN_TOKEN", "the token is not known, or no more")
+	}
+	return map[string]eventgraph.UserID{"sub": user}, err
 }
 
 // localUser parses a user ID that must be of this server.

@@ -200,10 +200,14 @@ func TestServesAsTheSpecSays(t *testing.T) {
 	hosts := newHosts(t, w, "a", "b")
 	a, b := hosts[0], hosts[1]
 
-	for _, open := range []string{"/_matrix/key/v2/server", "/_matrix/federation/v1/version", "/_matrix/key/v2/query/" + string(b.server)} {
+	for _, open := range []string{"/_matrix/key/v2/server", "/_matrix/federation/v1/version", "/_matrix/key/v2/query/" + string(b.server),
+		"/_matrix/federation/v1/openid/userinfo?access_token=of%20alice"} {
 		if status, code := a.raw(b, "GET", open, "", ""); status != 200 {
 			t.Errorf("%s without a signature: %d %s", open, status, code)
 		}
+	}
+	if status, code := a.raw(b, "GET", v1+"openid/userinfo?access_token=x", "", ""); status != 401 || code != "M_UNKNOWN_TOKEN" {
+		t.Errorf("an unknown OpenID token: %d %s", status, code)
 	}
 	big := `{"device_keys":"` + strings.Repeat("x", maxBody) + `"}`
 	header, err := a.authorize(b.server, "POST", v1+"user/keys/query", []byte(big))
