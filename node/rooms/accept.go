@@ -450,7 +450,7 @@ func (run *run) take(in incoming, held *store.StoredEvent, j judgement) error {
 func (run *run) consequences(in incoming, s *store.StoredEvent, w *write) error {
 	behind := in.basis.Backfill || in.past
 	if s.Verdict == store.Accepted && !behind {
-		if err := run.extend(s, w); err != nil {
+		if err := run.extend(in.basis, s, w); err != nil {
 			return err
 		}
 	}
@@ -482,10 +482,13 @@ func (run *run) tie(s *store.StoredEvent, w *write) error {
 }
 
 // extend makes an accepted event a forward extremity in the place of its ancestors, and brings the room's current state up to it.
-func (run *run) extend(s *store.StoredEvent, w *write) error {
+func (run *run) extend(b Basis, s *store.StoredEvent, w *write) error {
 	ancestors, err := run.visibleParents(s.Event)
 	if err != nil {
 		return err
+	}
+	for _, id := range b.State { // behind a gap: what is in the state before an event comes before it
+		ancestors[id] = true
 	}
 	added, tips := newTip(s), make([]tip, 0, len(run.live.tips)+1)
 	added.alone = true

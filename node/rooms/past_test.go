@@ -36,3 +36,28 @@ func TestPastIsNoExtremity(t *testing.T) {
 		})
 	}
 }
+
+// TestReturn: a server that comes back to a room goes by the state of now. What were its extremities when it left are not beside that: else who came
+// since, or comes back itself, would have to stand by rules made since.
+func TestReturn(t *testing.T) {
+	t.Parallel()
+	for _, version := range []eventgraph.RoomVersion{"10", "12"} {
+		t.Run(string(version), func(t *testing.T) {
+			t.Parallel()
+			a := newServer(t, "a")
+			b := newServer(t, "b", a)
+			alice, bob := a.user("alice"), b.user("bob")
+			room := a.create(version, alice)
+			b.join(a, room, bob)
+			joined := b.store.Position()
+			b.setState(room, bob, "m.room.member", string(bob), `{"membership":"leave"}`)
+			b.give(a, room, joined)
+			a.message(room, alice, "while bob is away")
+			b.join(a, room, bob)
+			position := a.store.Position()
+			a.setState(room, alice, "m.room.join_rules", "", `{"join_rule":"invite"}`)
+			a.give(b, room, position)
+			b.sameState(a, room)
+		})
+	}
+}

@@ -239,6 +239,7 @@ func TestNoHalfAnEvent(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	b.message(room, bob, "an extremity that is no state, to be merged with")
 	before := b.record(room)
 	state := []eventgraph.EventID{topic}
 	err = b.StateAt(room, before.State).Walk(func(_ eventgraph.StateTuple, id eventgraph.EventID) error {
