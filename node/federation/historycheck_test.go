@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math/bits"
 	"slices"
 	"strings"
 	"time"
@@ -232,7 +233,8 @@ func (w *world) resolved() uint8 {
 	case len(groups) == 0:
 		w.alarm("states differ", "%s", strings.Join(differ, "\n"))
 	default:
-		w.alarm("several groups", "%08b each for themselves; %s", groups, strings.Join(differ, "\n"))
+		a, b := w.stations[bits.TrailingZeros8(groups[0])], w.stations[bits.TrailingZeros8(groups[1])]
+		w.alarm("several groups", "%08b each for themselves; %s%s", groups, strings.Join(differ, "\n"), w.difference(a, b))
 	}
 	return 0
 }
@@ -262,12 +264,16 @@ func (w *world) nobodyLeft() bool {
 }
 
 // apart says whether a station that others take for joined has itself out of the room by an extremity that they have soft-failed: it was allowed by
-// the room as it was when it came there, not as it was when it came to them. So it cannot send the further event that would bring them together.
+// the room as it was when it came there, not as it was when it came to them. Or it does not hold the room. So it cannot send the further event that would bring them together.
 func (w *world) apart(s, other *station) bool {
-	if other.record() == nil || w.mask(other)&(1<<other.index) != 0 {
+	if w.mask(other)&(1<<other.index) != 0 {
 		return false
 	}
-	found := false
+	found := other.record() == nil // its join was taken in when it had given it up
+	if found {
+		w.mute++
+		return true
+	}
 	s.store.View(func(r *store.Reader) error {
 		for _, id := range other.record().Forward {
 			if e, err := r.Event(id); err == nil && e.Verdict == store.SoftFailed {
@@ -476,7 +482,7 @@ func (w *world) checkRemoved(held []holding) {
 }
 
 // chained says whether the event is one that station y may have in any case, or of the auth chain of one: the membership events of its users, and
-// what anybody may see.
+// what anybody, or the invited, may see.
 func (w *world) chained(id eventgraph.EventID, y int, held []holding) bool {
 	all := map[eventgraph.EventID]bool{}
 	var todo []eventgraph.EventID
@@ -484,7 +490,7 @@ func (w *world) chained(id eventgraph.EventID, y int, held []holding) bool {
 		for id, e := range held[i].events {
 			key, ok := e.StateKey()
 			own := ok && e.Type() == "m.room.member" && eventgraph.UserID(key).Server() == w.stations[y].name
-			if own || w.worldReadable(w.stations[i], e) {
+			if own || w.worldReadable(w.stations[i], e) || w.invited(w.stations[i], e.StateBefore, w.stations[y]) || w.invited(w.stations[i], e.StateAfter, w.stations[y]) {
 				todo = append(todo, id)
 			}
 		}
