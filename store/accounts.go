@@ -94,6 +94,7 @@ type Device struct {
 	LastSeenIP  string    // "" if not known
 	Token       TokenHash // the access token in use
 	Origin      eventgraph.PeerID
+	Dehydrated  string `json:",omitzero"` // device_data, JSON, of a dehydrated device (MSC3814), which has no token; else ""
 
 	// Of a device whose client refreshes its token (CS API, Refreshing access tokens); else zero.
 	Refresh TokenHash `json:",omitzero"` // the refresh token in use

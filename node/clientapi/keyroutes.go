@@ -13,4 +13,5 @@ func (a *API) keyRoutes() {
 	a.route("POST", v3+"/keys/signatures/upload", authed, a.uploadSignatures)
 	a.route("PUT", v3+"/sendToDevice/{eventType}/{txnId}", authed, a.sendToDevice)
 	a.keyBackupRoutes()
+	a.dehydratedRoutes()
 }

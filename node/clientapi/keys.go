@@ -64,11 +64,11 @@ func (a *API) uploadKeys(q *request) (any, error) {
 		}
 	}
 	signer := signingKeyOf(deviceKeys, q.device)
-	oneTime, err := checkOneTimeKeys(body.OneTimeKeys, q, signer)
+	oneTime, err := checkOneTimeKeys(body.OneTimeKeys, q.user, q.device, signer)
 	if err != nil {
 		return nil, err
 	}
-	fallback, err := checkOneTimeKeys(body.FallbackKeys, q, signer)
+	fallback, err := checkOneTimeKeys(body.FallbackKeys, q.user, q.device, signer)
 	if err != nil {
 		return nil, err
 	}
@@ -161,7 +161,7 @@ func decodePublicKey(s string) ed25519.PublicKey {
 
 // checkOneTimeKeys takes one-time or fallback keys apart. Signed ones must be signed by the device (CS API, Key
 // algorithms: signed_curve25519).
-func checkOneTimeKeys(keys map[string]json.RawMessage, q *request, signer ed25519.PublicKey) ([]store.OneTimeKey, error) {
+func checkOneTimeKeys(keys map[string]json.RawMessage, user eventgraph.UserID, device store.DeviceID, signer ed25519.PublicKey) ([]store.OneTimeKey, error) {
 	var out []store.OneTimeKey
 	for name, raw := range keys {
 		algorithm, id, ok := strings.Cut(name, ":")
@@ -173,11 +173,10 @@ func checkOneTimeKeys(keys map[string]json.RawMessage, q *request, signer ed2551
 			return nil, badJSON("A key is not canonical JSON, or too large.")
 		}
 		if strings.HasPrefix(algorithm, "signed_") {
-			device := eventgraph.KeyID("ed25519:" + string(q.device))
 			if signer == nil {
 				return nil, invalidParam("Signed keys need the device's own keys uploaded first.")
 			}
-			if eventgraph.VerifyJSON(canonical, eventgraph.ServerName(q.user), device, signer) != nil {
+			if eventgraph.VerifyJSON(canonical, eventgraph.ServerName(user), eventgraph.KeyID("ed25519:"+string(device)), signer) != nil {
 				return nil, errSignature("A one-time or fallback key is not rightly signed by the device.")
 			}
 		}

@@ -113,6 +113,8 @@ func (a *API) logIn(q *request, user eventgraph.UserID, d newDevice) (any, error
 		}
 		device, err := tx.Device(user, d.DeviceID)
 		switch {
+		case err == nil && device.Dehydrated != "":
+			return forbidden("That is the ID of the dehydrated device.")
 		case err == nil:
 			ended = append(ended, device.Tokens()...)
 		case errors.Is(err, store.ErrNotFound):
@@ -174,9 +176,17 @@ func (a *API) logout(q *request) (any, error) {
 	return nil, a.deleteDevices(q, q.user, []store.DeviceID{q.device})
 }
 
-// logoutAll is POST /logout/all.
+// logoutAll is POST /logout/all. A dehydrated device stays: it has no token, and is there for the time when nobody is logged in.
 func (a *API) logoutAll(q *request) (any, error) {
-	ids, err := a.deviceIDs(q.user)
+	var ids []store.DeviceID
+	err := a.Store.View(func(r *store.Reader) error {
+		return r.Devices(q.user, func(d *store.Device) (bool, error) {
+			if d.Dehydrated == "" {
+				ids = append(ids, d.ID)
+			}
+			return true, nil
+		})
+	})
 	if err != nil {
 		return nil, err
 	}
