@@ -22,9 +22,10 @@ var layers = map[string]struct {
 	"p2ptransport/memnet":      {[]string{"p2ptransport"}, "a network in memory knows no more than a real one"},
 	"node/ephemeral":           {[]string{"eventgraph"}, "typing and presence rest on names only"},
 	"node/pushrules":           {[]string{"eventgraph"}, "push rules are a pure evaluation"},
+	"node/media":               {[]string{"eventgraph/canonicaljson", "eventgraph", "store"}, "media knows files and pictures; who is given them is said above"},
 	"node/rooms":               {[]string{"eventgraph/canonicaljson", "eventgraph", "eventgraph/auth", "eventgraph/stateres", "store"}, "rooms never knows the network: Accept asks, others fetch"},
-	"node/federation":          {[]string{"eventgraph/canonicaljson", "eventgraph", "eventgraph/auth", "eventgraph/stateres", "store", "node/ephemeral", "node/rooms"}, "federation declares the transport it needs and knows no clients"},
-	"node/clientapi":           {[]string{"eventgraph/canonicaljson", "eventgraph", "eventgraph/auth", "eventgraph/stateres", "store", "node/ephemeral", "node/pushrules", "node/rooms", "node/federation"}, "the client API asks the layers below and no transport"},
+	"node/federation":          {[]string{"eventgraph/canonicaljson", "eventgraph", "eventgraph/auth", "eventgraph/stateres", "store", "node/ephemeral", "node/media", "node/rooms"}, "federation declares the transport it needs and knows no clients"},
+	"node/clientapi":           {[]string{"eventgraph/canonicaljson", "eventgraph", "eventgraph/auth", "eventgraph/stateres", "store", "node/ephemeral", "node/media", "node/pushrules", "node/rooms", "node/federation"}, "the client API asks the layers below and no transport"},
 }
 
 // literal is imported by tests alone.
