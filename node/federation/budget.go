@@ -183,14 +183,30 @@ func (f *Federation) admitStream(ctx context.Context, peer eventgraph.PeerID) er
 	return spend(ctx, l, units, budgetWait)
 }
 
-// admitTurn waits until the peer may have its message of a meeting answered.
-func (f *Federation) admitTurn(ctx context.Context, peer eventgraph.PeerID, m *meetMessage) error {
-	l, _ := f.budgetOf(peer)
+// admitTurn waits until who asks at a meeting may have its message answered. Events are paid for by what comes after them (paidEvents): how
+// many fit into a chunk is not known before, and on a slow link it is few of those that were asked for.
+func (f *Federation) admitTurn(ctx context.Context, c contact, m *meetMessage) error {
 	units := costHistory
 	if len(m.Want) > 0 {
-		units = 1 + len(m.Want)/costEvents
+		units = 1
 	}
-	return spend(ctx, l, units, meetTurn)
+	return spend(ctx, f.budgetAtMeeting(c), units, meetTurn/2) // the asker waits for meetTurn
+}
+
+// paidEvents makes who asks at a meeting owe what the events cost that it was given.
+func (f *Federation) paidEvents(c contact, events *meetEvents) {
+	if units := events.Looked / costEvents; units > 0 {
+		f.budgetAtMeeting(c).ReserveN(time.Now(), units)
+	}
+}
+
+// budgetAtMeeting is the budget of who asks at a meeting: it has been found out who that is, though it may not be noted yet that it is connected.
+func (f *Federation) budgetAtMeeting(c contact) *rate.Limiter {
+	if !f.peers.refuses(c.Peer) && f.sharesRoom(c.Server) {
+		return f.budgets.friend(c.Server)
+	}
+	l, _ := f.budgetOf(c.Peer)
+	return l
 }
 
 // talks notes that a server says something in a room, and returns its limit if another does, too.

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/p2ptransport/memnet"
 )
 
 // TestBudgetOfStrangers: strangers who have used up what all of them have together are sent away, whoever they are; a friend is not, and has a
@@ -42,6 +43,42 @@ func TestBudgetOfStrangers(t *testing.T) {
 		l.ReserveN(time.Now(), friendSaved)
 	}
 	wantBusy(t, ask(b))
+}
+
+// TestBudgetAtMeetings: who shares a room pays for a gap out of its own budget, though strangers have used up theirs and nobody has noted yet that
+// it is connected; and it pays for what it was given, not for what it asked for.
+func TestBudgetAtMeetings(t *testing.T) {
+	t.Parallel()
+	all := givingHosts(t, memnet.New(), "a", "b")
+	a, b := all[0], all[1]
+	room := a.create("12", "public", "shared")
+	b.join(room, b.user("bob"), a.host)
+	said := a.sayMany(room, "alice", 60)
+	for range 100 { // that much in advance: more than a meeting waits for
+		a.budgets.strangers.ReserveN(time.Now(), strangeSaved)
+	}
+	a.peers.disconnected(b.peer)
+	if a.Friend(b.peer) {
+		t.Fatal("the peer is noted as connected")
+	}
+	with := contact{Server: b.server, Peer: b.peer}
+	answer, err := a.answer(&gift{contact: with, told: map[eventgraph.ServerName]bool{}}, &meetMessage{Want: said, Bytes: 1})
+	if err != nil || answer.Events.Looked != 1 {
+		t.Fatalf("%+v, %v", answer, err)
+	}
+	if err := a.admitTurn(t.Context(), with, &meetMessage{Want: said}); err != nil {
+		t.Errorf("a friend waits for strangers: %v", err)
+	}
+	l := a.budgets.friend(b.server)
+	before := l.Tokens()
+	a.paidEvents(with, answer.Events)
+	if spent := before - l.Tokens(); spent >= 1 {
+		t.Errorf("one event of those asked for cost %.1f units", spent)
+	}
+	a.paidEvents(with, &meetEvents{Looked: maxWant})
+	if spent := before - l.Tokens(); spent < maxWant/costEvents-1 {
+		t.Errorf("%d events cost %.1f units", maxWant, spent)
+	}
 }
 
 // wantBusy wants the answer 429, with a time.

@@ -84,7 +84,7 @@ func (f *Federation) give(ctx context.Context, g *givers, peer eventgraph.PeerID
 		if err != nil {
 			return err
 		}
-		if err := f.admitTurn(ctx, peer, m); err != nil {
+		if err := f.admitTurn(ctx, with.contact, m); err != nil {
 			return err
 		}
 		answer, err := f.answer(with, m)
@@ -96,6 +96,7 @@ func (f *Federation) give(ctx context.Context, g *givers, peer eventgraph.PeerID
 		}
 		if sent = 0; answer.Events != nil {
 			sent = answer.Events.size()
+			f.paidEvents(with.contact, answer.Events)
 		}
 	}
 	return nil
