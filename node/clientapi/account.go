@@ -1,6 +1,7 @@
 package clientapi
 
 import (
+	"context"
 	"encoding/json"
 	"slices"
 
@@ -23,9 +24,9 @@ func (a *API) accountRoutes() {
 	a.route("GET", "/_matrix/client/v3/register/available", public, a.registerAvailable)
 	a.route("GET", "/_matrix/client/v1/register/m.login.registration_token/validity", public, a.registrationTokenValidity)
 	a.route("GET", "/_matrix/client/v3/account/whoami", authed, a.whoami)
-	a.route("POST", "/_matrix/client/v3/account/password", authed, a.changePassword)
-	a.route("POST", "/_matrix/client/v3/account/deactivate", authed, a.deactivate)
-	a.route("GET", "/_matrix/client/v3/account/3pid", authed, a.thirdPartyIDs)
+	a.route("POST", "/_matrix/client/v3/account/password", optional, a.changePassword)
+	a.route("POST", "/_matrix/client/v3/account/deactivate", optional, a.deactivate)
+	a.thirdPartyIDRoutes()
 
 	a.route("GET", "/_matrix/client/v3/devices", authed, a.getDevices)
 	a.route("GET", "/_matrix/client/v3/devices/{deviceId}", authed, a.getDevice)
@@ -59,12 +60,7 @@ func (a *API) whoami(q *request) (any, error) {
 	return map[string]any{"user_id": q.user, "device_id": q.device, "is_guest": false}, nil
 }
 
-// thirdPartyIDs is GET /account/3pid: none can be added.
-func (a *API) thirdPartyIDs(*request) (any, error) {
-	return map[string]any{"threepids": []any{}}, nil
-}
-
-// changePassword is POST /account/password. The caller's own device stays logged in.
+// changePassword is POST /account/password. The caller's own device stays logged in, if there is an access token of it.
 func (a *API) changePassword(q *request) (any, error) {
 	var body struct {
 		Auth          *authData `json:"auth"`
@@ -74,7 +70,8 @@ func (a *API) changePassword(q *request) (any, error) {
 	if err := q.decode(&body); err != nil {
 		return nil, err
 	}
-	if err := a.confirm(q, body.Auth, "change password"); err != nil {
+	user, err := a.confirmUser(q, body.Auth, "change password")
+	if err != nil {
 		return nil, err
 	}
 	if err := checkNewPassword(body.NewPassword); err != nil {
@@ -86,22 +83,27 @@ func (a *API) changePassword(q *request) (any, error) {
 	}
 	var others []store.DeviceID
 	if body.LogoutDevices == nil || *body.LogoutDevices {
-		if others, err = a.deviceIDs(q.user); err != nil {
+		if others, err = a.deviceIDs(user); err != nil {
 			return nil, err
 		}
-		others = slices.DeleteFunc(others, func(id store.DeviceID) bool { return id == q.device })
+		if q.user != "" {
+			others = slices.DeleteFunc(others, func(id store.DeviceID) bool { return id == q.device })
+		}
 	}
 	var ended []store.TokenHash
 	_, err = a.Store.Update(q.Context(), func(tx *store.Tx) error {
-		account, err := tx.Account(q.user)
+		account, err := tx.Account(user)
 		if err != nil {
 			return err
+		}
+		if account.Deactivated { // meanwhile
+			return errDeactivated
 		}
 		account.PasswordHash = hash
 		if err := tx.PutAccount(account); err != nil {
 			return err
 		}
-		ended, err = removeDevices(tx, q.user, others)
+		ended, err = removeDevices(tx, user, others)
 		return err
 	})
 	if err != nil {
@@ -121,12 +123,13 @@ func (a *API) deactivate(q *request) (any, error) {
 	if err := q.decode(&body); err != nil {
 		return nil, err
 	}
-	if err := a.confirm(q, body.Auth, "deactivate"); err != nil {
+	user, err := a.confirmUser(q, body.Auth, "deactivate")
+	if err != nil {
 		return nil, err
 	}
 	var ended []store.TokenHash
-	_, err := a.Store.Update(q.Context(), func(tx *store.Tx) error {
-		account, err := tx.Account(q.user)
+	_, err = a.Store.Update(q.Context(), func(tx *store.Tx) error {
+		account, err := tx.Account(user)
 		if err != nil {
 			return err
 		}
@@ -134,41 +137,41 @@ func (a *API) deactivate(q *request) (any, error) {
 		if err := tx.PutAccount(account); err != nil {
 			return err
 		}
-		if err := tx.DropKeyBackups(q.user); err != nil { // no device is left that could read them
+		if err := tx.DropKeyBackups(user); err != nil { // no device is left that could read them
 			return err
 		}
 		var ids []store.DeviceID
-		err = tx.Devices(q.user, func(d *store.Device) (bool, error) {
+		err = tx.Devices(user, func(d *store.Device) (bool, error) {
 			ids = append(ids, d.ID)
 			return true, nil
 		})
 		if err != nil {
 			return err
 		}
-		if ended, err = removeDevices(tx, q.user, ids); err != nil || !body.Erase {
+		if ended, err = removeDevices(tx, user, ids); err != nil || !body.Erase {
 			return err
 		}
-		if err := tx.DeleteAllAccountData(q.user); err != nil {
+		if err := tx.DeleteAllAccountData(user); err != nil {
 			return err
 		}
-		_, err = tx.PutProfile(q.user, nil)
+		_, err = tx.PutProfile(user, nil)
 		return err
 	})
 	if err != nil {
 		return nil, err
 	}
 	a.tokens.drop(ended...)
-	a.sweepKeyBackups(q.Context(), q.user)
-	a.leaveAll(q)
+	a.sweepKeyBackups(q.Context(), user)
+	a.leaveAll(q.Context(), user)
 	return map[string]string{"id_server_unbind_result": "success"}, nil
 }
 
 // leaveAll lets the user leave every room that they are in or invited to. A room that cannot be left is logged and passed
 // over: the account is deactivated already.
-func (a *API) leaveAll(q *request) {
+func (a *API) leaveAll(ctx context.Context, user eventgraph.UserID) {
 	var members []store.Member
 	err := a.Store.View(func(r *store.Reader) error {
-		return r.RoomsOf(q.user, func(m *store.Member) (bool, error) {
+		return r.RoomsOf(user, func(m *store.Member) (bool, error) {
 			if m.Membership == "join" || m.Membership == "invite" || m.Membership == "knock" {
 				members = append(members, *m)
 			}
@@ -179,14 +182,14 @@ func (a *API) leaveAll(q *request) {
 		a.Log.Error("a deactivated user stays in rooms", "error", err)
 		return
 	}
-	stateKey := string(q.user)
+	stateKey := string(user)
 	for _, m := range members {
 		var err error
 		if m.Outside {
-			err = a.remote.Leave(q.Context(), m.Room, q.user, "")
+			err = a.remote.Leave(ctx, m.Room, user, "")
 		} else {
-			_, err = a.Rooms.Send(q.Context(), rooms.Draft{
-				Room: m.Room, Sender: q.user, Type: "m.room.member", StateKey: &stateKey,
+			_, err = a.Rooms.Send(ctx, rooms.Draft{
+				Room: m.Room, Sender: user, Type: "m.room.member", StateKey: &stateKey,
 				Content: json.RawMessage(`{"membership":"leave"}`),
 			})
 		}

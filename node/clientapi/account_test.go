@@ -378,3 +378,54 @@ func TestDeactivate(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// Without an access token the proof says whose account it is (CS API, POST /account/password and /account/deactivate).
+func TestAccountWithoutAccessToken(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, nil)
+	alice, bob := s.newClient("alice"), s.newClient("bob")
+	room := alice.room()
+	send := func(path string, body map[string]any, user, password string) answer {
+		t.Helper()
+		ask := s.send("POST", "/_matrix/client"+path, "", body)
+		if ask.status != 401 || stages(ask) != stagePassword || ask.text("session") == "" {
+			t.Fatalf("%s: %d %s", path, ask.status, ask.raw)
+		}
+		body["auth"] = map[string]any{"type": stagePassword, "session": ask.text("session"), "password": password,
+			"identifier": map[string]string{"type": "m.id.user", "user": user}}
+		defer delete(body, "auth")
+		return s.send("POST", "/_matrix/client"+path, "", body)
+	}
+	for _, path := range []string{"/v3/account/password", "/v3/account/deactivate"} {
+		for _, who := range []string{"alice", "nobody", ""} {
+			if a := send(path, map[string]any{"new_password": "x"}, who, "wrong"); a.status != 401 || a.code() != "M_FORBIDDEN" {
+				t.Errorf("%s of %q with a wrong password: %d %s", path, who, a.status, a.raw)
+			}
+		}
+		if a := s.send("POST", "/_matrix/client"+path, "nonsense", map[string]any{}); a.status != 401 || a.code() != "M_UNKNOWN_TOKEN" {
+			t.Errorf("%s with an unknown token: %d %s", path, a.status, a.raw)
+		}
+	}
+	if a := send("/v3/account/password", map[string]any{"new_password": "new one"}, "alice", testPassword); a.status != 200 {
+		t.Fatalf("%d %s", a.status, a.raw)
+	}
+	alice.call(401, "GET", "/v3/account/whoami", nil)
+	bob.call(200, "GET", "/v3/account/whoami", nil)
+	if a := send("/v3/account/deactivate", map[string]any{}, string(alice.user), "new one"); a.status != 200 || a.text("id_server_unbind_result") != "success" {
+		t.Fatalf("%d %s", a.status, a.raw)
+	}
+	if a := send("/v3/account/password", map[string]any{"new_password": "x"}, "alice", "new one"); a.status != 403 || a.code() != "M_USER_DEACTIVATED" {
+		t.Errorf("a deactivated account: %d %s", a.status, a.raw)
+	}
+	err := s.Store.View(func(r *store.Reader) error {
+		m, err := r.Member(room, alice.user)
+		if err == nil && m.Membership != "leave" {
+			t.Errorf("membership %q", m.Membership)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	bob.call(200, "GET", "/v3/account/whoami", nil)
+}

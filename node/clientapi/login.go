@@ -109,7 +109,7 @@ func (a *API) logIn(q *request, user eventgraph.UserID, d newDevice) (any, error
 			return err
 		}
 		if account.Deactivated {
-			return fail(http.StatusForbidden, "M_USER_DEACTIVATED", "This account has been deactivated.")
+			return errDeactivated
 		}
 		device, err := tx.Device(user, d.DeviceID)
 		switch {

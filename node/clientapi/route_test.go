@@ -33,6 +33,8 @@ func TestRoutes(t *testing.T) {
 		{"GET", "/_matrix/client/v9/login", "", nil, 404, "M_UNRECOGNIZED"},
 		{"GET", "/_matrix/client/v3//login", "", nil, 404, "M_UNRECOGNIZED"},
 		{"GET", "/_matrix/client/v1/auth_metadata", "", nil, 404, "M_UNRECOGNIZED"},
+		{"GET", "/_matrix/client/unstable/org.matrix.msc2965/auth_metadata", "", nil, 404, "M_UNRECOGNIZED"},
+		{"GET", "/_matrix/client/unstable/org.matrix.msc2697.v2/dehydrated_device", alice.token, nil, 404, "M_UNRECOGNIZED"},
 		{"GET", "/_matrix", "", nil, 404, "M_UNRECOGNIZED"},
 		{"GET", "/index.html", "", nil, 404, "M_UNRECOGNIZED"},
 		{"GET", "/" + strings.Repeat("a/", 100), "", nil, 404, "M_UNRECOGNIZED"},

@@ -142,6 +142,23 @@ func (a *API) confirm(q *request, auth *authData, operation string) error {
 	})
 }
 
+// confirmUser is confirm for requests that need no access token: without one the proof says who the caller is.
+func (a *API) confirmUser(q *request, auth *authData, operation string) (user eventgraph.UserID, err error) {
+	if q.user != "" {
+		return q.user, a.confirm(q, auth, operation)
+	}
+	err = a.interactive(auth, operation, stagePassword, func(d *authData) error {
+		account, err := a.checkPassword(q, a.userNamed(d.named()), d.Password)
+		if err == nil {
+			user = account.User
+		}
+		return err
+	})
+	return user, err
+}
+
+var errDeactivated = fail(http.StatusForbidden, "M_USER_DEACTIVATED", "This account has been deactivated.")
+
 // maxUserID is the longest user ID (appendices, User Identifiers), in bytes.
 const maxUserID = 255
 
@@ -162,7 +179,7 @@ func (a *API) checkPassword(q *request, user eventgraph.UserID, password string)
 		return nil, err
 	}
 	if account.Deactivated {
-		return nil, fail(http.StatusForbidden, "M_USER_DEACTIVATED", "This account has been deactivated.")
+		return nil, errDeactivated
 	}
 	ok, err := a.hashing.matches(q.Context(), account.PasswordHash, password)
 	if err != nil {
