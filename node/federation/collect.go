@@ -173,6 +173,14 @@ func (f *Federation) collect(ctx context.Context, c contact, m *meeting, news []
 			news = lacking
 			continue
 		}
+		if came, err := f.cameMeanwhile(c.Server, lacking, part); came || err != nil {
+			f.meetings.claims.release(m)
+			if err != nil {
+				return err
+			}
+			news = lacking
+			continue
+		}
 		looked, err := f.fetchChunk(ctx, c, m, want, part, number)
 		f.meetings.claims.release(m)
 		if err != nil {
@@ -188,6 +196,19 @@ func (f *Federation) collect(ctx context.Context, c contact, m *meeting, news []
 			f.meetings.rally(c.Peer) // others may have the same events
 		}
 	}
+}
+
+// cameMeanwhile says whether some of the part that was claimed is held: another meeting has taken it in and ended its claim after we had looked.
+// From the claim on nobody else takes it in.
+func (f *Federation) cameMeanwhile(giver eventgraph.ServerName, lacking []meetID, part []eventgraph.EventID) (bool, error) {
+	claimed := make([]meetID, 0, len(part))
+	for _, id := range lacking { // part is in its order
+		if len(claimed) < len(part) && id.Event == part[len(claimed)] {
+			claimed = append(claimed, id)
+		}
+	}
+	still, err := f.unknown(giver, claimed)
+	return len(still) < len(claimed), err
 }
 
 // fetchChunk asks for a part of what is wanted and takes in what comes. It returns how many of the part were answered.

@@ -233,6 +233,40 @@ func TestSeveralHolders(t *testing.T) {
 	sameState(t, room, b, holders[0])
 }
 
+// TestCameMeanwhile: what another meeting takes in between the look at what is lacking and the claim is not asked for again; the rest is.
+func TestCameMeanwhile(t *testing.T) {
+	t.Parallel()
+	a, b, room := givingOnly(t)
+	if _, err := b.meetOnce(a, nil); err != nil {
+		t.Fatal(err)
+	}
+	said := a.sayMany(room, "alice", 30)
+	others := []*eventgraph.Event{}
+	for _, id := range said[:20] {
+		others = append(others, a.event(id).Event)
+	}
+	came := false
+	b.meetings.claims.now = func() time.Time { // which is asked the time while a claim is made
+		if !came {
+			came = true
+			if refused, err := b.takeIn(t.Context(), room, others, a.server); err != nil || len(refused) > 0 {
+				t.Errorf("%v, %v", refused, err)
+			}
+		}
+		return time.Now()
+	}
+	asked := 0
+	taken, err := b.meetOnce(a, func(s io.ReadWriteCloser) io.ReadWriteCloser {
+		return &framed{ReadWriteCloser: s, f: func(m *meetMessage, _ bool) error { asked += len(m.Want); return nil }}
+	})
+	if err != nil || !b.holds(said...) {
+		t.Fatal(err)
+	}
+	if rest := len(said) - len(others); asked != rest || taken != rest {
+		t.Errorf("%d events were asked for and %d taken in, want %d", asked, taken, rest)
+	}
+}
+
 // TestStalledHolder: a holder that claims and never gives holds up the others for claimPatience, once.
 func TestStalledHolder(t *testing.T) {
 	t.Parallel()
