@@ -118,7 +118,7 @@ type gossipStream struct {
 	budget *neighbour // the peer, if it has opened the stream
 }
 
-// newStream notes a stream, so that it ends with the mesh.
+// newStream notes a stream, so that it ends with the mesh, or when the peer takes part no more: also if that came about since it was asked.
 func (m *mesh) newStream(p PeerID, c net.Conn) (*gossipStream, error) {
 	id, err := peer.Decode(string(p))
 	if err != nil {
@@ -126,11 +126,16 @@ func (m *mesh) newStream(p PeerID, c net.Conn) (*gossipStream, error) {
 	}
 	s := &gossipStream{m: m, peer: p, id: id, conn: c, opened: time.Now()}
 	m.state.Lock()
-	defer m.state.Unlock()
 	if m.ctx.Err() != nil {
+		m.state.Unlock()
 		return nil, ErrClosed
 	}
 	m.streams[s] = struct{}{}
+	m.state.Unlock()
+	if !m.allowed(p) {
+		s.forget()
+		return nil, ErrUnreachable
+	}
 	return s, nil
 }
 
@@ -154,7 +159,7 @@ func (s *gossipStream) Read(b []byte) (int, error) {
 	}
 	n, err := s.conn.Read(b)
 	if n > 0 {
-		if waited := s.budget.bytes.WaitN(s.m.ctx, n); waited != nil && err == nil {
+		if waited := s.budget.bytes.WaitN(s.m.ctx, max(n, gossipReadCost)); waited != nil && err == nil {
 			err = waited
 		}
 	}

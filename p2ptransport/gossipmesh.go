@@ -31,6 +31,7 @@ const (
 	// at. A message is opened and compared with what is known in some 20 µs.
 	gossipBytesRate     = 256 << 10 // per second
 	gossipBytesBurst    = 4 << 20
+	gossipReadCost      = 128 // bytes that a read counts at least: an RPC of three bytes takes two reads, and some 10 µs to be looked at
 	gossipMessagesRate  = 200 // per second
 	gossipMessagesBurst = 2000
 	// gossipRest is how long a peer to which a stream was lost gets no new one: until it has noticed too.
