@@ -21,6 +21,7 @@ type Remote interface {
 	Leave(ctx context.Context, room eventgraph.RoomID, user eventgraph.UserID, reason string) error
 	Invite(ctx context.Context, d rooms.Draft) (eventgraph.EventID, error)
 	ResolveAlias(ctx context.Context, alias eventgraph.RoomAlias) (eventgraph.RoomID, []eventgraph.ServerName, error)
+	PublicRooms(ctx context.Context, server eventgraph.ServerName, q rooms.PublicQuery) (*rooms.PublicPage, error)
 	Profile(ctx context.Context, user eventgraph.UserID, field string) (json.RawMessage, error)
 	QueryKeys(ctx context.Context, server eventgraph.ServerName, body json.RawMessage) (json.RawMessage, error)
 	ClaimKeys(ctx context.Context, server eventgraph.ServerName, body json.RawMessage) (json.RawMessage, error)

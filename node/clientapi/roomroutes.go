@@ -42,6 +42,8 @@ func (a *API) roomRoutes() {
 	a.route("DELETE", v3+"/directory/room/{roomAlias}", authed, a.deleteAlias)
 	a.route("GET", v3+"/directory/list/room/{roomId}", public, a.getVisibility)
 	a.route("PUT", v3+"/directory/list/room/{roomId}", authed, a.putVisibility)
+	a.route("GET", v3+"/publicRooms", programs, a.publicRooms)
+	a.route("POST", v3+"/publicRooms", authed, a.publicRooms)
 
 	a.route("PUT", room+"/typing/{userId}", authed, a.putTyping)
 	a.route("POST", room+"/receipt/{receiptType}/{eventId}", authed, a.postReceipt)

@@ -123,6 +123,9 @@ type access uint8
 const (
 	public   access = iota
 	optional        // a token is looked at if there is one
+	// programs is optional for programs on this machine; web pages need a token. What the spec answers without one would tell any page that the
+	// person looks at who they are, and it can call here.
+	programs
 	authed
 )
 
@@ -288,14 +291,23 @@ func (a *API) admit(q *request, need access) error {
 			if err := a.authenticate(q, token); err != nil {
 				return err
 			}
-		case need == authed:
-			return fail(http.StatusUnauthorized, "M_MISSING_TOKEN", "An access token is needed.")
+		case need == authed, need == programs && fromPage(q.Request):
+			return errMissingToken
 		}
 	}
 	if a.RateLimits {
 		return a.limits.request(q.user)
 	}
 	return nil
+}
+
+var errMissingToken = fail(http.StatusUnauthorized, "M_MISSING_TOKEN", "An access token is needed.")
+
+// fromPage says whether a web page that is not ours has made the request: browsers say so (Fetch, Origin header; Fetch Metadata,
+// Sec-Fetch-Site), and no page can keep them from it.
+func fromPage(r *http.Request) bool {
+	site := r.Header.Get("Sec-Fetch-Site")
+	return r.Header.Get("Origin") != "" || site != "" && site != "none" && site != "same-origin"
 }
 
 // token is the access token: in the Authorization header, or, for the clients that knew no better, in the query; the latter

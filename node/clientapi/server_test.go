@@ -269,6 +269,10 @@ func (u *unreachable) ResolveAlias(context.Context, eventgraph.RoomAlias) (event
 	return "", nil, federation.ErrUnreachable
 }
 
+func (u *unreachable) PublicRooms(context.Context, eventgraph.ServerName, rooms.PublicQuery) (*rooms.PublicPage, error) {
+	return nil, federation.ErrUnreachable
+}
+
 func (u *unreachable) Profile(_ context.Context, user eventgraph.UserID, _ string) (json.RawMessage, error) {
 	if profile, ok := u.profiles[user]; ok {
 		return json.RawMessage(profile), nil

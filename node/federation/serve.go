@@ -296,6 +296,7 @@ func (f *Federation) routes() http.Handler {
 	f.sendRoutes(r)
 	f.keyRoutes(r)
 	f.queryRoutes(r)
+	f.directoryRoutes(r)
 	r.cost = costMember
 	f.memberRoutes(r)
 	r.cost = costHistory

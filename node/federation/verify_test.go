@@ -248,13 +248,26 @@ func TestServesAsTheSpecSays(t *testing.T) {
 		t.Errorf("alias: %s via %s, %v", got, via, err)
 	}
 	var directory struct {
-		Chunk []publicRoom `json:"chunk"`
+		Chunk []rooms.Summary `json:"chunk"`
 	}
 	if err := a.do(t.Context(), b.server, "GET", v1+"publicRooms", nil, &directory); err != nil {
 		t.Fatal(err)
 	}
 	if len(directory.Chunk) != 1 || directory.Chunk[0].RoomID != room || directory.Chunk[0].Joined != 1 {
 		t.Errorf("directory: %+v", directory.Chunk)
+	}
+	var ask rooms.PublicQuery
+	for _, ask.Filter.Term = range []string{"", "not there"} {
+		page, err := a.PublicRooms(t.Context(), b.server, ask)
+		if err != nil || (len(page.Chunk) == 1) != (ask.Filter.Term == "") || page.NextBatch != "" {
+			t.Errorf("directory with %q: %+v, %v", ask.Filter.Term, page, err)
+		}
+	}
+	ask.Since = "x"
+	_, err = a.PublicRooms(t.Context(), b.server, ask)
+	wantCode(t, err, "M_INVALID_PARAM")
+	if list := wellFormed([]*rooms.Summary{nil, {RoomID: "no room"}, {RoomID: room}}); len(list) != 1 || list[0].RoomID != room {
+		t.Errorf("of what is not well formed %v is left", list)
 	}
 }
 

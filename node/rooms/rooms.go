@@ -38,9 +38,10 @@ type Rooms struct {
 	now   func() time.Time
 	log   *slog.Logger
 
-	verifying chan struct{}                        // a slot for each signature check under way: see keys.go
-	censuses  *lru.Cache[eventgraph.Hash, *census] // who is in a room, by state root: see servers.go
-	counted   atomic.Int64                         // servers in censuses
+	verifying chan struct{}                             // a slot for each signature check under way: see keys.go
+	censuses  *lru.Cache[eventgraph.Hash, *census]      // who is in a room, by state root: see servers.go
+	counted   atomic.Int64                              // servers in censuses
+	summaries *lru.Cache[eventgraph.RoomID, summarized] // see summary.go
 
 	clocks clocks
 	crowds *crowds // rooms with many extremities: see merging.go
@@ -75,6 +76,7 @@ func New(c Config) *Rooms {
 	if r.log == nil {
 		r.log = slog.New(slog.DiscardHandler)
 	}
+	r.summaries, _ = lru.New[eventgraph.RoomID, summarized](maxSummaries)
 	r.censuses, _ = lru.NewWithEvict(maxCensuses, func(_ eventgraph.Hash, c *census) { // fails for sizes below 1 only
 		r.counted.Add(-c.size())
 	})

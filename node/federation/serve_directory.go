@@ -1,0 +1,28 @@
+package federation
+
+import (
+	"net/http"
+	"strconv"
+
+	"github.com/plexus-p2p/plexus/node/rooms"
+)
+
+// The directory of published rooms (SS API, Published room directory): our own, for other servers.
+
+func (f *Federation) directoryRoutes(r *router) {
+	r.add(http.MethodGet, v1+"publicRooms", f.servePublicRooms)
+	r.add(http.MethodPost, v1+"publicRooms", f.servePublicRooms)
+}
+
+func (f *Federation) servePublicRooms(q *request) (any, error) {
+	var ask rooms.PublicQuery
+	if q.Method == http.MethodPost {
+		if err := q.decode(&ask); err != nil {
+			return nil, err
+		}
+	} else {
+		ask.Limit, _ = strconv.Atoi(q.URL.Query().Get("limit"))
+		ask.Since = q.URL.Query().Get("since")
+	}
+	return f.Rooms.Public(ask)
+}
