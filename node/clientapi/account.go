@@ -27,6 +27,7 @@ func (a *API) accountRoutes() {
 	a.route("POST", "/_matrix/client/v3/account/password", optional, a.changePassword)
 	a.route("POST", "/_matrix/client/v3/account/deactivate", optional, a.deactivate)
 	a.thirdPartyIDRoutes()
+	a.route("GET", "/_matrix/client/v3/admin/whois/{userId}", authed, a.whois)
 
 	a.route("GET", "/_matrix/client/v3/devices", authed, a.getDevices)
 	a.route("GET", "/_matrix/client/v3/devices/{deviceId}", authed, a.getDevice)
