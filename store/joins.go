@@ -160,6 +160,11 @@ func decodeStaged(id eventgraph.EventID, v []byte) (*Staged, error) {
 	return s, nil
 }
 
+// DeleteStagedEvent forgets one event that a room's join needs.
+func (tx *Tx) DeleteStagedEvent(room eventgraph.RoomID, id eventgraph.EventID) error {
+	return tx.delete(stagedKey(room, id))
+}
+
 // DeleteStaged forgets at most n of what a room's join staged, and says whether anything is left.
 func (tx *Tx) DeleteStaged(room eventgraph.RoomID, n int) (left bool, err error) {
 	err = tx.scan(key(tableStaged).str(string(room)), nil, false, func(k, _ []byte) (bool, error) {

@@ -241,10 +241,10 @@ func (f *Federation) fetchChunk(ctx context.Context, c contact, m *meeting, want
 	return chunk.Looked, nil
 }
 
-// unknown keeps the events of rooms held here that are held in no verdict but outlier, do not wait in the inbox, and were not refused
+// unknown keeps the events of rooms that are held here, or are coming, that are held in no verdict but outlier, do not wait in the inbox, and were not refused
 // lately as this giver has them.
 func (f *Federation) unknown(giver eventgraph.ServerName, news []meetID) (lacking []meetID, err error) {
-	rooms := map[eventgraph.RoomID]bool{} // whether held
+	rooms := map[eventgraph.RoomID]bool{} // whether held or coming
 	err = f.Store.View(func(r *store.Reader) error {
 		for _, id := range news {
 			here, looked := rooms[id.Room]
@@ -253,7 +253,13 @@ func (f *Federation) unknown(giver eventgraph.ServerName, news []meetID) (lackin
 				if err != nil && !errors.Is(err, store.ErrNotFound) {
 					return err
 				}
-				here = err == nil
+				if here = err == nil; !here {
+					j, err := r.Join(id.Room)
+					if err != nil && !errors.Is(err, store.ErrNotFound) {
+						return err
+					}
+					here = err == nil && j.Phase != store.JoinSent
+				}
 				rooms[id.Room] = here
 			}
 			if !here || f.inbox.wasRefused(id.Event, giver) {
@@ -290,9 +296,11 @@ func (f *Federation) takeChunk(ctx context.Context, c contact, asked []eventgrap
 	}
 	var order []eventgraph.RoomID
 	byRoom := map[eventgraph.RoomID][]*eventgraph.Event{}
+	var early []json.RawMessage
 	for _, given := range chunk.Events {
 		version, ok := f.versionOf(given.Room)
 		if !ok {
+			early = append(early, given.PDU)
 			continue
 		}
 		e, err := eventgraph.ParseEvent(version, given.PDU)
@@ -304,6 +312,9 @@ func (f *Federation) takeChunk(ctx context.Context, c contact, asked []eventgrap
 			order = append(order, given.Room)
 		}
 		byRoom[given.Room] = append(byRoom[given.Room], e)
+	}
+	if _, err := f.takeEarly(ctx, c.Server, early, map[eventgraph.EventID]pduResult{}); err != nil {
+		return 0, err
 	}
 	taken := 0
 	for _, room := range order {

@@ -34,8 +34,9 @@ const (
 	importBytes = 512 << 10
 	// joinPatience is how long a client waits for a room that it was let into.
 	joinPatience = time.Minute
-	// joinKeep is how long the rest of a room is asked for.
-	joinKeep = 24 * time.Hour
+	// joinKeep is how long the rest of a room is asked for: as long as events wait for what they rest on, for devices are off for days. Who does
+	// not want to wait leaves.
+	joinKeep = inboxKeep
 	// joinRetry and joinRetryMost are the first and the longest wait before the room's servers are asked again, unless one is met.
 	joinRetry     = 2 * time.Second
 	joinRetryMost = time.Minute
@@ -117,16 +118,48 @@ func (f *Federation) runJoins(ctx context.Context) error {
 	var working sync.WaitGroup
 	f.joins.open(ctx, &working)
 	for _, j := range left {
-		f.joins.begin(j.Room, func(ctx context.Context) {
-			if err := f.join(ctx, j.Room, j.User, nil, nil); err != nil && ctx.Err() == nil {
-				f.Log.Warn("a join that had begun came to nothing", "room", j.Room, "user", j.User, "err", err)
-			}
-		})
+		f.joins.begin(j.Room, func(ctx context.Context) { f.goOn(ctx, j.Room, 0) })
 	}
 	<-ctx.Done()
 	f.joins.end()
 	working.Wait()
 	return nil
+}
+
+// goOn works on a join on which nobody works any more, after wait, until it has come to an end: this node was ended, or who asked for it has gone,
+// or the store could not be written.
+func (f *Federation) goOn(ctx context.Context, room eventgraph.RoomID, wait time.Duration) {
+	for ; ; wait = max(joinRetry, min(2*wait, joinRetryMost)) {
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return
+		}
+		err := f.resumeStored(ctx, room)
+		j, failed := f.storedJoin(room)
+		switch {
+		case ctx.Err() != nil || failed == nil && j == nil && err == nil:
+			return
+		case failed == nil && j == nil:
+			f.Log.Warn("a join that had begun came to nothing", "room", room, "err", err)
+			return
+		}
+		f.Log.Warn("a join could not go on", "room", room, "err", errors.Join(err, failed))
+	}
+}
+
+// resumeStored goes on with a room's join if there is one.
+func (f *Federation) resumeStored(ctx context.Context, room eventgraph.RoomID) error {
+	unlock, err := f.joining.lock(ctx, room)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	j, err := f.storedJoin(room)
+	if err != nil || j == nil {
+		return err
+	}
+	return f.resume(ctx, j)
 }
 
 // storedJoin is the join of a room that is under way; nil if none is.
@@ -158,6 +191,8 @@ type importing struct {
 	servers []eventgraph.ServerName
 	keyless map[eventgraph.ServerName]bool // asked for in vain
 	told    int                            // joinNews parts of which the user has been told
+
+	elsewhere bool // there are servers over which the user may still join
 }
 
 func (f *Federation) importOf(j *store.Join, e *eventgraph.Event) *importing {
@@ -168,17 +203,17 @@ func (f *Federation) importOf(j *store.Join, e *eventgraph.Event) *importing {
 // resume goes on with a join that had begun.
 func (f *Federation) resume(ctx context.Context, j *store.Join) error {
 	if f.Rooms.InRoom(j.Room, f.server) {
-		return f.dropJoin(ctx, j.Room) // only this was not done any more
+		return f.dropJoin(ctx, j.Room, nil) // only this was not done any more
 	}
 	e, err := eventgraph.ParseEvent(j.Version, j.Event)
 	if err != nil {
-		return errors.Join(fmt.Errorf("stored join of %s: %w", j.Room, err), f.dropJoin(ctx, j.Room))
+		return errors.Join(fmt.Errorf("stored join of %s: %w", j.Room, err), f.dropJoin(ctx, j.Room, nil))
 	}
 	f.Log.Info("going on with a join", "room", j.Room, "user", j.User, "phase", j.Phase, "arrived", j.Arrived)
 	i := f.importOf(j, e)
 	if j.Phase == store.JoinSent {
 		if err := errors.New("it is not known whether it was taken in"); !i.mayBeIn(ctx, err) {
-			return errors.Join(f.dropJoin(context.WithoutCancel(ctx), j.Room), fmt.Errorf("%w: join of %s: %w", ErrUnreachable, j.Room, err))
+			return errors.Join(f.dropJoin(context.WithoutCancel(ctx), j.Room, nil), fmt.Errorf("%w: join of %s: %w", ErrUnreachable, j.Room, err))
 		}
 	}
 	return i.complete(ctx)
@@ -282,13 +317,16 @@ func (i *importing) flush(ctx context.Context) error {
 	}
 	events := parseAll(i.join.Version, raws)
 	events = slices.DeleteFunc(events, func(e *eventgraph.Event) bool { return e.RoomID() != i.join.Room || e.ID() == i.event.ID() })
-	if i.join.Create == "" {
-		if at := slices.IndexFunc(events, isCreate); at >= 0 {
-			i.join.Create = events[at].ID()
-		}
-	}
+	i.learnCreate(events)
 	events = slices.DeleteFunc(events, func(e *eventgraph.Event) bool { return isCreate(e) && e.ID() != i.join.Create })
 	return i.take(ctx, unique(events), i.state)
+}
+
+// learnCreate notes the room's create event, if it is not known and among the events.
+func (i *importing) learnCreate(events []*eventgraph.Event) {
+	if at := slices.IndexFunc(events, isCreate); at >= 0 && i.join.Create == "" {
+		i.join.Create = events[at].ID()
+	}
 }
 
 func isCreate(e *eventgraph.Event) bool {
@@ -571,6 +609,8 @@ func (i *importing) complete(ctx context.Context) error {
 	var refusal *rooms.Refusal
 	var missing *rooms.MissingError
 	switch {
+	case errors.Is(err, errNotHeard):
+		return err // it goes on if no other server lets the user in
 	case err == nil:
 		i.f.Log.Info("a room was joined", "room", i.join.Room, "events", i.join.Arrived, "took", i.f.Now().Sub(time.UnixMilli(i.join.Since)))
 	case errors.As(err, &missing):
@@ -578,7 +618,7 @@ func (i *importing) complete(ctx context.Context) error {
 	case !errors.As(err, &refusal):
 		return err // ended, or the store's: it goes on another time
 	}
-	return errors.Join(err, i.f.dropJoin(context.WithoutCancel(ctx), i.join.Room))
+	return errors.Join(err, i.f.dropJoin(context.WithoutCancel(ctx), i.join.Room, nil))
 }
 
 // enter makes the room exist.
@@ -602,7 +642,8 @@ func (i *importing) enter(ctx context.Context) error {
 }
 
 // dropJoin forgets a join, and what it staged; if there is no room, also what waited for it. What waited for a room that is here is taken in now.
-func (f *Federation) dropJoin(ctx context.Context, room eventgraph.RoomID) error {
+// What is to be told of it, if it is not nil, is queued in the same write.
+func (f *Federation) dropJoin(ctx context.Context, room eventgraph.RoomID, tell *store.Outbound) error {
 	for left := true; left; {
 		_, err := f.Store.Update(ctx, func(tx *store.Tx) (err error) {
 			left, err = tx.DeleteStaged(room, dropStaged)
@@ -633,6 +674,11 @@ func (f *Federation) dropJoin(ctx context.Context, room eventgraph.RoomID) error
 		if err != nil && !errors.Is(err, store.ErrNotFound) {
 			return err
 		}
+		if tell != nil {
+			if _, err := tx.PutOutbound(tell); err != nil {
+				return err
+			}
+		}
 		return tx.DeleteJoin(room)
 	})
 	f.inbox.wake(room)
@@ -655,8 +701,13 @@ func (f *Federation) giveUpJoin(ctx context.Context, room eventgraph.RoomID, use
 	if err != nil || j == nil || f.Rooms.InRoom(room, f.server) { // all had come
 		return false, err
 	}
-	if err := f.queueLeave(ctx, j.Server, pendingLeave{room, user, reason}); err != nil {
+	tell, err := leaveFor(j.Server, pendingLeave{room, user, reason})
+	if err != nil {
 		return true, err
 	}
-	return true, f.dropJoin(ctx, room)
+	if err = f.dropJoin(ctx, room, tell); errors.Is(err, store.ErrOutboundFull) {
+		f.notTold(tell, err)
+		err = f.dropJoin(ctx, room, nil)
+	}
+	return true, err
 }

@@ -338,7 +338,7 @@ func (f *Federation) runInbox(ctx context.Context) error {
 // visit works through a room's waiting events: what can be taken in is, what is missing is asked for, and so on until nothing more
 // is to be had now.
 func (f *Federation) visit(ctx context.Context, room eventgraph.RoomID) (empty, moved bool, read time.Duration, err error) {
-	if j, err := f.storedJoin(room); err != nil || j != nil {
+	if j, err := f.storedJoin(room); err != nil || j != nil && !f.Rooms.InRoom(room, f.server) {
 		return false, false, 0, err // it is woken when the room is here, or is not to be
 	}
 	start := time.Now()

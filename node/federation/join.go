@@ -33,7 +33,12 @@ const (
 // While Run runs that is Run's work, else it is the caller's.
 func (f *Federation) Join(ctx context.Context, room eventgraph.RoomID, user eventgraph.UserID, via []eventgraph.ServerName, content json.RawMessage) error {
 	done := make(chan error, 1)
-	cancel, running := f.joins.begin(room, func(ctx context.Context) { done <- f.join(ctx, room, user, via, content) })
+	cancel, running := f.joins.begin(room, func(ctx context.Context) {
+		done <- f.join(ctx, room, user, via, content)
+		if j, err := f.storedJoin(room); err != nil || j != nil {
+			f.joins.begin(room, func(ctx context.Context) { f.goOn(ctx, room, joinRetry) })
+		}
+	})
 	if !running {
 		return f.join(ctx, room, user, via, content)
 	}
@@ -47,9 +52,10 @@ func (f *Federation) Join(ctx context.Context, room eventgraph.RoomID, user even
 			if f.letIn(room, user) {
 				return nil
 			}
+			patience.Reset(joinRetry)
 		case <-ctx.Done():
 			if !f.letIn(room, user) {
-				cancel() // nobody waits for it, and nothing has come of it
+				cancel() // nobody waits for it; if it was sent, goOn finds out what came of it
 			}
 			return ctx.Err()
 		}
@@ -80,9 +86,18 @@ func (f *Federation) join(ctx context.Context, room eventgraph.RoomID, user even
 	if err != nil {
 		return err
 	}
-	return f.handshake(ctx, servers, func(server eventgraph.ServerName) error {
+	err = f.handshake(ctx, servers, func(server eventgraph.ServerName) error {
 		return f.joinVia(ctx, server, room, user, servers, content)
 	})
+	if err == nil || ctx.Err() != nil {
+		return err
+	}
+	if j, failed := f.storedJoin(room); failed != nil {
+		return failed
+	} else if j != nil { // one has let the user in, of which the others have not heard
+		return f.resume(ctx, j)
+	}
+	return err
 }
 
 // handshake tries the servers in turn until one lets us act: on its answer the act is done. The error is the first
@@ -257,6 +272,13 @@ func (f *Federation) joinVia(ctx context.Context, server eventgraph.ServerName, 
 	if traits, _ := e.Version().Traits(); traits.RoomIDFromCreate {
 		j.Create = auth.CreateOf(room)
 	}
+	if before, err := f.storedJoin(room); err != nil {
+		return err
+	} else if before != nil { // of which the room's servers have not heard: what they list counts from here on
+		if err := f.dropJoin(ctx, room, nil); err != nil {
+			return err
+		}
+	}
 	_, err = f.Store.Update(ctx, func(tx *store.Tx) error { return tx.PutJoin(j) })
 	if errors.Is(err, store.ErrTooManyJoins) {
 		return &rooms.Refusal{Code: "M_LIMIT_EXCEEDED", Reason: err.Error()}
@@ -264,9 +286,10 @@ func (f *Federation) joinVia(ctx context.Context, server eventgraph.ServerName, 
 		return err
 	}
 	i := f.importOf(j, e)
+	i.elsewhere = len(others) > 0 && server != others[len(others)-1]
 	if err := i.send(ctx); err != nil {
 		if !i.mayBeIn(ctx, err) {
-			return errors.Join(err, f.dropJoin(context.WithoutCancel(ctx), room))
+			return errors.Join(err, f.dropJoin(context.WithoutCancel(ctx), room, nil))
 		}
 		f.Log.Info("the answer to a join broke off: the rest is asked for", "room", room, "server", server, "arrived", j.Arrived, "err", err)
 	}

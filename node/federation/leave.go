@@ -54,19 +54,45 @@ func (f *Federation) Leave(ctx context.Context, room eventgraph.RoomID, user eve
 
 // queueLeave keeps what a server in the room is to be told, unless too much waits for it.
 func (f *Federation) queueLeave(ctx context.Context, server eventgraph.ServerName, p pendingLeave) error {
-	body, err := marshal(p)
+	tell, err := leaveFor(server, p)
 	if err != nil {
 		return err
 	}
 	_, err = f.Store.Update(ctx, func(tx *store.Tx) error {
-		_, err := tx.PutOutbound(&store.Outbound{Server: server, Kind: kindLeave, Body: body})
+		_, err := tx.PutOutbound(tell)
 		return err
 	})
 	if errors.Is(err, store.ErrOutboundFull) {
-		f.Log.Warn("a server is not told that one of our users has left", "server", server, "room", p.Room, "err", err)
+		f.notTold(tell, err)
 		return nil
 	}
 	return err
+}
+
+func leaveFor(server eventgraph.ServerName, p pendingLeave) (*store.Outbound, error) {
+	body, err := marshal(p)
+	return &store.Outbound{Server: server, Kind: kindLeave, Body: body}, err
+}
+
+func (f *Federation) notTold(o *store.Outbound, err error) {
+	f.Log.Warn("a server is not told that one of our users has left", "server", o.Server, "err", err)
+}
+
+// isBack says whether a user has joined the room, or begun to, since they left it.
+func (f *Federation) isBack(room eventgraph.RoomID, user eventgraph.UserID) (back bool, err error) {
+	err = f.Store.View(func(r *store.Reader) error {
+		j, err := r.Join(room)
+		if back = err == nil && j.User == user; back || err != nil && !errors.Is(err, store.ErrNotFound) {
+			return err
+		}
+		m, err := r.Member(room, user)
+		if errors.Is(err, store.ErrNotFound) {
+			return nil
+		}
+		back = err == nil && m.Membership == "join" && !m.Outside
+		return err
+	})
+	return back, err
 }
 
 // Knock asks to be let into a room, over make_knock and send_knock at one of via (or locally if we are in the room).
@@ -126,6 +152,9 @@ func (f *Federation) deliverLeave(ctx context.Context, o *store.Outbound) error 
 	var p pendingLeave
 	if err := json.Unmarshal(o.Body, &p); err != nil {
 		return fmt.Errorf("pending leave: %w", err)
+	}
+	if back, err := f.isBack(p.Room, p.User); back || err != nil {
+		return err
 	}
 	content, err := marshal(struct {
 		Reason string `json:"reason,omitempty"`

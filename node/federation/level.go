@@ -118,7 +118,9 @@ func (f *Federation) isWhole(room eventgraph.RoomID) (whole bool, err error) {
 			if err != nil {
 				return err
 			}
-			if key, _ := e.StateKey(); e.Order > 0 && (e.Membership() != "join" || eventgraph.UserID(key).Server() != f.server) {
+			key, _ := e.StateKey()
+			ours := e.Membership() == "join" && eventgraph.UserID(key).Server() == f.server && !f.Rooms.InRoomAt(room, e.StateBefore, f.server)
+			if e.Order > 0 && !ours {
 				return nil
 			}
 		}
