@@ -22,9 +22,6 @@ func TestDiscovery(t *testing.T) {
 			t.Errorf("%s is missing in %s", v, versions.raw)
 		}
 	}
-	if strings.Contains(versions.raw, "msc3575") {
-		t.Errorf("sliding sync is advertised: %s", versions.raw)
-	}
 	var known struct {
 		Homeserver struct {
 			BaseURL string `json:"base_url"`

@@ -11,6 +11,7 @@ import (
 
 	"github.com/plexus-p2p/plexus/eventgraph"
 	"github.com/plexus-p2p/plexus/node/ephemeral"
+	"github.com/plexus-p2p/plexus/node/media"
 	"github.com/plexus-p2p/plexus/node/rooms"
 	"github.com/plexus-p2p/plexus/store"
 )
@@ -28,6 +29,7 @@ type Remote interface {
 	UserDevices(ctx context.Context, user eventgraph.UserID) (json.RawMessage, error)
 	Backfill(ctx context.Context, room eventgraph.RoomID, limit int) (int, error)
 	EventNear(ctx context.Context, room eventgraph.RoomID, ts int64, forwards bool) (eventgraph.EventID, int64, error)
+	FetchMedia(ctx context.Context, id store.MediaID, user eventgraph.UserID, patience time.Duration) error
 }
 
 // Registration says who may make an account.
@@ -44,6 +46,8 @@ type Config struct {
 	Store             *store.Store
 	Rooms             *rooms.Rooms
 	Ephemeral         *ephemeral.State
+	Media             *media.Repository
+	URLPreviews       bool // fetch what previews of links show: then others learn that somebody here reads the link
 	Server            eventgraph.ServerName
 	Peer              eventgraph.PeerID // this device: the origin of records that other devices of the identity could write later
 	Registration      Registration
@@ -69,9 +73,11 @@ type API struct {
 
 	loginTokens, openIDTokens *shortTokens
 
-	unreads *unreadCache
-	boot    uint32 // tells this process' ephemeral counters from those of others
-	sent    *sentMembers
+	unreads  *unreadCache
+	previews *previews
+	boot     uint32 // tells this process' ephemeral counters from those of others
+	sent     *sentMembers
+	sliding  *slidingConnections
 }
 
 // New makes the API; SetRemote must be called before Handler serves (federation and the API know each other).
@@ -87,10 +93,12 @@ func New(c Config) *API {
 
 		loginTokens: newShortTokens(c.Now, loginTokenLives), openIDTokens: newShortTokens(c.Now, openIDLives),
 
-		hashing: newHashing(),
-		unreads: newUnreadCache(),
-		boot:    rand.Uint32(),
-		sent:    newSentMembers(),
+		hashing:  newHashing(),
+		unreads:  newUnreadCache(),
+		previews: newPreviews(),
+		boot:     rand.Uint32(),
+		sent:     newSentMembers(),
+		sliding:  newSlidingConnections(),
 	}
 	a.discoveryRoutes()
 	a.accountRoutes()
@@ -98,6 +106,7 @@ func New(c Config) *API {
 	a.relationRoutes()
 	a.syncRoutes()
 	a.keyRoutes()
+	a.mediaRoutes()
 	return a
 }
 

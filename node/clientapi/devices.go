@@ -158,6 +158,9 @@ func removeDevices(tx *store.Tx, user eventgraph.UserID, ids []store.DeviceID) (
 		if err := tx.DeleteDeviceQueue(user, id); err != nil {
 			return nil, err
 		}
+		if err := tx.DeleteSlidingConnections(user, id); err != nil {
+			return nil, err
+		}
 	}
 	return ended, nil
 }

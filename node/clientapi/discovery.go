@@ -24,7 +24,9 @@ func (a *API) discoveryRoutes() {
 }
 
 func (a *API) versions(*request) (any, error) {
-	return map[string]any{"versions": specVersions, "unstable_features": map[string]bool{}}, nil
+	return map[string]any{"versions": specVersions, "unstable_features": map[string]bool{
+		"org.matrix.simplified_msc3575": true, // sliding sync, MSC4186
+	}}, nil
 }
 
 // wellKnown names the address that the client has used: there is no other.

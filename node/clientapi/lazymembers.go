@@ -23,10 +23,11 @@ type sentMembers struct {
 	devices *lru.Cache[deviceKey, map[sentMember]sentIn]
 }
 
-// deviceKey names a device of any local user.
+// deviceKey names a device of any local user; with a connection of sliding sync, whose member events are not /sync's.
 type deviceKey struct {
 	user   eventgraph.UserID
 	device store.DeviceID
+	conn   string // "c" and its conn_id; "" is /sync
 }
 
 type sentMember struct {

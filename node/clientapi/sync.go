@@ -30,6 +30,7 @@ const (
 type syncRequest struct {
 	user          eventgraph.UserID
 	device        store.DeviceID
+	conn          string // of sliding sync, as in deviceKey
 	filter        *syncFilter
 	since         *syncToken // nil: from the beginning
 	restarted     bool       // since is of an earlier process: who typed then does no more
@@ -38,6 +39,8 @@ type syncRequest struct {
 	stateAfter    bool // use_state_after
 	unstableAfter bool // the same under its unstable name: answered under its unstable name
 }
+
+func (s *syncRequest) deviceKey() deviceKey { return deviceKey{s.user, s.device, s.conn} }
 
 func (a *API) parseSync(q *request) (*syncRequest, error) {
 	query := q.URL.Query()
@@ -62,17 +65,25 @@ func (a *API) parseSync(q *request) (*syncRequest, error) {
 			}
 		}
 	}
-	if ms := query.Get("timeout"); ms != "" {
-		n, err := strconv.ParseInt(ms, 10, 64)
-		if err != nil {
-			return nil, invalidParam("timeout must be a number of milliseconds.")
-		}
-		s.timeout = min(time.Duration(min(max(n, 0), int64(maxSyncTimeout/time.Millisecond)))*time.Millisecond, maxSyncTimeout)
+	if s.timeout, err = parseTimeout(query.Get("timeout")); err != nil {
+		return nil, err
 	}
 	s.fullState = query.Get("full_state") == "true"
 	s.stateAfter = query.Get("use_state_after") == "true"
 	s.unstableAfter = query.Get("org.matrix.msc4222.use_state_after") == "true"
 	return s, nil
+}
+
+// parseTimeout reads how long, in milliseconds, a call may wait; "" is not at all.
+func parseTimeout(ms string) (time.Duration, error) {
+	if ms == "" {
+		return 0, nil
+	}
+	n, err := strconv.ParseInt(ms, 10, 64)
+	if err != nil {
+		return 0, invalidParam("timeout must be a number of milliseconds.")
+	}
+	return time.Duration(min(max(n, 0), int64(maxSyncTimeout/time.Millisecond))) * time.Millisecond, nil
 }
 
 // sync answers GET /sync.
@@ -84,11 +95,13 @@ func (a *API) sync(q *request) (any, error) {
 	if err := a.syncPresence(q, s.timeout); err != nil {
 		return nil, err
 	}
-	if err := a.acknowledge(q.Context(), s); err != nil {
-		return nil, err
+	if s.since != nil {
+		if err := a.acknowledge(q.Context(), s.user, s.device, s.since.toDevice); err != nil {
+			return nil, err
+		}
 	}
 	if s.since == nil {
-		a.sent.forget(deviceKey{s.user, s.device})
+		a.sent.forget(s.deviceKey())
 	}
 
 	ctx, cancel := context.WithTimeout(q.Context(), s.timeout)
@@ -116,20 +129,20 @@ func (a *API) sync(q *request) (any, error) {
 
 // acknowledge deletes the to-device messages that the client has said, by coming with the token that followed them, that it
 // has got.
-func (a *API) acknowledge(ctx context.Context, s *syncRequest) error {
-	if s.since == nil || s.since.toDevice == 0 {
+func (a *API) acknowledge(ctx context.Context, user eventgraph.UserID, device store.DeviceID, upTo store.Position) error {
+	if upTo == 0 {
 		return nil
 	}
 	var waiting bool
 	err := a.Store.View(func(r *store.Reader) (err error) {
-		waiting, err = r.HasToDevice(s.user, s.device, s.since.toDevice)
+		waiting, err = r.HasToDevice(user, device, upTo)
 		return err
 	})
 	if err != nil || !waiting {
 		return err
 	}
 	_, err = a.Store.Update(ctx, func(tx *store.Tx) error {
-		return tx.DeleteToDevice(s.user, s.device, s.since.toDevice)
+		return tx.DeleteToDevice(user, device, upTo)
 	})
 	if errors.Is(err, store.ErrDiskFull) {
 		return nil // they will be passed over below, and deleted another time

@@ -199,6 +199,8 @@ type stateWanted struct {
 	lazy    bool // of members only those needed, and those that changed in what the client had
 	members map[eventgraph.UserID]bool
 	filter  *eventFilter
+	wants   func(eventgraph.StateTuple) bool                 // beside the filter; nil: all
+	only    []eventgraph.StateTuple                          // if not nil: wants is true of no others but members
 	sent    func(eventgraph.UserID, eventgraph.EventID) bool // the client has this member event already
 }
 
@@ -214,6 +216,7 @@ func (a *API) state(r *store.Reader, s *roomSpan, tl *roomTimeline, w *stateWant
 	add := func(t eventgraph.StateTuple, id eventgraph.EventID) {
 		switch {
 		case id == "": // gone by resolution: no event says so
+		case w.wants != nil && !w.wants(t):
 		case w.lazy && nothingKnown && t.Type == "m.room.member" && !w.members[eventgraph.UserID(t.Key)]:
 		default:
 			ids[t] = id
@@ -223,7 +226,12 @@ func (a *API) state(r *store.Reader, s *roomSpan, tl *roomTimeline, w *stateWant
 	if w.after {
 		target = s.ending
 	}
-	err := eventgraph.Diff(r, known, target, func(d eventgraph.Difference) error { add(d.Tuple, d.B); return nil })
+	var err error
+	if nothingKnown && w.only != nil {
+		err = lookUp(r, target, w.only, add)
+	} else {
+		err = eventgraph.Diff(r, known, target, func(d eventgraph.Difference) error { add(d.Tuple, d.B); return nil })
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -254,6 +262,21 @@ func (a *API) state(r *store.Reader, s *roomSpan, tl *roomTimeline, w *stateWant
 		}
 	}
 	return loadState(r, ids, shown, w.filter)
+}
+
+// lookUp calls add for those of the tuples that are in the state at root.
+func lookUp(r *store.Reader, root eventgraph.Hash, tuples []eventgraph.StateTuple, add func(eventgraph.StateTuple, eventgraph.EventID)) error {
+	trie := eventgraph.OpenTrie(r, root)
+	for _, t := range tuples {
+		id, ok, err := trie.Get(t)
+		if err != nil {
+			return err
+		}
+		if ok {
+			add(t, id)
+		}
+	}
+	return nil
 }
 
 // addMembers adds the member events of those needed whom the client has not got yet.
@@ -321,9 +344,21 @@ type roomSummary struct {
 	Invited int                 `json:"m.invited_member_count"`
 }
 
-// summary counts the room's members and picks its heroes: those joined or invited first, or else those who have left. The
-// heroes are left out where the room has a name or an alias.
-func (a *API) summary(r *store.Reader, room eventgraph.RoomID, root eventgraph.Hash, user eventgraph.UserID) (*roomSummary, error) {
+// summaryUnlessNamed is summary without heroes where the room has a name or an alias.
+func summaryUnlessNamed(r *store.Reader, room eventgraph.RoomID, root eventgraph.Hash, user eventgraph.UserID) (*roomSummary, error) {
+	sum, err := summary(r, room, user)
+	if err != nil {
+		return nil, err
+	}
+	named, err := hasName(r, root)
+	if named {
+		sum.Heroes = nil
+	}
+	return sum, err
+}
+
+// summary counts the room's members and picks its heroes: those joined or invited first, or else those who have left.
+func summary(r *store.Reader, room eventgraph.RoomID, user eventgraph.UserID) (*roomSummary, error) {
 	var sum roomSummary
 	var here, gone []store.Member
 	err := r.MembersOf(room, func(m *store.Member) (bool, error) {
@@ -344,10 +379,6 @@ func (a *API) summary(r *store.Reader, room eventgraph.RoomID, root eventgraph.H
 	})
 	if err != nil {
 		return nil, err
-	}
-	named, err := hasName(r, root)
-	if err != nil || named {
-		return &sum, err
 	}
 	if len(here) == 0 {
 		here = gone

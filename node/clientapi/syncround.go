@@ -28,24 +28,33 @@ type syncRound struct {
 	members []*store.StoredEvent // sent with this answer
 }
 
-// read builds the answer. It is given to store.View.
-func (s *syncRound) read(r *store.Reader) error {
+// begin gathers what has changed up to the snapshot. It returns whose presence did.
+func (s *syncRound) begin(r *store.Reader) (present []eventgraph.UserID, err error) {
 	s.r, s.v = r, s.a.newViewer(s.user, s.device)
 	s.v.withoutRoom, s.v.federation = true, s.filter.EventFormat == "federation"
-	upTo := r.Position()
 	if s.since == nil {
-		s.changes.upTo = upTo
-	} else if err := s.changes.gather(r, s.changes.upTo, upTo); err != nil {
-		return err
+		s.changes.upTo = r.Position()
+	} else if err := s.changes.gather(r, s.changes.upTo, r.Position()); err != nil {
+		return nil, err
 	}
 	s.answer = &syncAnswer{}
 	s.company = newCompany(r, s.user)
+	s.typing, present = s.ephemeralChanges()
+	s.ignored, err = ignoredUsers(r, s.user)
+	return present, err
+}
+
+// read builds the answer. It is given to store.View.
+func (s *syncRound) read(r *store.Reader) error {
+	present, err := s.begin(r)
+	if err != nil {
+		return err
+	}
+	upTo := s.changes.upTo
 	next := syncToken{
 		incarnation: s.a.Store.Incarnation(), pos: upTo, toDevice: upTo, boot: s.a.boot, ephemeral: s.counter,
 		device: deviceTag(s.user, s.device),
 	}
-	var present []eventgraph.UserID
-	s.typing, present = s.ephemeralChanges()
 	for _, part := range []func() error{
 		s.rooms,
 		s.accountData,
@@ -72,7 +81,7 @@ func (s *syncRound) empty() bool {
 // finish is called when the answer goes out.
 func (s *syncRound) finish() *syncAnswer {
 	if len(s.members) > 0 {
-		s.a.sent.add(deviceKey{s.user, s.device}, s.changes.upTo, s.members)
+		s.a.sent.add(s.deviceKey(), s.changes.upTo, s.members)
 	}
 	return s.answer
 }
@@ -92,10 +101,6 @@ func (s *syncRound) ephemeralChanges() (map[eventgraph.RoomID]bool, []eventgraph
 
 // rooms fills in all rooms that have something to tell.
 func (s *syncRound) rooms() error {
-	var err error
-	if s.ignored, err = ignoredUsers(s.r, s.user); err != nil {
-		return err
-	}
 	out := &syncRooms{
 		Join: map[eventgraph.RoomID]*joinedRoom{}, Invite: map[eventgraph.RoomID]*invitedRoom{},
 		Knock: map[eventgraph.RoomID]*knockedRoom{}, Leave: map[eventgraph.RoomID]*leftRoom{},
@@ -242,7 +247,7 @@ func (s *syncRound) joined(m *store.Member) (*joinedRoom, error) {
 		}
 		fresh = span.fresh
 		if fresh || s.fullState || len(changed) > 0 {
-			if room.Summary, err = s.a.summary(s.r, m.Room, span.ending, s.user); err != nil {
+			if room.Summary, err = summaryUnlessNamed(s.r, m.Room, span.ending, s.user); err != nil {
 				return nil, err
 			}
 		}
@@ -316,19 +321,29 @@ func (s *syncRound) events(span *roomSpan, sum *roomSummary, lists *roomStateLis
 			return false, err
 		}
 	}
-	s.members = append(append(s.members, state...), tl.events...)
-	s.v.bundle = tl.limited // CS API, Aggregations of child events
-	batch.Events, err = s.a.clientEvents(s.r, tl.events, s.v)
-	s.v.bundle = false
-	if err != nil {
+	if batch.Events, err = s.timelineEvents(tl); err != nil {
 		return false, err
 	}
 	batch.Limited, batch.PrevBatch = tl.limited, s.a.roomToken(tl.prev)
-	s.v.bare = true
-	raw, err := s.a.clientEvents(s.r, state, s.v)
-	s.v.bare = false
+	raw, err := s.stateEvents(state)
 	s.stateLists(lists, raw)
 	return len(tl.events) > 0 || len(state) > 0 || tl.limited, err
+}
+
+// timelineEvents writes out a timeline, and remembers it as sent.
+func (s *syncRound) timelineEvents(tl *roomTimeline) ([]json.RawMessage, error) {
+	s.members = append(s.members, tl.events...)
+	s.v.bundle = tl.limited // CS API, Aggregations of child events
+	defer func() { s.v.bundle = false }()
+	return s.a.clientEvents(s.r, tl.events, s.v)
+}
+
+// stateEvents writes out state beside a timeline, and remembers it as sent.
+func (s *syncRound) stateEvents(state []*store.StoredEvent) ([]json.RawMessage, error) {
+	s.members = append(s.members, state...)
+	s.v.bare = true
+	defer func() { s.v.bare = false }()
+	return s.a.clientEvents(s.r, state, s.v)
 }
 
 // stateWanted says which state the client needs beside this timeline.
@@ -352,7 +367,7 @@ func (s *syncRound) stateWanted(span *roomSpan, tl *roomTimeline, sum *roomSumma
 	}
 	w.sent = func(user eventgraph.UserID, id eventgraph.EventID) bool {
 		return !w.full && !f.IncludeRedundantMembers &&
-			s.a.sent.has(deviceKey{s.user, s.device}, s.sincePosition(), sentMember{span.room, user}, id)
+			s.a.sent.has(s.deviceKey(), s.sincePosition(), sentMember{span.room, user}, id)
 	}
 	return w
 }
@@ -383,8 +398,11 @@ func (s *syncRound) unread(id eventgraph.RoomID, room *joinedRoom) (err error) {
 	return err
 }
 
-// accountData fills in the global account data: all, or what changed.
-func (s *syncRound) accountData() error {
+// accountData fills in the global account data of /sync.
+func (s *syncRound) accountData() error { return s.globalAccountData(s.since == nil) }
+
+// globalAccountData fills in the global account data: all, or what changed.
+func (s *syncRound) globalAccountData(all bool) error {
 	list := emptyList()
 	f := &s.filter.AccountData
 	add := func(d *store.AccountData) (bool, error) {
@@ -393,8 +411,8 @@ func (s *syncRound) accountData() error {
 		}
 		return true, nil
 	}
-	pushRules := s.since == nil
-	if s.since == nil {
+	pushRules := all
+	if all {
 		if err := s.r.AllAccountData(s.user, "", add); err != nil {
 			return err
 		}
@@ -455,52 +473,61 @@ func (s *syncRound) oneAccountData(room eventgraph.RoomID, dataType string, add 
 	return err
 }
 
+// typingIn tells who types in the room, if anybody does or, unless it is told anew, that changed.
+func (s *syncRound) typingIn(room eventgraph.RoomID, all bool) []json.RawMessage {
+	if !all && !s.typing[room] {
+		return nil
+	}
+	users, _ := s.a.Ephemeral.Typing(room)
+	users = slices.DeleteFunc(slices.Clone(users), func(u eventgraph.UserID) bool { return s.ignored[u] })
+	if len(users) == 0 && all {
+		return nil
+	}
+	return []json.RawMessage{typingEvent(users)}
+}
+
 // ephemeral adds who types, and receipts: all, or what changed.
 func (s *syncRound) ephemeral(room eventgraph.RoomID, all bool, list *eventList) error {
 	f := &s.filter.Room.Ephemeral
 	if !f.room(room) {
 		return nil
 	}
-	if f.kind("m.typing", "") && (all || s.typing[room]) {
-		users, _ := s.a.Ephemeral.Typing(room)
-		users = slices.DeleteFunc(slices.Clone(users), func(u eventgraph.UserID) bool { return s.ignored[u] })
-		if len(users) > 0 || !all {
-			list.add(typingEvent(users))
-		}
+	if f.kind("m.typing", "") {
+		list.add(s.typingIn(room, all)...)
 	}
 	if !f.kind("m.receipt", "") {
 		return nil
 	}
+	receipts, err := s.receipts(room, all, func(*store.Receipt) bool { return true })
+	if err != nil || len(receipts) == 0 {
+		return err
+	}
+	content, err := json.Marshal(receipts)
+	list.add(typeAndContent("m.receipt", content))
+	return err
+}
+
+// receipts are those of the room that the user may see: all that pass, or what changed.
+func (s *syncRound) receipts(room eventgraph.RoomID, all bool, passes func(*store.Receipt) bool) (receiptContent, error) {
 	receipts := receiptContent{}
 	if all {
-		err := s.r.Receipts(room, "", "", func(p *store.Receipt) (bool, error) {
-			if (receiptRef{p.User, p.Type}).visibleTo(s.user) {
+		return receipts, s.r.Receipts(room, "", "", func(p *store.Receipt) (bool, error) {
+			if (receiptRef{p.User, p.Type}).visibleTo(s.user) && passes(p) {
 				receipts.add(p)
 			}
 			return true, nil
 		})
+	}
+	for _, ref := range s.changes.receipts[room] {
+		err := s.r.Receipts(room, ref.user, ref.receiptType, func(p *store.Receipt) (bool, error) {
+			receipts.add(p)
+			return true, nil
+		})
 		if err != nil {
-			return err
-		}
-	} else {
-		for _, ref := range s.changes.receipts[room] {
-			err := s.r.Receipts(room, ref.user, ref.receiptType, func(p *store.Receipt) (bool, error) {
-				receipts.add(p)
-				return true, nil
-			})
-			if err != nil {
-				return err
-			}
+			return nil, err
 		}
 	}
-	if len(receipts) > 0 {
-		content, err := json.Marshal(receipts)
-		if err != nil {
-			return err
-		}
-		list.add(typeAndContent("m.receipt", content))
-	}
-	return nil
+	return receipts, nil
 }
 
 // receiptContent is the content of m.receipt: event, type, user.
@@ -573,15 +600,22 @@ func (s *syncRound) presence(users []eventgraph.UserID) error {
 
 // toDevice fills in what waits for the device; if that is too much for one answer, the token says how far it went.
 func (s *syncRound) toDevice(next *syncToken) error {
-	list := emptyList()
 	after := store.Position(0)
 	if s.since != nil {
 		after = s.since.toDevice
 	}
-	last := store.Position(0)
-	err := s.r.ToDevice(s.user, s.device, after, next.pos, func(m *store.ToDevice) (bool, error) {
-		if len(list.Events) == maxToDevice {
-			next.toDevice = last
+	list, reached, err := s.waiting(after, maxToDevice)
+	next.toDevice, s.answer.ToDevice = reached, list.some()
+	return err
+}
+
+// waiting lists the messages to the device after the position, at most limit of them, and how far that is.
+func (s *syncRound) waiting(after store.Position, limit int) (list eventList, reached store.Position, err error) {
+	list, reached = emptyList(), s.changes.upTo
+	last := after
+	err = s.r.ToDevice(s.user, s.device, after, reached, func(m *store.ToDevice) (bool, error) {
+		if len(list.Events) == limit {
+			reached = last
 			return false, nil
 		}
 		last = m.Position
@@ -590,8 +624,7 @@ func (s *syncRound) toDevice(next *syncToken) error {
 		list.add(event)
 		return true, err
 	})
-	s.answer.ToDevice = list.some()
-	return err
+	return list, reached, err
 }
 
 // deviceLists fills in whose keys must be looked at again, in an incremental sync.

@@ -22,7 +22,8 @@ import (
 //
 // Numbers are decimal, the rest is hexadecimal: incarnation 32 digits in s, its first 8 in t; boot and device 8.
 // A point t<order> lies just after the event with that order: backwards from it come the events
-// with order ≤ it, forwards those with order > it. Wherever a room's point is asked for, an s token serves too.
+// with order ≤ it, forwards those with order > it. Wherever a room's point is asked for, an s token serves too, and a pos of
+// sliding sync (slidingToken).
 
 // syncToken says what a client has been given.
 type syncToken struct {
@@ -89,6 +90,8 @@ func (a *API) parseToken(r *store.Reader, room eventgraph.RoomID, token string) 
 			return order, nil
 		}
 	} else if t, err := parseSyncToken(token); err == nil && t.incarnation == inc {
+		return a.orderAt(r, room, t.pos)
+	} else if t, err := parseSlidingToken(token); err == nil && t.incarnation == inc {
 		return a.orderAt(r, room, t.pos)
 	}
 	return 0, fail(http.StatusBadRequest, "M_INVALID_PARAM", "This token was not made by this server, or not lately")
