@@ -71,6 +71,8 @@ type gossip struct {
 	woken   chan struct{} // holds a token when there is something to do for runGossip
 	serving chan struct{} // a slot for each exchange of keys that is being answered
 
+	answering keyedLock[eventgraph.ServerName] // of these, one of a server at a time: who does not go on with them holds up nobody else's
+
 	checking chan struct{} // holds a token when there is something in unchecked
 
 	refreshing sync.Mutex // from reading what has changed until rooms shows it; taken before mu
@@ -572,15 +574,26 @@ func (f *Federation) gossiped(room eventgraph.RoomID, topic string, from eventgr
 		g.strayFrom(from)
 		return false
 	}
-	if g.queued[k.server] >= gossipQueuedOf || f.peers.isBlocked(k.server) {
+	if f.peers.isBlocked(k.server) {
 		return true
 	}
-	select {
-	case g.queue <- opened{room, k.server, plain}:
-		g.queued[k.server]++
-	default:
+	if g.queued[k.server] < gossipQueuedOf {
+		select {
+		case g.queue <- opened{room, k.server, plain}:
+			g.queued[k.server]++
+			return true
+		default:
+		}
 	}
+	f.askLater(k.server)
 	return true
+}
+
+// askLater lets the next meeting with the server be soon: what it published was dropped, and it believes that we have it.
+func (f *Federation) askLater(server eventgraph.ServerName) {
+	for _, peer := range f.peers.of(server) {
+		f.meetings.hint(peer)
+	}
 }
 
 // strayFrom takes from a peer's budget for what we cannot open; false if nothing is left of it. mu is held.
@@ -609,7 +622,8 @@ func (f *Federation) takeGossip(ctx context.Context) error {
 		}
 		g.mu.Unlock()
 		if err := f.takeOpened(ctx, o); err != nil && ctx.Err() == nil {
-			f.Log.Debug("gossip not taken in; meetings will bring the events", "room", o.room, "origin", o.origin, "err", err)
+			f.Log.Debug("gossip not taken in; a meeting will bring the events", "room", o.room, "origin", o.origin, "err", err)
+			f.askLater(o.origin)
 		}
 	}
 }

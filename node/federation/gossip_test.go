@@ -14,6 +14,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"github.com/plexus-p2p/plexus/eventgraph"
 	"github.com/plexus-p2p/plexus/p2ptransport"
 	"github.com/plexus-p2p/plexus/p2ptransport/memnet"
@@ -403,6 +405,46 @@ func TestGossipDeaf(t *testing.T) {
 			t.Errorf("%d exchanges with it in half an hour", n)
 		}
 		c.hosts[3].waitFor("it has what is said", c.hosts[2].say(room, c.hosts[2].user("alice"), "hello"))
+	})
+}
+
+// TestGossipKeysStalled: a server that begins exchanges and does not go on with them holds up nobody else's.
+func TestGossipKeysStalled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCrowd(t, 10, "shared", nil)
+		h, stalling, other := c.hosts[0], c.hosts[1], c.hosts[2]
+		for range 2 * exchangesServed {
+			s, err := stalling.Config.Transport.OpenStream(t.Context(), h.peer, protocolKeys)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer s.Close()
+		}
+		time.Sleep(time.Second)
+		began := time.Now()
+		since, _ := other.peers.since(h.peer)
+		if err := other.exchange(t.Context(), contact{h.server, h.peer, since}, nil); err != nil || time.Since(began) > time.Second {
+			t.Errorf("another's exchange took %v: %v", time.Since(began), err)
+		}
+	})
+}
+
+// TestGossipDropped: what a server has no place for, it asks for soon.
+func TestGossipDropped(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCrowd(t, 12, "shared", nil)
+		speaker, h := c.hosts[1], c.hosts[7]
+		time.Sleep(time.Hour) // until meetings are seldom
+		spent := rate.NewLimiter(0, 1)
+		spent.AllowN(time.Now(), 1)
+		h.budgets.mu.Lock()
+		h.budgets.friends[speaker.server] = spent
+		h.budgets.mu.Unlock()
+		said := speaker.say(c.room, speaker.user("alice"), "nobody listens")
+		time.Sleep(2 * newsDelay)
+		if !h.holds(said) {
+			t.Error("it is not held after two delays")
+		}
 	})
 }
 

@@ -408,6 +408,11 @@ func (f *Federation) serveKeys(ctx context.Context, peer eventgraph.PeerID, stre
 	if f.admitStream(ctx, peer) != nil {
 		return
 	}
+	done, err := f.gossip.answering.lock(ctx, server)
+	if err != nil {
+		return
+	}
+	defer done()
 	release, err := take(ctx, f.gossip.serving)
 	if err != nil {
 		return
