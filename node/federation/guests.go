@@ -114,14 +114,14 @@ func (f *Federation) handleGuests() {
 		ctx, cancel := context.WithTimeout(ctx, guestTimeout)
 		defer cancel()
 		defer context.AfterFunc(ctx, func() { reset(stream) })()
-		select {
-		case slots <- struct{}{}:
-			defer func() { <-slots }()
-		default:
-			return // it comes again
-		}
 		var m guestMessage
 		until, err := int64(0), readMessage(stream, maxGuestMessage, &m)
+		if err == nil { // who sends nothing takes no slot
+			var release func()
+			if release, err = take(ctx, slots); err == nil {
+				defer release()
+			}
+		}
 		switch {
 		case err != nil:
 		case m.For != "":

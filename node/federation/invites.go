@@ -171,13 +171,7 @@ func (f *Federation) handleInvites() {
 		ctx, cancel := context.WithTimeout(ctx, presentTimeout)
 		defer cancel()
 		defer context.AfterFunc(ctx, func() { reset(stream) })()
-		select {
-		case slots <- struct{}{}:
-			defer func() { <-slots }()
-		default:
-			return // it comes again
-		}
-		if err := f.admitInvitee(ctx, peer, stream); err != nil {
+		if err := f.admitInvitee(ctx, peer, stream, slots); err != nil {
 			if errors.Is(err, errTooLong) {
 				reset(stream)
 			}
@@ -186,20 +180,26 @@ func (f *Federation) handleInvites() {
 	})
 }
 
-// admitInvitee reads a token and answers if it is valid.
-func (f *Federation) admitInvitee(ctx context.Context, peer eventgraph.PeerID, s io.ReadWriter) error {
+// admitInvitee reads a token and answers if it is valid. It takes a slot when it has read and been admitted: who sends nothing has a stream of those that
+// strangers have, and keeps nobody out.
+func (f *Federation) admitInvitee(ctx context.Context, peer eventgraph.PeerID, s io.ReadWriter, slots chan struct{}) error {
 	var m inviteMessage
-	if err := f.admitStream(ctx, peer); err != nil {
-		return err
-	}
 	if err := readMessage(s, maxPresent, &m); err != nil {
 		return err
 	}
+	if err := f.admitStream(ctx, peer); err != nil {
+		return err
+	}
+	release, err := take(ctx, slots)
+	if err != nil {
+		return err
+	}
+	defer release()
 	h := store.TokenHash(sha256.Sum256([]byte(m.Token)))
 	if !f.invitees.valid(h, f.Now()) {
 		return ErrInviteRefused
 	}
-	_, err := f.Store.Update(ctx, func(tx *store.Tx) error {
+	_, err = f.Store.Update(ctx, func(tx *store.Tx) error {
 		_, err := tx.PresentInviteToken(h, peer, f.Now().UnixMilli())
 		return err
 	})

@@ -7,6 +7,7 @@ import (
 	"io"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
@@ -130,6 +131,36 @@ type countRecords struct {
 }
 
 func (c *countRecords) AddRecord(eventgraph.PeerID, []byte) error { c.n++; return nil }
+
+// TestInviteStalled: a stranger that opens streams to present an invite, and to ask as a guest, and says nothing keeps nobody from doing either.
+func TestInviteStalled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hosts := newMemHosts(t, memnet.New(), "stalled a", "stalled b", "stalled c")
+		a, b, c := hosts[0], hosts[1], hosts[2]
+		token, _, err := a.CreateInvite(t.Context(), "@alice:"+string(a.server), time.Hour)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 2 * presentedAtOnce {
+			for _, protocol := range []string{protocolInvite, protocolGuest} {
+				s, err := c.Transport.OpenStream(t.Context(), a.peer, protocol)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer s.Close()
+			}
+		}
+		time.Sleep(time.Second)
+		if err := b.PresentInvite(t.Context(), a.peer, token); err != nil {
+			t.Error(err)
+		}
+		// Nobody is a guest here; but the question is read, and the stream ended at once.
+		began := time.Now()
+		if _, err := b.exchangeGuest(t.Context(), a.peer, guestMessage{For: c.peer}); err == nil || time.Since(began) > time.Second {
+			t.Errorf("a question was answered after %v: %v", time.Since(began), err)
+		}
+	})
+}
 
 // TestInviteTokenOnTheWire: who presents a valid token is a friend from then on, after a restart too, until it is revoked; who presents another gets
 // no answer and costs no write.
