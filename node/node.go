@@ -21,6 +21,7 @@ import (
 	"github.com/plexus-p2p/plexus/node/clientapi"
 	"github.com/plexus-p2p/plexus/node/ephemeral"
 	"github.com/plexus-p2p/plexus/node/federation"
+	"github.com/plexus-p2p/plexus/node/media"
 	"github.com/plexus-p2p/plexus/node/rooms"
 	"github.com/plexus-p2p/plexus/p2ptransport"
 	"github.com/plexus-p2p/plexus/store"
@@ -45,6 +46,8 @@ type Config struct {
 	Registration      clientapi.Registration // default clientapi.RegistrationToken
 	RegistrationToken string                 // "": made at first start and kept in Dir
 	NoRateLimits      bool
+	Media             media.Limits     // in bytes; 0: the defaults of package media
+	URLPreviews       bool             // previews of links in messages: their servers learn that somebody here reads them
 	NoGossip          bool             // send each event of a large room to each of its servers
 	Log               *slog.Logger     // nil: none
 	Now               func() time.Time // nil: time.Now
@@ -67,6 +70,7 @@ type Node struct {
 	document  ownDocument
 	store     *store.Store
 	ephemeral *ephemeral.State
+	media     *media.Repository
 	rooms     *rooms.Rooms
 	api       *clientapi.API
 	fed       *federation.Federation
@@ -107,8 +111,9 @@ func Open(ctx context.Context, c Config) (_ *Node, err error) {
 	}
 	n.ephemeral = ephemeral.New(c.Now)
 	n.rooms = rooms.New(rooms.Config{Store: n.store, Key: n.keys.signing(), Now: c.Now, Log: c.Log})
+	n.media = media.New(media.Config{Store: n.store, Key: n.keys.signing(), Limits: c.Media, Now: c.Now})
 	n.api = clientapi.New(clientapi.Config{
-		Store: n.store, Rooms: n.rooms, Ephemeral: n.ephemeral,
+		Store: n.store, Rooms: n.rooms, Ephemeral: n.ephemeral, Media: n.media, URLPreviews: c.URLPreviews,
 		Server: n.keys.server, Peer: n.keys.peer, Registration: c.Registration, RegistrationToken: n.token,
 		RateLimits: !c.NoRateLimits, PeersConnected: func() int { return len(n.transport.Peers()) },
 		Hosts: hostsOf(c.ClientAddrs), Now: c.Now, Log: c.Log,
@@ -225,7 +230,7 @@ func (n *Node) openFederation() (err error) {
 		gossip = network{n.transport}
 	}
 	n.fed = federation.New(federation.Config{
-		Store: n.store, Rooms: n.rooms, Ephemeral: n.ephemeral, Transport: network{n.transport}, Records: network{n.transport}, Gossip: gossip,
+		Store: n.store, Rooms: n.rooms, Ephemeral: n.ephemeral, Media: n.media, Transport: network{n.transport}, Records: network{n.transport}, Gossip: gossip,
 		Key: n.keys.signing(), KeyDocument: n.keyDocument, Local: n.api, Relay: c.Relay, Now: c.Now, Log: c.Log,
 		RefusalChanged: func(p eventgraph.PeerID) { n.transport.RefusalChanged(p2ptransport.PeerID(p)) },
 		PeerOf: func(ctx context.Context) (eventgraph.PeerID, bool) {

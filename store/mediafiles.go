@@ -129,6 +129,9 @@ func (w *MediaWriter) Size() int64 { return w.size }
 // SHA256 is the hash of what has been written.
 func (w *MediaWriter) SHA256() []byte { return w.hash.Sum(nil) }
 
+// Reopen opens what has been written for reading. It stays readable where the file is not kept.
+func (w *MediaWriter) Reopen() (*MediaFile, error) { return openMediaFile(w.file.Name()) }
+
 // Abort ends the writer and removes the file.
 func (w *MediaWriter) Abort() {
 	w.file.Close()

@@ -19,6 +19,7 @@ import (
 	"github.com/plexus-p2p/plexus/eventgraph"
 	"github.com/plexus-p2p/plexus/node/ephemeral"
 	"github.com/plexus-p2p/plexus/node/federation"
+	"github.com/plexus-p2p/plexus/node/media"
 	"github.com/plexus-p2p/plexus/node/rooms"
 	"github.com/plexus-p2p/plexus/store"
 )
@@ -57,6 +58,7 @@ func newTestServer(t testing.TB, change func(*Config)) *testServer {
 		Store: db, Server: key.Server, Peer: peer, Registration: RegistrationToken, RegistrationToken: testToken,
 		Rooms:          rooms.New(rooms.Config{Store: db, Key: key, Now: s.time}),
 		Ephemeral:      ephemeral.New(s.time),
+		Media:          media.New(media.Config{Store: db, Key: key, Limits: media.Limits{Upload: 100 << 10, User: 150 << 10}, Now: s.time}),
 		PeersConnected: func() int { return 0 },
 		Now:            s.time,
 		Log:            slog.New(slog.NewTextHandler(s.log, nil)),

@@ -23,6 +23,7 @@ import (
 
 	"github.com/plexus-p2p/plexus/eventgraph"
 	"github.com/plexus-p2p/plexus/node/ephemeral"
+	"github.com/plexus-p2p/plexus/node/media"
 	"github.com/plexus-p2p/plexus/node/rooms"
 	"github.com/plexus-p2p/plexus/store"
 )
@@ -56,6 +57,7 @@ type Config struct {
 	Store     *store.Store
 	Rooms     *rooms.Rooms
 	Ephemeral *ephemeral.State
+	Media     *media.Repository
 	Transport Transport
 	Records   PeerRecords // nil: no peer records are handed on
 	Gossip    Gossip      // nil: there is none
@@ -95,6 +97,9 @@ type Federation struct {
 
 	gossip   *gossip   // of large rooms; nil if there is none (gossip.go)
 	meetings *meetings // with whom, and what is being fetched (meet.go)
+
+	fetching    *fetching   // media (media.go)
+	givingMedia mediaGiving // to whom (serve_media.go)
 
 	guests   *guests  // who may reach friends through us (guests.go)
 	invitees invitees // who holds an invite token (invites.go)
@@ -156,6 +161,7 @@ func New(c Config) *Federation {
 	f.peers = newPeers(c.Now)
 	f.budgets = newBudgets()
 	f.guests = newGuests()
+	f.fetching = newFetching()
 	f.Transport = blockable{c.Transport, f.peers}
 	f.inbox = newInbox(c.Now)
 	f.meetings = newMeetings(c)
@@ -179,6 +185,8 @@ func (f *Federation) Run(ctx context.Context) error {
 	}
 	f.handleInvites()
 	f.handleGuests()
+	f.handleMedia()
+	defer f.fetching.end()
 	group, ctx := errgroup.WithContext(ctx)
 	for _, run := range []func(context.Context) error{
 		f.runPeers,

@@ -23,6 +23,7 @@ import (
 
 	"github.com/plexus-p2p/plexus/eventgraph"
 	"github.com/plexus-p2p/plexus/node/ephemeral"
+	"github.com/plexus-p2p/plexus/node/media"
 	"github.com/plexus-p2p/plexus/node/rooms"
 	"github.com/plexus-p2p/plexus/store"
 )
@@ -298,7 +299,7 @@ func idleHost(t *testing.T, w *wire, name string) *host {
 	local := &people{server: server}
 	at := w.attach(peer)
 	f := New(Config{
-		Store: s, Rooms: r, Ephemeral: e, Transport: at, Key: device, PeerOf: peerOf, Local: local, Now: time.Now, Log: log,
+		Store: s, Rooms: r, Ephemeral: e, Media: media.New(media.Config{Store: s, Key: device, Limits: media.Limits{Upload: 1 << 20}, Now: time.Now}), Transport: at, Key: device, PeerOf: peerOf, Local: local, Now: time.Now, Log: log,
 		KeyDocument: func() *eventgraph.KeyDocument { return document },
 	})
 	h := &host{Federation: f, t: t, end: at, local: local, stop: func() {}}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/plexus-p2p/plexus/eventgraph"
 	"github.com/plexus-p2p/plexus/node/ephemeral"
+	"github.com/plexus-p2p/plexus/node/media"
 	"github.com/plexus-p2p/plexus/node/rooms"
 	"github.com/plexus-p2p/plexus/p2ptransport"
 	"github.com/plexus-p2p/plexus/p2ptransport/memnet"
@@ -148,7 +149,7 @@ func newMemHostIn(t *testing.T, n *memnet.Network, name, dir string) *memHost {
 	h.streams = &brokenStreams{Transport: memEnd{at}}
 	h.gossip = &watchedGossip{Gossip: memEnd{at}}
 	h.renew(Config{
-		Store: s, Rooms: r, Ephemeral: e, Transport: h.streams, Records: memEnd{at}, Gossip: h.gossip, Key: device, Local: local, Now: time.Now, Log: log,
+		Store: s, Rooms: r, Ephemeral: e, Media: media.New(media.Config{Store: s, Key: device, Limits: media.Limits{Upload: 1 << 20}, Now: time.Now}), Transport: h.streams, Records: memEnd{at}, Gossip: h.gossip, Key: device, Local: local, Now: time.Now, Log: log,
 		KeyDocument:    func() *eventgraph.KeyDocument { return document },
 		RefusalChanged: func(p eventgraph.PeerID) { at.RefusalChanged(p2ptransport.PeerID(p)) },
 		PeerOf: func(ctx context.Context) (eventgraph.PeerID, bool) {

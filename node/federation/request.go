@@ -81,8 +81,8 @@ func (f *Federation) doLarge(ctx context.Context, server eventgraph.ServerName, 
 	return f.request(ctx, server, method, target, body, func(attempt context.Context, send sender) (bool, error) {
 		attempt, cancel := context.WithTimeout(attempt, timeout)
 		defer cancel()
-		return send(attempt, func(answer io.Reader) (bool, error) {
-			raw, err := readBounded(answer, limit)
+		return send(attempt, func(res *http.Response) (bool, error) {
+			raw, err := readBounded(res.Body, limit)
 			switch {
 			case errors.Is(err, errTooLong):
 				return true, fmt.Errorf("%w: the answer of %s is longer than %d bytes", ErrUnreachable, server, limit)
@@ -107,16 +107,16 @@ func (f *Federation) doStream(ctx context.Context, server eventgraph.ServerName,
 		defer cancel()
 		attempt, flow, stop := newPatient(attempt)
 		defer stop()
-		return send(attempt, func(answer io.Reader) (bool, error) {
-			flow.from = answer
+		return send(attempt, func(res *http.Response) (bool, error) {
+			flow.from = res.Body
 			return true, read(flow)
 		})
 	})
 }
 
-// sender sends a request to the peer that is tried and hands over the body of an answer of success. It returns false if the peer was not
+// sender sends a request to the peer that is tried and hands over an answer of success, to be read at once. It returns false if the peer was not
 // reached or broke off, so that another may be tried.
-type sender func(ctx context.Context, read func(answer io.Reader) (answered bool, err error)) (answered bool, err error)
+type sender func(ctx context.Context, read func(*http.Response) (answered bool, err error)) (answered bool, err error)
 
 // request tries the peers that may speak for the server in turn.
 func (f *Federation) request(ctx context.Context, server eventgraph.ServerName, method, target string, body any, try func(context.Context, sender) (bool, error)) error {
@@ -137,7 +137,7 @@ func (f *Federation) request(ctx context.Context, server eventgraph.ServerName, 
 	f.seek(ctx, server)
 	var last error
 	for _, peer := range f.candidates(server) {
-		answered, err := try(ctx, func(ctx context.Context, read func(io.Reader) (bool, error)) (bool, error) {
+		answered, err := try(ctx, func(ctx context.Context, read func(*http.Response) (bool, error)) (bool, error) {
 			return f.attempt(ctx, peer, server, method, target, authorization, content, read)
 		})
 		if answered || ctx.Err() != nil {
@@ -152,7 +152,7 @@ func (f *Federation) request(ctx context.Context, server eventgraph.ServerName, 
 }
 
 // attempt asks one peer. answered is false if the peer was not reached or broke off, so that another may be tried.
-func (f *Federation) attempt(ctx context.Context, peer eventgraph.PeerID, server eventgraph.ServerName, method, target, authorization string, content []byte, read func(io.Reader) (bool, error)) (answered bool, err error) {
+func (f *Federation) attempt(ctx context.Context, peer eventgraph.PeerID, server eventgraph.ServerName, method, target, authorization string, content []byte, read func(*http.Response) (bool, error)) (answered bool, err error) {
 	req, err := http.NewRequestWithContext(ctx, method, "http://"+string(server)+target, bytes.NewReader(content))
 	if err != nil {
 		return true, err
@@ -172,7 +172,7 @@ func (f *Federation) attempt(ctx context.Context, peer eventgraph.PeerID, server
 	if res.StatusCode/100 != 2 {
 		return true, readError(res)
 	}
-	return read(res.Body)
+	return read(res)
 }
 
 // readError reads the error in the spec's form; an answer without one is named by its status.

@@ -125,6 +125,13 @@ func (r *router) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		r.f.writeStreamed(w, req, write)
 		return
 	}
+	if write, ok := answer.(direct); ok {
+		if err := write(w); err != nil {
+			r.f.Log.Debug("answer broken off", "method", req.Method, "path", req.URL.Path, "err", err)
+			panic(http.ErrAbortHandler)
+		}
+		return
+	}
 	writeJSON(w, http.StatusOK, answer)
 }
 
@@ -276,6 +283,9 @@ func (f *Federation) writeStreamed(w http.ResponseWriter, req *http.Request, wri
 	}
 }
 
+// direct writes an answer that is not JSON, with its headers. If it fails the connection is broken off, as with streamed.
+type direct func(w http.ResponseWriter) error
+
 // streamBuffer is how much of a streamed answer is written at once.
 const streamBuffer = 32 << 10
 
@@ -297,6 +307,7 @@ func (f *Federation) routes() http.Handler {
 	f.keyRoutes(r)
 	f.queryRoutes(r)
 	f.directoryRoutes(r)
+	f.mediaRoutes(r)
 	r.cost = costMember
 	f.memberRoutes(r)
 	r.cost = costHistory

@@ -4,6 +4,7 @@ package media
 
 import (
 	"context"
+	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
@@ -205,8 +206,8 @@ func (p *Repository) prove(m *store.Media) (json.RawMessage, error) {
 	return signed, nil
 }
 
-// Proven reads a proof for the media with that ID, whose server's key document is d, into a record. Error: ErrProof.
-func Proven(raw json.RawMessage, id store.MediaID, d *eventgraph.KeyDocument) (*store.Media, error) {
+// Proven reads a proof for the media with that ID into a record; key finds the keys of their server that are valid at a time in ms. Error: ErrProof.
+func Proven(raw json.RawMessage, id store.MediaID, key func(eventgraph.KeyID, int64) (ed25519.PublicKey, error)) (*store.Media, error) {
 	var said struct {
 		proof
 		Signatures map[eventgraph.ServerName]map[eventgraph.KeyID]string `json:"signatures"`
@@ -215,17 +216,17 @@ func Proven(raw json.RawMessage, id store.MediaID, d *eventgraph.KeyDocument) (*
 		return nil, fmt.Errorf("%w: %v", ErrProof, err)
 	}
 	sum, err := base64.RawStdEncoding.DecodeString(said.SHA256)
-	if err != nil || len(sum) != sha256.Size || said.Size < 0 || said.Server != id.Server || said.ID != id.ID || d.ServerName != id.Server {
+	if err != nil || len(sum) != sha256.Size || said.Size < 0 || said.Server != id.Server || said.ID != id.ID {
 		return nil, fmt.Errorf("%w: it is of something else", ErrProof)
 	}
 	err = errors.New("it has none")
-	for key := range said.Signatures[id.Server] {
-		public, keyErr := d.KeyFor(key, said.TS, true)
+	for keyID := range said.Signatures[id.Server] {
+		public, keyErr := key(keyID, said.TS)
 		if keyErr != nil {
 			err = keyErr
 			continue
 		}
-		if err = eventgraph.VerifyJSON(raw, id.Server, key, public); err == nil {
+		if err = eventgraph.VerifyJSON(raw, id.Server, keyID, public); err == nil {
 			return &store.Media{MediaID: id, Size: said.Size, SHA256: sum, Proof: raw,
 				ContentType: Clean(said.ContentType, maxContentType), Name: Clean(said.Name, maxName)}, nil
 		}

@@ -259,7 +259,8 @@ func TestProof(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := Proven(m.Proof, m.MediaID, d)
+	key := func(id eventgraph.KeyID, ts int64) (ed25519.PublicKey, error) { return d.KeyFor(id, ts, true) }
+	got, err := Proven(m.Proof, m.MediaID, key)
 	if err != nil || got.Size != 7 || !bytes.Equal(got.SHA256, m.SHA256) || got.Name != "a" || got.ContentType != "text/plain" {
 		t.Fatalf("%+v, %v", got, err)
 	}
@@ -269,11 +270,11 @@ func TestProof(t *testing.T) {
 		"no signature": `{"server_name":"` + string(m.Server) + `","media_id":"` + m.ID + `","sha256":"` + strings.Repeat("A", 43) + `","size":1}`,
 		"no JSON":      "{",
 	} {
-		if _, err := Proven([]byte(forged), m.MediaID, d); !errors.Is(err, ErrProof) {
+		if _, err := Proven([]byte(forged), m.MediaID, key); !errors.Is(err, ErrProof) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if _, err := Proven(m.Proof, store.MediaID{Server: m.Server, ID: "other"}, d); !errors.Is(err, ErrProof) {
+	if _, err := Proven(m.Proof, store.MediaID{Server: m.Server, ID: "other"}, key); !errors.Is(err, ErrProof) {
 		t.Errorf("for another ID: %v", err)
 	}
 }
