@@ -206,6 +206,44 @@ func TestRoomThatDidNotCome(t *testing.T) {
 	}
 }
 
+// A room whose last piece comes while it is being left is left as any other.
+func TestRoomThatComesWhileLeft(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, nil)
+	bob := s.newClient("bob")
+	j := elsewhere(t, s, bob)
+	j.note(func(*store.Join) {})
+	s.SetRemote(&tooLate{unreachable: s.remote, enter: func() {
+		n := j.newRoom()
+		if _, err := s.Rooms.AcceptAll(t.Context(), j.state, rooms.Basis{Kind: rooms.Nothing, New: &n}); err != nil {
+			t.Fatal(err)
+		}
+		var ids []eventgraph.EventID
+		for _, e := range j.state {
+			ids = append(ids, e.ID())
+		}
+		if err := s.Rooms.Enter(t.Context(), j.join, n, ids); err != nil {
+			t.Fatal(err)
+		}
+		j.note(func(r *store.Join) { r.Phase = "" })
+	}})
+	bob.call(200, "POST", "/v3/rooms/"+string(j.room)+"/leave", nil)
+	if m, err := s.member(j.room, bob.user); err != nil || m == nil || m.Membership != "leave" {
+		t.Errorf("bob: %+v, %v", m, err)
+	}
+}
+
+// tooLate is a Remote to which all has come before it could give up.
+type tooLate struct {
+	*unreachable
+	enter func()
+}
+
+func (l *tooLate) Leave(context.Context, eventgraph.RoomID, eventgraph.UserID, string) error {
+	l.enter()
+	return &rooms.Refusal{Code: "M_NOT_FOUND", Reason: "no such join"}
+}
+
 // leftTo is a Remote that notes what is left.
 type leftTo struct {
 	*unreachable

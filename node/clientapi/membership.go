@@ -164,7 +164,10 @@ func (a *API) leaveRoom(q *request) (any, error) {
 	case err != nil:
 		return nil, err
 	case coming != nil:
-		return nil, a.remote.Leave(q.Context(), room, q.user, body.Reason)
+		err := a.remote.Leave(q.Context(), room, q.user, body.Reason)
+		if m, failed := a.member(room, q.user); failed != nil || !isJoined(m) {
+			return nil, err
+		} // else all has come meanwhile
 	case m == nil:
 		return nil, notFound("You are not in that room.")
 	case m.Membership == "leave":
