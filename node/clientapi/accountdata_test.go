@@ -350,7 +350,7 @@ func TestPushRuleEndpoints(t *testing.T) {
 	if s.Store.Position() != before+1 {
 		t.Error("the change has no position for /sync")
 	}
-	if got := alice.call(200, "GET", global+"room/"+string(room), nil).raw; got != `{"rule_id":"`+string(room)+`","default":false,"enabled":true,"actions":[]}`+"\n" {
+	if got := alice.call(200, "GET", global+"room/"+string(room), nil).raw; got != `{"rule_id":"`+string(room)+`","default":false,"enabled":true,"actions":["dont_notify"]}`+"\n" {
 		t.Errorf("rule: %s", got)
 	}
 	alice.call(200, "PUT", global+"content/cake", `{"pattern":"cake*lie","actions":["notify"]}`)

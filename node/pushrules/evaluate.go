@@ -3,6 +3,7 @@ package pushrules
 import (
 	"bytes"
 	"encoding/json"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -74,6 +75,9 @@ func (r *Rule) matches(k Kind, e *Event, c Context) bool {
 // outcome reads the actions; those not known here change nothing.
 func (r *Rule) outcome() Outcome {
 	o := Outcome{Rule: r.ID, Actions: r.Actions}
+	if slices.ContainsFunc(r.Actions, Action.historical) {
+		o.Actions = slices.DeleteFunc(slices.Clone(r.Actions), Action.historical)
+	}
 	for _, a := range r.Actions {
 		switch v := decode(json.RawMessage(a)).(type) {
 		case string:

@@ -237,18 +237,20 @@ func (r *Rule) check(k Kind) (err error) {
 	return err
 }
 
-// checkActions validates actions and drops dont_notify and coalesce (CS API, Historical Actions).
+// historical says whether the action is one that older clients send and that does nothing (CS API, Historical Actions). It is kept, as the client
+// set it.
+func (a Action) historical() bool {
+	return string(a) == `"dont_notify"` || string(a) == `"coalesce"`
+}
+
+// checkActions validates actions.
 func checkActions(actions []Action) ([]Action, error) {
 	if actions == nil || len(actions) > maxActions {
 		return nil, fmt.Errorf("%w: actions are missing or too many", ErrInvalid)
 	}
-	kept := []Action{}
 	for _, a := range actions {
 		switch v := decode(json.RawMessage(a)).(type) {
 		case string:
-			if v == "dont_notify" || v == "coalesce" {
-				continue
-			}
 		case map[string]any:
 			if tweak, ok := v["set_tweak"].(string); !ok || tweak == "" {
 				return nil, fmt.Errorf("%w: an action is an object without set_tweak", ErrInvalid)
@@ -259,7 +261,6 @@ func checkActions(actions []Action) ([]Action, error) {
 		if len(a) > maxAction {
 			return nil, fmt.Errorf("%w: an action is too long", ErrInvalid)
 		}
-		kept = append(kept, a)
 	}
-	return kept, nil
+	return actions, nil
 }
