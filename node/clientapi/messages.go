@@ -44,9 +44,18 @@ func (a *API) getMessages(q *request) (any, error) {
 	case "f":
 		backwards = false
 	case "b":
-	case "":
-		return nil, missingParam("dir is missing.")
 	default:
+		// Who may not read here is told that rather than what else is wrong.
+		err := a.Store.View(func(r *store.Reader) error {
+			_, err := a.readableState(r, room, q.user)
+			return err
+		})
+		switch {
+		case err != nil:
+			return nil, err
+		case query.Get("dir") == "":
+			return nil, missingParam("dir is missing.")
+		}
 		return nil, invalidParam("dir must be b or f.")
 	}
 	filter := &eventFilter{}

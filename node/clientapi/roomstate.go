@@ -190,21 +190,41 @@ func (a *API) getMembers(q *request) (any, error) {
 	}, "]}")
 }
 
-// rootAt is the state at a token, for a user who may see the event there; else otherwise.
+// maxBeforeMembers is how many events of a room's beginning are looked through for its first member: a room begins with its creation and
+// the creator's joining.
+const maxBeforeMembers = 10
+
+// rootAt is the state at a token, for a user who may see the event there; else otherwise. At a point before all events here it is that
+// of the first members: a client that has got the whole timeline asks so, and a room has never been without any.
 func (a *API) rootAt(r *store.Reader, room eventgraph.RoomID, user eventgraph.UserID, token string, otherwise eventgraph.Hash) (eventgraph.Hash, error) {
 	order, err := a.parseToken(r, room, token)
 	if err != nil {
 		return eventgraph.Hash{}, err
 	}
-	root := otherwise
+	root, before := otherwise, true
 	err = r.Timeline(room, order, true, func(e *store.StoredEvent) (bool, error) {
+		before = false
 		see, err := a.Rooms.MaySeeUser(user, e)
 		if see {
 			root = stateRoot(e)
 		}
 		return false, err
 	})
-	return root, err
+	if err != nil || !before {
+		return root, err
+	}
+	looked := 0
+	return root, r.Timeline(room, order+1, false, func(e *store.StoredEvent) (bool, error) {
+		looked++
+		if e.Type() != "m.room.member" {
+			return looked < maxBeforeMembers, nil
+		}
+		see, err := a.Rooms.MaySeeUser(user, e)
+		if see {
+			root = stateRoot(e)
+		}
+		return false, err
+	})
 }
 
 // getJoinedMembers is GET /rooms/{roomId}/joined_members, for members.

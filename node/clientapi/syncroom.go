@@ -138,8 +138,9 @@ func (a *API) timeline(r *store.Reader, s *roomSpan, t *timelineView) (*roomTime
 	var err error
 	if s.fresh && !(s.left && s.since > 0) {
 		err = r.Timeline(s.room, s.last.Order, true, look)
-		// What lies before the oldest event held must be fetched, unless nothing does.
-		tl.limited = tl.limited || first == nil || first.Type() != "m.room.create"
+		// What lies before the oldest event held must be fetched, unless nothing does. To a client that goes on from a position
+		// before the user joined, the room's earlier history is a gap in any case.
+		tl.limited = tl.limited || s.since > 0 || first == nil || first.Type() != "m.room.create"
 	} else {
 		err = r.RoomChanges(s.room, s.end, s.since, func(_ store.Position, id eventgraph.EventID) (bool, error) {
 			e, err := r.Event(id)
