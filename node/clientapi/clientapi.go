@@ -11,6 +11,7 @@ import (
 
 	"github.com/plexus-p2p/plexus/eventgraph"
 	"github.com/plexus-p2p/plexus/node/ephemeral"
+	"github.com/plexus-p2p/plexus/node/federation"
 	"github.com/plexus-p2p/plexus/node/media"
 	"github.com/plexus-p2p/plexus/node/rooms"
 	"github.com/plexus-p2p/plexus/store"
@@ -19,10 +20,12 @@ import (
 // Remote is what the client API asks of other servers; *federation.Federation in a node.
 type Remote interface {
 	Join(ctx context.Context, room eventgraph.RoomID, user eventgraph.UserID, via []eventgraph.ServerName, content json.RawMessage) error
+	Knock(ctx context.Context, room eventgraph.RoomID, user eventgraph.UserID, via []eventgraph.ServerName, content json.RawMessage) error
 	Leave(ctx context.Context, room eventgraph.RoomID, user eventgraph.UserID, reason string) error
 	Invite(ctx context.Context, d rooms.Draft) (eventgraph.EventID, error)
 	ResolveAlias(ctx context.Context, alias eventgraph.RoomAlias) (eventgraph.RoomID, []eventgraph.ServerName, error)
 	PublicRooms(ctx context.Context, server eventgraph.ServerName, q rooms.PublicQuery) (*rooms.PublicPage, error)
+	Hierarchy(ctx context.Context, room eventgraph.RoomID, via []eventgraph.ServerName, suggested bool) (*federation.Hierarchy, error)
 	Profile(ctx context.Context, user eventgraph.UserID, field string) (json.RawMessage, error)
 	QueryKeys(ctx context.Context, server eventgraph.ServerName, body json.RawMessage) (json.RawMessage, error)
 	ClaimKeys(ctx context.Context, server eventgraph.ServerName, body json.RawMessage) (json.RawMessage, error)

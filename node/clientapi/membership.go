@@ -35,7 +35,15 @@ func (a *API) joinRoom(q *request) (any, error) {
 
 // joinByIDOrAlias is POST /join/{roomIdOrAlias}.
 func (a *API) joinByIDOrAlias(q *request) (any, error) {
-	var via []eventgraph.ServerName
+	room, via, err := a.roomIDOrAlias(q)
+	if err != nil {
+		return nil, err
+	}
+	return a.join(q, room, via)
+}
+
+// roomIDOrAlias is the room that the path names, and the servers that the query and the alias say know it.
+func (a *API) roomIDOrAlias(q *request) (room eventgraph.RoomID, via []eventgraph.ServerName, err error) {
 	query := q.URL.Query()
 	for _, s := range append(query["via"], query["server_name"]...) { // the latter is the old name
 		if len(via) < maxVia && s != "" {
@@ -46,19 +54,35 @@ func (a *API) joinByIDOrAlias(q *request) (any, error) {
 	if !strings.HasPrefix(target, "#") {
 		room, err := eventgraph.ParseRoomID(target)
 		if err != nil {
-			return nil, invalidParam("That is neither a room ID nor an alias.")
+			return "", nil, invalidParam("That is neither a room ID nor an alias.")
 		}
-		return a.join(q, room, via)
+		return room, via, nil
 	}
 	alias, err := eventgraph.ParseRoomAlias(target)
 	if err != nil {
-		return nil, invalidParam("That is not a room alias.")
+		return "", nil, invalidParam("That is not a room alias.")
 	}
 	room, servers, err := a.resolveAlias(q, alias)
+	return room, append(via, servers...), err
+}
+
+// knock is POST /knock/{roomIdOrAlias}.
+func (a *API) knock(q *request) (any, error) {
+	room, via, err := a.roomIDOrAlias(q)
 	if err != nil {
 		return nil, err
 	}
-	return a.join(q, room, append(via, servers...))
+	var body struct {
+		Reason string `json:"reason"`
+	}
+	if err := q.decode(&body); err != nil {
+		return nil, err
+	}
+	content, err := a.membershipContent(q.user, "knock", body.Reason)
+	if err != nil {
+		return nil, err
+	}
+	return map[string]any{"room_id": room}, a.remote.Knock(q.Context(), room, q.user, via, content)
 }
 
 func (a *API) join(q *request, room eventgraph.RoomID, via []eventgraph.ServerName) (any, error) {

@@ -9,6 +9,7 @@ func (a *API) roomRoutes() {
 
 	a.route("POST", room+"/join", authed, a.joinRoom)
 	a.route("POST", v3+"/join/{roomIdOrAlias}", authed, a.joinByIDOrAlias)
+	a.route("POST", v3+"/knock/{roomIdOrAlias}", authed, a.knock)
 	a.route("POST", room+"/leave", authed, a.leaveRoom)
 	a.route("POST", room+"/forget", authed, a.forgetRoom)
 	a.route("POST", room+"/invite", authed, a.invite)
@@ -44,6 +45,11 @@ func (a *API) roomRoutes() {
 	a.route("PUT", v3+"/directory/list/room/{roomId}", authed, a.putVisibility)
 	a.route("GET", v3+"/publicRooms", programs, a.publicRooms)
 	a.route("POST", v3+"/publicRooms", authed, a.publicRooms)
+	a.route("GET", "/_matrix/client/v1/rooms/{roomId}/hierarchy", authed, a.getHierarchy)
+	a.route("GET", "/_matrix/client/v1/room_summary/{roomIdOrAlias}", programs, a.getRoomSummary)
+	// MSC3266, of which nheko knows the first path only.
+	a.route("GET", "/_matrix/client/unstable/im.nheko.summary/rooms/{roomIdOrAlias}/summary", programs, a.getRoomSummary)
+	a.route("GET", "/_matrix/client/unstable/im.nheko.summary/summary/{roomIdOrAlias}", programs, a.getRoomSummary)
 
 	a.route("PUT", room+"/typing/{userId}", authed, a.putTyping)
 	a.route("POST", room+"/receipt/{receiptType}/{eventId}", authed, a.postReceipt)

@@ -259,6 +259,10 @@ func (u *unreachable) Join(context.Context, eventgraph.RoomID, eventgraph.UserID
 	return federation.ErrUnreachable
 }
 
+func (u *unreachable) Knock(context.Context, eventgraph.RoomID, eventgraph.UserID, []eventgraph.ServerName, json.RawMessage) error {
+	return federation.ErrUnreachable
+}
+
 func (u *unreachable) Leave(context.Context, eventgraph.RoomID, eventgraph.UserID, string) error {
 	return federation.ErrUnreachable
 }
@@ -272,6 +276,10 @@ func (u *unreachable) ResolveAlias(context.Context, eventgraph.RoomAlias) (event
 }
 
 func (u *unreachable) PublicRooms(context.Context, eventgraph.ServerName, rooms.PublicQuery) (*rooms.PublicPage, error) {
+	return nil, federation.ErrUnreachable
+}
+
+func (u *unreachable) Hierarchy(context.Context, eventgraph.RoomID, []eventgraph.ServerName, bool) (*federation.Hierarchy, error) {
 	return nil, federation.ErrUnreachable
 }
 

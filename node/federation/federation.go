@@ -115,6 +115,7 @@ type Federation struct {
 	joining     keyedLock[eventgraph.RoomID]     // one join of a room at a time
 	joins       joins                            // where the work on them runs (import.go)
 	receiving   keyedLock[eventgraph.ServerName] // one transaction of a server at a time
+	hierarchies *hierarchies                     // spaces of others, asked for lately (hierarchy.go)
 	asked       keyedLock[eventgraph.PeerID]     // one question who it is to a peer that makes requests, at a time
 	bodies      *semaphore.Weighted              // bytes of long request bodies held now, of servers that share a room with us
 	outerBodies *semaphore.Weighted              // the same of all others
@@ -163,6 +164,7 @@ func New(c Config) *Federation {
 	f.guests = newGuests()
 	f.fetching = newFetching()
 	f.Transport = blockable{c.Transport, f.peers}
+	f.hierarchies = newHierarchies()
 	f.inbox = newInbox(c.Now)
 	f.meetings = newMeetings(c)
 	if c.Gossip != nil {

@@ -310,6 +310,7 @@ func (f *Federation) routes() http.Handler {
 	f.mediaRoutes(r)
 	r.cost = costMember
 	f.memberRoutes(r)
+	f.hierarchyRoutes(r)
 	r.cost = costHistory
 	f.eventRoutes(r)
 	return r
