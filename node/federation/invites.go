@@ -187,18 +187,21 @@ func (f *Federation) admitInvitee(ctx context.Context, peer eventgraph.PeerID, s
 	if err := readMessage(s, maxPresent, &m); err != nil {
 		return err
 	}
-	if err := f.admitStream(ctx, peer); err != nil {
-		return err
+	h := store.TokenHash(sha256.Sum256([]byte(m.Token)))
+	valid := f.invitees.valid(h, f.Now())
+	if !valid || f.Friend(peer) { // who comes with a valid token for the first time does not wait behind strangers
+		if err := f.admitStream(ctx, peer); err != nil {
+			return err
+		}
+	}
+	if !valid {
+		return ErrInviteRefused
 	}
 	release, err := take(ctx, slots)
 	if err != nil {
 		return err
 	}
 	defer release()
-	h := store.TokenHash(sha256.Sum256([]byte(m.Token)))
-	if !f.invitees.valid(h, f.Now()) {
-		return ErrInviteRefused
-	}
 	_, err = f.Store.Update(ctx, func(tx *store.Tx) error {
 		_, err := tx.PresentInviteToken(h, peer, f.Now().UnixMilli())
 		return err

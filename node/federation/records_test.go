@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -116,11 +118,99 @@ func TestRecordsOfOthersAreRefused(t *testing.T) {
 	}
 	if missed := a.missed(b.server); len(missed) == 0 {
 		t.Error("nobody is missed")
-	} else if _, there := missed[stranger.peer]; there {
+	} else if missed[stranger.peer] {
 		t.Error("one that shares no room is missed")
 	}
 	if missed := a.missed(stranger.server); len(missed) != 0 {
 		t.Errorf("a stranger is asked for %v", missed)
+	}
+}
+
+// TestOnlyNewsAreAskedFor: over one connection a contact is asked for each that is missed once, is told who is missed no longer, and remembers
+// as much as the asker thinks; after it has forgotten, on another connection, and now and then, it is asked for all.
+func TestOnlyNewsAreAskedFor(t *testing.T) {
+	t.Parallel()
+	n := memnet.New()
+	hosts := newMemHosts(t, n, "news a", "news b", "news c", "news d", "news e")
+	a, b, others := hosts[0], hosts[1], hosts[2:]
+	room := b.create("12", "public", "a room")
+	for _, h := range append([]*memHost{a}, others...) {
+		h.join(room, h.user("user"), b.host)
+		for _, seeing := range []*memHost{a, b} {
+			seeing.wait("all in the room", func() bool { return seeing.Rooms.InRoom(room, h.server) })
+		}
+	}
+	asking, asked := &introducer{f: a.Federation}, &introducer{f: b.Federation, askers: map[eventgraph.PeerID]*recordAsker{}}
+	asked.admit(a.peer)
+	of := &askedFor{}
+	to := contact{Server: b.server, Peer: b.peer}
+	// ask wants a question of a, nil for none, and b to remember afterwards who is missed.
+	ask := func(what string, want *peersMessage, remembered ...*memHost) {
+		t.Helper()
+		m := asking.question(to, of)
+		if (m == nil) != (want == nil) {
+			t.Fatalf("%s: asks %+v, want %+v", what, m, want)
+		}
+		if m != nil {
+			if m.More != want.More || !slices.Equal(slices.Sorted(maps.Keys(m.Want)), slices.Sorted(maps.Keys(want.Want))) || !slices.Equal(m.Found, want.Found) {
+				t.Errorf("%s: asks %+v, want %+v", what, m, want)
+			}
+			if !asked.remember(a.peer, m, nil) {
+				t.Errorf("%s: it has forgotten", what)
+			}
+		}
+		there := asked.askers[a.peer].want
+		for _, h := range remembered {
+			if _, ok := there[h.peer]; !ok {
+				t.Errorf("%s: %s is not remembered", what, h.server.Tail())
+			}
+		}
+		if len(there) != len(remembered) || len(of.missed) != len(remembered) {
+			t.Errorf("%s: %d are remembered and %d are told, want %d", what, len(there), len(of.missed), len(remembered))
+		}
+	}
+	wants := func(all ...*memHost) map[eventgraph.PeerID]uint64 {
+		m := map[eventgraph.PeerID]uint64{}
+		for _, h := range all {
+			m[h.peer] = 0
+		}
+		return m
+	}
+	goes := func(h *memHost) { cut(n, a, h); a.gone(h) }
+	c, d, e := others[0], others[1], others[2]
+	ask("nobody is missed", nil)
+	goes(c)
+	ask("the first", &peersMessage{Want: wants(c)}, c)
+	ask("again", nil, c)
+	goes(d)
+	ask("another", &peersMessage{More: true, Want: wants(d)}, c, d)
+	mend(n, a, c)
+	a.meet(c.host)
+	ask("one is back", nil, c, d)
+	goes(e)
+	ask("one is back and one has gone", &peersMessage{More: true, Want: wants(e), Found: []eventgraph.PeerID{c.peer}}, d, e)
+	of.whole = of.whole.Add(-recordsAgain)
+	ask("after long", &peersMessage{Want: wants(d, e)}, d, e)
+
+	// What a contact has forgotten it says.
+	delete(asked.askers, a.peer)
+	if asked.remember(a.peer, &peersMessage{More: true}, nil) {
+		t.Error("one who is not known adds to its question")
+	}
+	asked.admit(a.peer)
+	if asked.remember(a.peer, &peersMessage{More: true, Want: wants(c)}, nil) {
+		t.Error("one who has asked nothing adds to its question")
+	}
+	// However often somebody adds, what is remembered is bounded.
+	many := &peersMessage{Want: map[eventgraph.PeerID]uint64{}}
+	for i := range maxMissed {
+		many.Want[eventgraph.PeerID(fmt.Sprint("peer ", i))] = 0
+	}
+	if !asked.remember(a.peer, many, nil) {
+		t.Error("a whole question is not remembered")
+	}
+	if asked.remember(a.peer, &peersMessage{More: true, Want: wants(c)}, nil) || len(asked.askers[a.peer].want) > maxMissed {
+		t.Errorf("%d are remembered", len(asked.askers[a.peer].want))
 	}
 }
 
@@ -132,7 +222,8 @@ type countRecords struct {
 
 func (c *countRecords) AddRecord(eventgraph.PeerID, []byte) error { c.n++; return nil }
 
-// TestInviteStalled: a stranger that opens streams to present an invite, and to ask as a guest, and says nothing keeps nobody from doing either.
+// TestInviteStalled: a stranger that opens streams to present an invite, and to ask as a guest, and says nothing keeps nobody from doing either;
+// nor do strangers that have spent their budget keep anybody from presenting an invite.
 func TestInviteStalled(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		hosts := newMemHosts(t, memnet.New(), "stalled a", "stalled b", "stalled c")
@@ -151,6 +242,9 @@ func TestInviteStalled(t *testing.T) {
 			}
 		}
 		time.Sleep(time.Second)
+		for range 4 { // other strangers have spent what is theirs
+			a.budgets.strangers.ReserveN(time.Now(), strangeSaved)
+		}
 		if err := b.PresentInvite(t.Context(), a.peer, token); err != nil {
 			t.Error(err)
 		}
