@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -26,6 +27,7 @@ import (
 //	A  want     {C: the seq of the record that A holds}
 //	B  records  {C: its signed record}       now, if C is connected to B and its record is newer
 //	B  records  {C: …}                       on a stream of B's own, when C comes or has other addresses
+//	A  want     {D: …}, more, found [C]      later, over the same connection: only who is missed now and was not, and who no longer
 //
 // Nobody is told of a server that shares no room with it, nor asked about one that shares no room with who is asked.
 
@@ -49,7 +51,7 @@ const (
 	recordsDelay = time.Second
 	// recordsRest is the shortest time between two questions to all contacts, however many come, go and join.
 	recordsRest = 10 * time.Second
-	// recordsAgain is when everybody is asked anew for who is still missed.
+	// recordsAgain is when everybody is asked anew for who is still missed; and when a contact is next told of all of them.
 	recordsAgain = 10 * time.Minute
 	// peersMessageEvery and peersMessageBurst of one peer are served.
 	peersMessageEvery = time.Second
@@ -66,7 +68,10 @@ type PeerRecords interface {
 
 // peersMessage asks, or hands on, or both.
 type peersMessage struct {
-	Want    map[eventgraph.PeerID]uint64 `json:"want,omitempty"` // peers missed, and the seq of the record held
+	Want    map[eventgraph.PeerID]uint64 `json:"want,omitempty"`   // peers missed, and the seq of the record held
+	More    bool                         `json:"more,omitempty"`   // those of the questions before on this connection are missed still
+	Found   []eventgraph.PeerID          `json:"found,omitempty"`  // with More: but for these
+	Forgot  bool                         `json:"forgot,omitempty"` // in an answer: the questions before are not known, so all is to be asked again
 	Records map[eventgraph.PeerID][]byte `json:"records,omitempty"`
 }
 
@@ -79,9 +84,17 @@ type introducer struct {
 	askers map[eventgraph.PeerID]*recordAsker // connected ones: bounded by the transport
 
 	// Owned by run.
-	met   map[eventgraph.PeerID]uint64 // contacts at the last round, by the turn at which they were met
-	asked time.Time                    // when all were asked last
-	due   bool                         // all are to be asked: somebody has gone, or joined a room
+	met   map[eventgraph.PeerID]uint64    // contacts at the last round, by the turn at which they were met
+	of    map[eventgraph.PeerID]*askedFor // what contacts were asked for
+	asked time.Time                       // when all were asked last
+	due   bool                            // all are to be asked: somebody has gone, or joined a room
+}
+
+// askedFor is whom a contact was asked for over a connection, as it remembers too.
+type askedFor struct {
+	since  uint64                     // the turn at which the contact was met
+	whole  time.Time                  // when it was last told of all
+	missed map[eventgraph.PeerID]bool // at most maxMissed
 }
 
 // recordAsker is a peer that has sent a message.
@@ -90,12 +103,17 @@ type recordAsker struct {
 	want  map[eventgraph.PeerID]uint64 // of its last question, with what it was given since
 }
 
+func newIntroducer(f *Federation) *introducer {
+	return &introducer{f: f, serving: make(chan struct{}, peersAtOnce),
+		askers: map[eventgraph.PeerID]*recordAsker{}, of: map[eventgraph.PeerID]*askedFor{}}
+}
+
 // runRecords asks for those who are missed and tells others of those who have come, until ctx ends.
 func (f *Federation) runRecords(ctx context.Context) error {
 	if f.Records == nil {
 		return nil
 	}
-	in := &introducer{f: f, serving: make(chan struct{}, peersAtOnce), askers: map[eventgraph.PeerID]*recordAsker{}}
+	in := newIntroducer(f)
 	f.Transport.Handle(protocolPeers, func(ctx context.Context, peer eventgraph.PeerID, stream io.ReadWriteCloser) {
 		defer stream.Close()
 		if err := in.serve(ctx, peer, stream); err != nil && ctx.Err() == nil {
@@ -196,61 +214,124 @@ func (in *introducer) round(ctx context.Context) (wait time.Duration) {
 		rand.Shuffle(len(others), func(i, j int) { others[i], others[j] = others[j], others[i] })
 		ask = append(ask, others[:min(len(others), askedContacts)]...)
 	}
+	maps.DeleteFunc(in.of, func(p eventgraph.PeerID, t *askedFor) bool {
+		since, there := now[p]
+		return !there || since != t.since
+	})
 	var group errgroup.Group
 	group.SetLimit(peersAtOnce)
 	for _, c := range ask {
-		group.Go(func() error {
-			if missed := f.missed(c.Server); len(missed) > 0 {
-				in.say(ctx, c, &peersMessage{Want: missed})
-			}
-			return nil
-		})
+		t := in.of[c.Peer]
+		if t == nil {
+			t = &askedFor{since: c.Since}
+			in.of[c.Peer] = t
+		}
+		group.Go(func() error { in.ask(ctx, c, t); return nil })
 	}
 	for _, c := range contacts {
 		if records := in.news(c, now); len(records) > 0 {
-			group.Go(func() error { in.say(ctx, c, &peersMessage{Records: records}); return nil })
+			group.Go(func() error {
+				if in.say(ctx, c, &peersMessage{Records: records}) == nil {
+					in.forget(c.Peer) // it may not have them
+				}
+				return nil
+			})
 		}
 	}
 	group.Wait()
 	return wait
 }
 
-// say sends one message and takes in the answer.
-func (in *introducer) say(ctx context.Context, c contact, m *peersMessage) {
+// ask asks a contact for who is missed and was not when it was asked last; for all, once more, if it does not know of that.
+func (in *introducer) ask(ctx context.Context, c contact, t *askedFor) {
+	for range 2 {
+		m := in.question(c, t)
+		if m == nil {
+			return
+		}
+		answer := in.say(ctx, c, m)
+		if answer != nil && !answer.Forgot {
+			return
+		}
+		if t.missed = nil; answer == nil {
+			return
+		}
+	}
+}
+
+// question is what there is to ask of a contact, nil if nothing; t is then as the contact will remember it.
+func (in *introducer) question(c contact, t *askedFor) *peersMessage {
+	f := in.f
+	missed, now := f.missed(c.Server), f.Now()
+	m := &peersMessage{Want: map[eventgraph.PeerID]uint64{}}
+	if since := now.Sub(t.whole); t.missed == nil || since < 0 || since >= recordsAgain {
+		t.missed, t.whole = map[eventgraph.PeerID]bool{}, now
+	} else {
+		m.More = true
+		for p := range t.missed {
+			if !missed[p] {
+				m.Found = append(m.Found, p)
+			}
+		}
+	}
+	room := maxMissed - len(t.missed) + len(m.Found)
+	for p := range missed {
+		if len(m.Want) == room {
+			break
+		}
+		if !t.missed[p] {
+			_, m.Want[p] = f.Records.Record(p)
+		}
+	}
+	if len(m.Want) == 0 { // who is found is told of with who is missed next
+		if !m.More {
+			t.missed = nil
+		}
+		return nil
+	}
+	for _, p := range m.Found {
+		delete(t.missed, p)
+	}
+	for p := range m.Want {
+		t.missed[p] = true
+	}
+	return m
+}
+
+// say sends one message and takes in the answer, which it returns; nil if there was none.
+func (in *introducer) say(ctx context.Context, c contact, m *peersMessage) *peersMessage {
 	f := in.f
 	ctx, cancel := context.WithTimeout(ctx, peersTimeout)
 	defer cancel()
 	s, err := f.Transport.OpenStream(ctx, c.Peer, protocolPeers)
 	if err != nil {
-		return // gone, or it does not speak this
+		return nil // gone, or it does not speak this
 	}
 	defer s.Close()
 	defer context.AfterFunc(ctx, func() { reset(s) })()
 	if err := writeMessage(s, m); err != nil {
-		return
+		return nil
 	}
 	var answer peersMessage
 	if err := readMessage(s, maxPeersMessage, &answer); err != nil {
 		f.Log.Debug("question for peers not answered", "server", c.Server, "err", err)
-		return
+		return nil
 	}
 	in.takeRecords(c.Server, answer.Records)
+	return &answer
 }
 
-// missed lists peers that are not connected, of servers that share a room with us and with the server, and the seq of the record that we hold
-// of each. A peer is a server's if its certificate says so.
-func (f *Federation) missed(server eventgraph.ServerName) map[eventgraph.PeerID]uint64 {
-	missed := map[eventgraph.PeerID]uint64{}
+// missed are the peers that are not connected, of servers that share a room with us and with the server. A peer is a server's if its certificate
+// says so.
+func (f *Federation) missed(server eventgraph.ServerName) map[eventgraph.PeerID]bool {
+	missed := map[eventgraph.PeerID]bool{}
 	connected := f.peers.servers()
 	for other := range f.roommates(server) {
 		if other == server || other == f.server || connected[other] {
 			continue
 		}
 		for _, peer := range f.devices(other) {
-			if len(missed) == maxMissed {
-				return missed
-			}
-			_, missed[peer] = f.Records.Record(peer)
+			missed[peer] = true
 		}
 	}
 	return missed
@@ -305,14 +386,14 @@ func (in *introducer) serve(ctx context.Context, peer eventgraph.PeerID, s io.Re
 	if err := readMessage(s, maxPeersMessage, &m); err != nil {
 		return err
 	}
-	if len(m.Want) > maxMissed || len(m.Records) > maxHandedOn {
+	if len(m.Want) > maxMissed || len(m.Found) > maxMissed || len(m.Records) > maxHandedOn {
 		return errTooLong
 	}
 	in.takeRecords(server, m.Records)
 	answer := &peersMessage{}
 	if len(m.Want) > 0 {
 		answer.Records = f.newer(server, m.Want)
-		in.remember(peer, m.Want, answer.Records)
+		answer.Forgot = !in.remember(peer, &m, answer.Records)
 	}
 	return writeMessage(s, answer)
 }
@@ -329,15 +410,41 @@ func (in *introducer) admit(peer eventgraph.PeerID) bool {
 	return a.limit.AllowN(in.f.Now(), 1)
 }
 
-// remember notes what the peer misses, and that it was given some of it.
-func (in *introducer) remember(peer eventgraph.PeerID, want map[eventgraph.PeerID]uint64, given map[eventgraph.PeerID][]byte) {
+// remember notes what the peer misses, and that it was given some of it. False means that the peer adds to a question that is not known, or adds too
+// much.
+func (in *introducer) remember(peer eventgraph.PeerID, m *peersMessage, given map[eventgraph.PeerID][]byte) bool {
 	for p := range given {
-		_, want[p] = in.f.Records.Record(p)
+		_, m.Want[p] = in.f.Records.Record(p)
 	}
 	in.mu.Lock()
 	defer in.mu.Unlock()
+	a := in.askers[peer]
+	if a == nil {
+		return !m.More // it has gone
+	}
+	if !m.More {
+		a.want = m.Want
+		return true
+	}
+	if a.want == nil {
+		return false
+	}
+	for _, p := range m.Found {
+		delete(a.want, p)
+	}
+	maps.Copy(a.want, m.Want)
+	if len(a.want) > maxMissed {
+		a.want = nil
+	}
+	return a.want != nil
+}
+
+// forget makes the peer ask for all again when it next asks.
+func (in *introducer) forget(peer eventgraph.PeerID) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
 	if a := in.askers[peer]; a != nil {
-		a.want = want
+		a.want = nil
 	}
 }
 
@@ -374,21 +481,21 @@ func (in *introducer) news(c contact, connected map[eventgraph.PeerID]uint64) ma
 	}
 	var want map[eventgraph.PeerID]uint64
 	if a := in.askers[c.Peer]; a != nil {
-		want = a.want
-		a.want = nil // nobody else changes it while it is looked through
+		want = maps.Clone(a.want)
 	}
 	in.mu.Unlock()
 	if len(want) == 0 {
 		return nil
 	}
 	records := in.f.newer(c.Server, want)
-	for p := range records {
-		_, want[p] = in.f.Records.Record(p)
-	}
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	if a := in.askers[c.Peer]; a != nil && a.want == nil {
-		a.want = want
+	if a := in.askers[c.Peer]; a != nil {
+		for p := range records {
+			if _, still := a.want[p]; still {
+				_, a.want[p] = in.f.Records.Record(p)
+			}
+		}
 	}
 	return records
 }

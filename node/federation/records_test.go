@@ -140,7 +140,7 @@ func TestOnlyNewsAreAskedFor(t *testing.T) {
 			seeing.wait("all in the room", func() bool { return seeing.Rooms.InRoom(room, h.server) })
 		}
 	}
-	asking, asked := &introducer{f: a.Federation}, &introducer{f: b.Federation, askers: map[eventgraph.PeerID]*recordAsker{}}
+	asking, asked := newIntroducer(a.Federation), newIntroducer(b.Federation)
 	asked.admit(a.peer)
 	of := &askedFor{}
 	to := contact{Server: b.server, Peer: b.peer}
@@ -211,6 +211,52 @@ func TestOnlyNewsAreAskedFor(t *testing.T) {
 	}
 	if asked.remember(a.peer, &peersMessage{More: true, Want: wants(c)}, nil) || len(asked.askers[a.peer].want) > maxMissed {
 		t.Errorf("%d are remembered", len(asked.askers[a.peer].want))
+	}
+}
+
+// TestForgottenQuestion: a contact that has forgotten what it was asked for is asked for all at once; one that does not answer, when it is asked next.
+func TestForgottenQuestion(t *testing.T) {
+	t.Parallel()
+	n := memnet.New()
+	all := givingHosts(t, n, "forgotten a", "forgotten b", "forgotten c")
+	a, b, c := all[0], all[1], all[2]
+	room := b.create("12", "public", "a room")
+	a.join(room, a.user("alice"), b.host)
+	c.join(room, c.user("carol"), b.host)
+	if _, err := a.meetOnce(b, nil); err != nil {
+		t.Fatal(err)
+	}
+	asking, asked := newIntroducer(a.Federation), newIntroducer(b.Federation)
+	served := make(chan error, 10)
+	b.Transport.Handle(protocolPeers, func(ctx context.Context, peer eventgraph.PeerID, s io.ReadWriteCloser) {
+		defer s.Close()
+		err := asked.serve(ctx, peer, s)
+		served <- err
+	})
+	of, to := &askedFor{}, contact{Server: b.server, Peer: b.peer}
+	ask := func(what string, messages int) {
+		t.Helper()
+		asking.ask(t.Context(), to, of)
+		for range messages {
+			if err := <-served; err != nil {
+				t.Errorf("%s: %v", what, err)
+			}
+		}
+		asked.mu.Lock()
+		defer asked.mu.Unlock()
+		if _, there := asked.askers[a.peer].want[c.peer]; !there || !of.missed[c.peer] || len(served) > 0 {
+			t.Errorf("%s: remembered %v, told %v, %d messages more", what, there, of.missed, len(served))
+		}
+	}
+	ask("at first", 1)
+	asked.forget(a.peer)
+	delete(of.missed, c.peer) // so that there is something to ask
+	ask("after it has forgotten", 2)
+	cut(n, a, b)
+	delete(of.missed, c.peer)
+	asking.ask(t.Context(), to, of)
+	if of.missed != nil {
+		t.Errorf("one that does not answer counts as told of %v", of.missed)
 	}
 }
 
