@@ -22,7 +22,8 @@ import (
 //
 // A script (historyscript_test.go) is made from a seed and a number; it is played (historyplay_test.go) over a network (historynet_test.go) in
 // one goroutine, by the step functions of this package, so that the same script has the same trace; at the end all is looked at
-// (historycheck_test.go). A script that fails is made as short as it still fails.
+// (historycheck_test.go). A script that fails is made as short as it still fails. States may differ in a stalemate alone
+// (historystalemate_test.go), which is counted.
 
 var (
 	flagHistories = flag.Uint64("histories", 16, "how many histories TestHistories plays")
@@ -68,6 +69,9 @@ func TestHistories(t *testing.T) { // not parallel: it puts its own random numbe
 				n, *flagSeed, err, *flagSeed, n, shortest, again)
 		}
 		sum.add(w.tally)
+		if w.stalled {
+			fmt.Printf("stalemate in number %d of seed %d\n", n, *flagSeed)
+		}
 		if n%100 == 0 { // the same script, the same trace
 			again, err := play(t.Context(), s, nil, nil)
 			if err != nil || !slices.Equal(w.lines, again.lines) || !bytes.Equal(w.trace.Sum(nil), again.trace.Sum(nil)) {

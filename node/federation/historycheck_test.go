@@ -127,6 +127,14 @@ func (w *world) speak(s *station) {
 		user := fmt.Sprint(letter, s.index)
 		if err := w.deed(s, "say", w.user(user), nil); err == nil {
 			w.note("say "+user, nil)
+			for _, id := range s.record().Forward {
+				s.store.View(func(r *store.Reader) error {
+					if e, err := r.Event(id); err == nil && e.Sender() == w.user(user) {
+						w.further[s.index] = id
+					}
+					return nil
+				})
+			}
 			return
 		}
 	}
@@ -181,7 +189,7 @@ func (w *world) holdings() []holding {
 // check looks at what all hold.
 func (w *world) check() {
 	held := w.holdings()
-	in := w.resolved()
+	in := w.resolved(held)
 	if w.failed != nil {
 		return
 	}
@@ -195,12 +203,15 @@ func (w *world) check() {
 	w.checkRemoved(held)
 }
 
-// resolved is the servers joined in the resolved state. They all have the same state, and nobody else can think that of others.
-func (w *world) resolved() uint8 {
+// resolved is the servers joined in the resolved state. They all have the same state, and nobody else can think that of others. In a stalemate
+// it is those that have themselves in the room.
+func (w *world) resolved(held []holding) uint8 {
 	var groups []uint8
 	var differ []string
+	var own uint8
 	for i, s := range w.stations {
 		in := w.mask(s)
+		own |= in & (1 << i)
 		if in&(1<<i) == 0 || slices.ContainsFunc(groups, func(g uint8) bool { return g&(1<<i) != 0 && g&^in == 0 }) {
 			continue
 		}
@@ -230,6 +241,14 @@ func (w *world) resolved() uint8 {
 		return groups[0]
 	case len(groups) == 0 && len(differ) == 0:
 		return 0 // all have left
+	}
+	no := w.stalemate(held)
+	if no == nil {
+		w.stalled = true
+		return own
+	}
+	differ = append(differ, fmt.Sprintf("no stalemate: %v", no))
+	switch {
 	case len(groups) == 0:
 		w.alarm("states differ", "%s", strings.Join(differ, "\n"))
 	default:
@@ -570,6 +589,9 @@ func (w *world) count(c *tally) {
 	c.steps += w.step
 	c.requests += int(w.requests)
 	c.mute += w.mute
+	if w.stalled {
+		c.stalemates = append(c.stalemates, w.script.number)
+	}
 	held := w.holdings()
 	seen := map[eventgraph.EventID]uint8{}
 	for i := range held {
@@ -616,7 +638,8 @@ func (w *world) any(id eventgraph.EventID, held []holding) *store.StoredEvent {
 type tally struct {
 	histories, stations, steps, requests int
 	events, merges, gaps, joined, gone   int
-	mute                                 int // servers that others took for joined and that could not speak: see apart
+	mute                                 int      // servers that others took for joined and that could not speak: see apart
+	stalemates                           []uint64 // the numbers of the histories that ended in one
 	verdicts                             [5]int
 	served                               map[string]int
 }
@@ -634,6 +657,7 @@ func (c *tally) add(o *tally) {
 	c.joined += o.joined
 	c.gone += o.gone
 	c.mute += o.mute
+	c.stalemates = append(c.stalemates, o.stalemates...)
 	for v, n := range o.verdicts {
 		c.verdicts[v] += n
 	}
@@ -643,6 +667,6 @@ func (c *tally) add(o *tally) {
 }
 
 func (c *tally) String() string {
-	return fmt.Sprintf("%d histories, %d nodes, %d steps, %d requests; %d events, %d of them merges, soft-failed somewhere %d, rejected somewhere %d, outliers somewhere %d, gaps %d; at the end %d joined, %d gone, %d mute",
-		c.histories, c.stations, c.steps, c.requests, c.events, c.merges, c.verdicts[store.SoftFailed], c.verdicts[store.Rejected], c.verdicts[store.Outlier], c.gaps, c.joined, c.gone, c.mute)
+	return fmt.Sprintf("%d histories, %d nodes, %d steps, %d requests; %d events, %d of them merges, soft-failed somewhere %d, rejected somewhere %d, outliers somewhere %d, gaps %d; at the end %d joined, %d gone, %d mute; %d stalemates",
+		c.histories, c.stations, c.steps, c.requests, c.events, c.merges, c.verdicts[store.SoftFailed], c.verdicts[store.Rejected], c.verdicts[store.Outlier], c.gaps, c.joined, c.gone, c.mute, len(c.stalemates))
 }

@@ -49,6 +49,8 @@ type world struct {
 	failed   *failure // the first
 	tally    *tally   // of a history without failure
 	mute     int
+	further  [8]eventgraph.EventID // what each station sent at the end
+	stalled  bool                  // it ended in a stalemate
 }
 
 // failure is what a history must not show.
@@ -74,6 +76,11 @@ type moment struct {
 
 // play plays a script and the end of it: the network heals, each joined server sends one further event. It returns the failure found.
 func play(ctx context.Context, s *script, log *slog.Logger, show func(string)) (w *world, err error) {
+	return playThen(ctx, s, log, show, func(*world) error { return nil })
+}
+
+// playThen is play, and looks at what the stations hold if no failure was found.
+func playThen(ctx context.Context, s *script, log *slog.Logger, show func(string), look func(*world) error) (w *world, err error) {
 	before := rand.Reader
 	rand.Reader = mathrand.NewChaCha8(sha256.Sum256([]byte("history"))) // room IDs, nonces, incarnations
 	defer func() { rand.Reader = before }()
@@ -111,7 +118,7 @@ func play(ctx context.Context, s *script, log *slog.Logger, show func(string)) (
 	}
 	w.tally = newTally()
 	w.count(w.tally)
-	return w, nil
+	return w, look(w)
 }
 
 // create makes the room.

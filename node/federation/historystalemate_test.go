@@ -1,0 +1,327 @@
+package federation
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"testing"
+
+	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/eventgraph/auth"
+	"github.com/plexus-p2p/plexus/eventgraph/stateres"
+	"github.com/plexus-p2p/plexus/store"
+)
+
+// Stalemates: the one way in which a history (history_test.go) may end with states that differ, for the spec's rules leave them so. A server that
+// holds both sides of a fork resolves them so that somebody is in the room whom the server that came to know one side first has
+// out, or has without the right to do something. There, whatever that somebody does on top of the fork is soft-failed by the current
+// state, and a soft-failed event is no extremity until an accepted event builds on it (SS API, Soft failure). Those who would build on it
+// are soft-failed too. So that server never merges the other side, though it holds it.
+
+// stalemate returns nil if the servers that have themselves in the room differ by soft failures alone, each of them demanded by the rules; else
+// what else is wrong. That is so if
+//
+//  1. each holds, with a verdict other than rejected, what another has accepted, unless it may not see it; nothing waits to be taken in;
+//  2. each one's extremities are the leaves of what it has accepted, and its state is what they resolve to;
+//  3. the state before each event that one has soft-failed allows it, and the room's state as it was there when it came does not;
+//  4. of two that differ, one has soft-failed what the other has accepted, and one's further event too, or may not see it;
+//  5. the leaves of all that each of them holds, soft-failed ones included, resolve to the same state on each.
+func (w *world) stalemate(held []holding) error {
+	var in []int
+	for i, s := range w.stations {
+		if w.mask(s)&(1<<i) != 0 {
+			in = append(in, i)
+		}
+	}
+	for _, i := range in {
+		if err := errors.Join(w.holdsAll(i, in, held), w.restsOnLeaves(i, held[i]), w.softFailedRightly(i, held[i])); err != nil {
+			return err
+		}
+	}
+	for _, i := range in {
+		for _, j := range in {
+			if i < j && w.stations[i].record().State != w.stations[j].record().State {
+				if err := w.barred(i, j, held); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return w.agreeOnAll(in, held)
+}
+
+func inGraph(e *store.StoredEvent) bool {
+	return e != nil && (e.Verdict == store.Accepted || e.Verdict == store.SoftFailed)
+}
+
+// unseen says whether station i is right not to hold an event that station j holds.
+func (w *world) unseen(i, j int, e *store.StoredEvent) (bool, error) {
+	may, err := w.stations[j].rooms.MaySeeServer(w.stations[i].name, e)
+	return !may && err == nil, err
+}
+
+// holdsAll is part 1.
+func (w *world) holdsAll(i int, in []int, held []holding) error {
+	if waiting := w.stations[i].waiting(); len(waiting) > 0 {
+		return fmt.Errorf("%d events wait at %d", len(waiting), i)
+	}
+	for _, j := range in {
+		for id, e := range held[j].events {
+			if i == j || !inGraph(e) || inGraph(held[i].events[id]) {
+				continue
+			}
+			if ours := held[i].events[id]; ours != nil && ours.Verdict == store.Rejected {
+				return fmt.Errorf("%d rejects %s", i, w.name(id))
+			}
+			if e.Verdict == store.SoftFailed {
+				continue // by all who hold it, or it is looked at where it is accepted
+			}
+			if unseen, err := w.unseen(i, j, e); !unseen {
+				return errors.Join(fmt.Errorf("%d does not hold %s", i, w.name(id)), err)
+			}
+		}
+	}
+	return nil
+}
+
+// restsOnLeaves is part 2.
+func (w *world) restsOnLeaves(i int, held holding) error {
+	s, room := w.stations[i], w.stations[i].record()
+	below := map[eventgraph.EventID]bool{} // an accepted event
+	var todo []eventgraph.EventID
+	for _, e := range held.events {
+		if e.Verdict == store.Accepted {
+			todo = append(todo, e.PrevEvents()...)
+		}
+	}
+	for len(todo) > 0 {
+		id := todo[len(todo)-1]
+		todo = todo[:len(todo)-1]
+		if e := held.events[id]; e != nil && !below[id] {
+			below[id] = true
+			todo = append(todo, e.PrevEvents()...)
+		}
+	}
+	var roots []eventgraph.Hash
+	for id, e := range held.events {
+		if e.Verdict != store.Accepted || e.Order <= 0 { // what was backfilled is behind the timeline
+			continue
+		}
+		if leaf := !below[id]; leaf != slices.Contains(room.Forward, id) {
+			return fmt.Errorf("extremities of %d: it is %v that this is a leaf of what it has accepted: %s", i, leaf, w.name(id))
+		} else if leaf {
+			roots = append(roots, e.StateAfter)
+		}
+	}
+	root, err := s.resolve(roots)
+	if err == nil && root != room.State {
+		err = fmt.Errorf("the state of %d is not what its extremities resolve to", i)
+	}
+	return err
+}
+
+func (s *station) resolve(roots []eventgraph.Hash) (eventgraph.Hash, error) {
+	root, _, err := stateres.Resolve(s.w.script.version, roots, s.rooms, s.rooms)
+	return root, err
+}
+
+// softFailedRightly is part 3.
+func (w *world) softFailedRightly(i int, held holding) error {
+	s := w.stations[i]
+	then := map[eventgraph.EventID]eventgraph.Hash{} // the room's state when an event was soft-failed
+	var now eventgraph.Hash
+	err := s.store.View(func(r *store.Reader) error {
+		return r.Changes(0, s.store.Position(), func(_ store.Position, c store.Change) (bool, error) {
+			switch e := held.events[c.Event]; {
+			case c.Room != w.room || e == nil:
+			case c.Kind == store.ChangeEvent && e.RoomState != (eventgraph.Hash{}):
+				now = e.RoomState
+			case c.Kind == store.ChangeSoftFailed:
+				then[c.Event] = now
+			}
+			return true, nil
+		})
+	})
+	if err != nil {
+		return err
+	}
+	for id, e := range held.events {
+		if e.Verdict != store.SoftFailed {
+			continue
+		}
+		if err := auth.Check(e.Event, s.rooms.StateAt(w.room, e.StateBefore)); err != nil {
+			return fmt.Errorf("%d soft-failed what the state before does not allow: %s: %w", i, w.name(id), err)
+		}
+		root, ok := then[id]
+		if !ok {
+			return fmt.Errorf("%d soft-failed and did not log %s", i, w.name(id))
+		}
+		if e.Gap { // then the state before it is of the room's, too
+			if root, err = s.resolve([]eventgraph.Hash{root, e.StateBefore}); err != nil {
+				return err
+			}
+		}
+		var refused *auth.Refused
+		if err := auth.Check(e.Event, s.rooms.StateAt(w.room, root)); !errors.As(err, &refused) {
+			return errors.Join(fmt.Errorf("%d soft-failed what the room's state allowed: %s", i, w.name(id)), err)
+		}
+	}
+	return nil
+}
+
+// barred is part 4.
+func (w *world) barred(i, j int, held []holding) error {
+	differ := false
+	for id, e := range held[i].events {
+		theirs := held[j].events[id]
+		differ = differ || inGraph(e) && inGraph(theirs) && e.Verdict != theirs.Verdict
+	}
+	if !differ {
+		return fmt.Errorf("%d and %d differ in no soft failure", i, j)
+	}
+	for _, pair := range [][2]int{{i, j}, {j, i}} {
+		a, b := pair[0], pair[1]
+		further := held[b].events[w.further[b]]
+		if further == nil {
+			return fmt.Errorf("%d has sent nothing further", b)
+		}
+		ours := held[a].events[further.ID()]
+		if ours != nil && ours.Verdict == store.SoftFailed {
+			return nil
+		}
+		if !inGraph(ours) {
+			if unseen, err := w.unseen(a, b, further); err != nil || unseen {
+				return err
+			}
+		}
+	}
+	return fmt.Errorf("the further events of %d and %d were accepted by both", i, j)
+}
+
+// agreeOnAll is part 5.
+func (w *world) agreeOnAll(in []int, held []holding) error {
+	all := map[eventgraph.EventID]bool{}
+	for id, e := range held[in[0]].events {
+		if inGraph(e) && !slices.ContainsFunc(in, func(i int) bool { return !inGraph(held[i].events[id]) }) {
+			all[id] = true
+		}
+	}
+	leaves := map[eventgraph.EventID]bool{}
+	for id := range all {
+		leaves[id] = true
+	}
+	for id := range all {
+		for _, parent := range held[in[0]].events[id].PrevEvents() {
+			delete(leaves, parent)
+		}
+	}
+	var first eventgraph.Hash
+	for n, i := range in {
+		var roots []eventgraph.Hash
+		for id := range leaves {
+			roots = append(roots, held[i].events[id].StateAfter)
+		}
+		root, err := w.stations[i].resolve(roots)
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			first = root
+		} else if root != first {
+			return fmt.Errorf("all that %d and %d hold resolves to other states there", in[0], i)
+		}
+	}
+	return nil
+}
+
+// stalemateScripts are histories that end in a stalemate, minimised.
+var stalemateScripts = []struct{ how, script string }{
+	{"who is banned bans, and who banned takes their own power: the bans change places when both are known", `
+room 3 11 public shared a2=100 b2=50
+join a2 0
+join b2 0
+power a2 a2 0
+send 2 0
+ban a0 b2
+ban b2 a2
+power a0 a0 0`},
+	{"a ban, and the power to have banned given away, while who is banned speaks", `
+room 3 11 public world_readable a1=50 a2=50
+join a2 0
+ban a0 a2
+join b2 1
+send 2 0
+power a0 a0 0
+topic a2 t443`},
+	{"a join while the room is closed, and an act of who joined", `
+room 4 8 public shared a1=50 a2=100 a3=100 b3=100
+join b3 0 late=query
+join a3 3 twice=query:3
+meet 0 2
+ban b3 a2
+meet 0 1
+rule a0 invite
+power a3 a1 50`},
+}
+
+func TestStalemates(t *testing.T) { // not parallel, as TestHistories
+	for _, found := range stalemateScripts {
+		s, err := parseScript(found.script)
+		if err != nil {
+			t.Fatal(err)
+		}
+		playStalemate(t, found.how, s)
+	}
+	playStalemate(t, "a leave, and a join through who had not heard of it", newScript(20261122, 6008))
+}
+
+func playStalemate(t *testing.T, how string, s *script) {
+	w, err := play(t.Context(), s, nil, nil)
+	if err != nil {
+		t.Errorf("%s:\n%s%v", how, s, err)
+	} else if len(w.tally.stalemates) != 1 {
+		t.Errorf("%s: no stalemate:\n%s", how, s)
+	}
+}
+
+// TestStalemateOnly spoils what the servers of a stalemate hold, in each way that makes it a defect.
+func TestStalemateOnly(t *testing.T) { // not parallel, as TestHistories
+	s, err := parseScript(stalemateScripts[0].script)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ban eventgraph.EventID // of a2 by b2: accepted by 2, soft-failed by 0
+	spoils := []struct {
+		what  string
+		spoil func(w *world, held []holding)
+		fails bool
+	}{
+		{"nothing", func(*world, []holding) {}, false},
+		{"the ban is withheld", func(_ *world, held []holding) { delete(held[0].events, ban) }, true},
+		{"the ban has no place", func(_ *world, held []holding) { held[0].events[ban].Verdict = store.Outlier }, true},
+		{"the ban is rejected", func(_ *world, held []holding) { held[0].events[ban].Verdict = store.Rejected }, true},
+		{"the ban is accepted, and no extremity", func(_ *world, held []holding) { held[0].events[ban].Verdict = store.Accepted }, true},
+		{"the further event is withheld", func(w *world, held []holding) { delete(held[0].events, w.further[2]) }, true},
+		{"the further event is soft-failed and would not need to be", func(w *world, held []holding) {
+			held[2].events[w.further[0]].Verdict = store.SoftFailed
+		}, true},
+		{"the ban leads to another state there", func(w *world, held []holding) {
+			held[0].events[w.further[2]].StateAfter = held[0].events[w.further[0]].StateAfter
+		}, true},
+	}
+	for _, c := range spoils {
+		w, err := playThen(t.Context(), s, nil, nil, func(w *world) error {
+			held := w.holdings()
+			for id, e := range held[2].events {
+				if e.Membership() == "ban" && held[0].events[id].Verdict == store.SoftFailed {
+					ban = id
+				}
+			}
+			c.spoil(w, held)
+			return w.stalemate(held)
+		})
+		if w.stalled && (err != nil) != c.fails || !w.stalled {
+			t.Errorf("%s: %v", c.what, err)
+		}
+	}
+}
