@@ -119,6 +119,7 @@ func (a *API) createRoom(q *request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	a.carryOver(q.Context(), q.user, room)
 	a.inviteAll(q.Context(), room, remote)
 	return map[string]any{"room_id": room}, nil
 }

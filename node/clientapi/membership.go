@@ -111,7 +111,11 @@ func (a *API) join(q *request, room eventgraph.RoomID, via []eventgraph.ServerNa
 	if content, err = withCustomContent(content, body); err != nil {
 		return nil, err
 	}
-	return answer, a.remote.Join(q.Context(), room, q.user, via, content)
+	if err := a.remote.Join(q.Context(), room, q.user, via, content); err != nil {
+		return nil, err
+	}
+	a.carryOver(q.Context(), q.user, room)
+	return answer, nil
 }
 
 // withCustomContent adds what else a client puts into the body of a join, as other servers let it: a name for this room alone, or

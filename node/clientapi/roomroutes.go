@@ -7,6 +7,7 @@ func (a *API) roomRoutes() {
 
 	a.route("POST", v3+"/createRoom", authed, a.createRoom)
 
+	a.route("POST", room+"/upgrade", authed, a.upgradeRoom)
 	a.route("POST", room+"/join", authed, a.joinRoom)
 	a.route("POST", v3+"/join/{roomIdOrAlias}", authed, a.joinByIDOrAlias)
 	a.route("POST", v3+"/knock/{roomIdOrAlias}", authed, a.knock)
