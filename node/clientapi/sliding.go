@@ -64,10 +64,14 @@ func (a *API) slidingSync(q *request) (any, error) {
 		return nil, err
 	}
 	answer, err := a.slidingRounds(under, s, round, delivered)
-	if err != nil {
-		round.view = nil
+	if err == nil {
+		return answer, nil
 	}
-	return answer, err
+	round.view = nil
+	if under.Err() != nil && q.Context().Err() == nil {
+		return nil, errUnknownPos() // another call has come on this connection
+	}
+	return nil, err
 }
 
 // parsePos takes a pos into the request; M_UNKNOWN_POS.

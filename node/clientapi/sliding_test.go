@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/url"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -575,6 +576,33 @@ func TestSlidingLongPoll(t *testing.T) {
 	go func() { got <- alice.slide(body.Pos, list, "timeout=20000") }()
 	alice.join(foreign)
 	wantList(t, "rooms", (<-got).ids(), string(foreign))
+}
+
+// A connection has one call at a time: a new one ends the one before, and goes on from the same pos.
+func TestSlidingOneCallAtATime(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, nil)
+	alice := s.newClient("alice")
+	room := alice.room()
+	list := window(0, 9, 1, "", "")
+	pos := alice.slide("", list).Pos
+	first := make(chan answer)
+	go func() {
+		first <- s.send("POST", "/_matrix/client"+slidingPath+"?timeout=60000&pos="+pos, alice.token, list)
+	}()
+	for waiting := false; !waiting; runtime.Gosched() {
+		s.sliding.mu.Lock()
+		waiting = len(s.sliding.calls) == 1
+		s.sliding.mu.Unlock()
+	}
+	if second := alice.slide(pos, list); len(second.Rooms) != 0 {
+		t.Errorf("the second call: %s", second.raw)
+	}
+	if a := <-first; a.status != 400 || a.code() != "M_UNKNOWN_POS" {
+		t.Errorf("the first call: %d %s", a.status, a.raw)
+	}
+	alice.say(room, "hello")
+	wantList(t, "rooms", alice.slide(pos, list).ids(), string(room))
 }
 
 func TestSlidingRefusals(t *testing.T) {
