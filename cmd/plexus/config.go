@@ -17,6 +17,7 @@ import (
 
 	"github.com/plexus-p2p/plexus/node"
 	"github.com/plexus-p2p/plexus/node/clientapi"
+	"github.com/plexus-p2p/plexus/node/media"
 )
 
 // settings are the flags of "plexus run".
@@ -25,6 +26,9 @@ type settings struct {
 	clientAddrs, p2pAddrs, peers        list
 	appservices                         list
 	mdns, rateLimits, relay, lanOnly    bool
+	maxUpload, userMedia                size
+	allMedia, mediaCache                size
+	urlPreviews                         bool
 	verbose                             bool
 }
 
@@ -63,6 +67,12 @@ func (s *settings) flags(source *int, errOut io.Writer) *flag.FlagSet {
 	f.StringVar(&s.meshKey, "mesh-key", "", "`file` with the key of a private mesh, made by \"plexus mesh-key FILE\": nodes without it are not talked to; TCP and WebSocket only")
 	f.BoolVar(&s.lanOnly, "lan-only", false, "never send a packet outside of private address ranges, and look up no names")
 	f.Var(&s.appservices, "appservice", "application service registration `file`, repeatable (not in this version)")
+	s.maxUpload, s.userMedia, s.allMedia, s.mediaCache = media.DefaultUploadSize, media.DefaultUserBytes, media.DefaultLocalBytes, media.DefaultCacheBytes
+	f.Var(&s.maxUpload, "max-upload-size", "the largest file that is taken, in `bytes`, or with K, M or G")
+	f.Var(&s.userMedia, "media-quota", "what one user may upload in all, in `bytes`")
+	f.Var(&s.allMedia, "media-total", "what all users may upload in all, in `bytes`")
+	f.Var(&s.mediaCache, "media-cache", "what is kept of other servers' files, in `bytes`; the longest unused goes first")
+	f.BoolVar(&s.urlPreviews, "url-previews", false, "fetch what is shown of links in messages; their servers then see that somebody here reads them")
 	f.StringVar(&s.config, "config", "", "TOML `file` with the same names; flags win, PLEXUS_* variables come between")
 	f.BoolVar(&s.verbose, "verbose", false, "log more")
 	return f
@@ -179,6 +189,12 @@ func (s *settings) check() error {
 	case clientapi.RegistrationToken, clientapi.RegistrationOpen, clientapi.RegistrationClosed:
 	default:
 		return fmt.Errorf("--registration is token, open or closed, not %q", s.registration)
+	}
+	if s.urlPreviews && s.lanOnly {
+		return errors.New("--url-previews calls public addresses, and --lan-only calls none: choose one")
+	}
+	if s.mediaCache < s.maxUpload {
+		return errors.New("--media-cache must hold one file of --max-upload-size at least")
 	}
 	if len(s.appservices.values) > 0 {
 		return errors.New("--appservice is not in this version of plexus; start without it")
