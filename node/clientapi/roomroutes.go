@@ -44,6 +44,7 @@ func (a *API) roomRoutes() {
 	a.route("DELETE", v3+"/directory/room/{roomAlias}", authed, a.deleteAlias)
 	a.route("GET", v3+"/directory/list/room/{roomId}", public, a.getVisibility)
 	a.route("PUT", v3+"/directory/list/room/{roomId}", authed, a.putVisibility)
+	a.route("POST", v3+"/search", authed, a.search)
 	a.route("GET", v3+"/publicRooms", programs, a.publicRooms)
 	a.route("POST", v3+"/publicRooms", authed, a.publicRooms)
 	a.route("GET", "/_matrix/client/v1/rooms/{roomId}/hierarchy", authed, a.getHierarchy)
