@@ -72,6 +72,9 @@ func TestHistories(t *testing.T) { // not parallel: it puts its own random numbe
 		if w.stalled {
 			fmt.Printf("stalemate in number %d of seed %d\n", n, *flagSeed)
 		}
+		if w.again {
+			fmt.Printf("more further events in number %d of seed %d\n", n, *flagSeed)
+		}
 		if n%100 == 0 { // the same script, the same trace
 			again, err := play(t.Context(), s, nil, nil)
 			if err != nil || !slices.Equal(w.lines, again.lines) || !bytes.Equal(w.trace.Sum(nil), again.trace.Sum(nil)) {

@@ -28,12 +28,7 @@ func (w *world) finish() {
 		w.perform("free 0")
 	}
 	w.settle("after the network has healed")
-	for i, s := range w.stations {
-		if w.mask(s)&(1<<i) != 0 {
-			w.speak(s)
-		}
-	}
-	w.settle("after one further event of each")
+	w.speakAll()
 	for i, s := range w.stations {
 		for w.mask(s)&(1<<i) != 0 {
 			n, err := s.fed.Backfill(w.ctx, w.room, 1000)
@@ -47,6 +42,16 @@ func (w *world) finish() {
 	if w.failed == nil {
 		w.check()
 	}
+}
+
+// speakAll sends one further event from each joined server, at the same time.
+func (w *world) speakAll() {
+	for i, s := range w.stations {
+		if w.mask(s)&(1<<i) != 0 {
+			w.speak(s)
+		}
+	}
+	w.settle("after one further event of each")
 }
 
 // settle lets all speak with all until nothing changes any more.
@@ -189,7 +194,19 @@ func (w *world) holdings() []holding {
 // check looks at what all hold.
 func (w *world) check() {
 	held := w.holdings()
-	in := w.resolved(held)
+	in, differ := w.resolved(held)
+	for range w.stations {
+		if differ == nil || !differ.unmerged {
+			break
+		}
+		w.again = true
+		w.speakAll()
+		held = w.holdings()
+		in, differ = w.resolved(held)
+	}
+	if differ != nil {
+		w.alarm(differ.kind, "%s", differ.text)
+	}
 	if w.failed != nil {
 		return
 	}
@@ -204,8 +221,9 @@ func (w *world) check() {
 }
 
 // resolved is the servers joined in the resolved state. They all have the same state, and nobody else can think that of others. In a stalemate
-// it is those that have themselves in the room.
-func (w *world) resolved(held []holding) uint8 {
+// it is those that have themselves in the room. Else it says what differs.
+func (w *world) resolved(held []holding) (uint8, *failure) {
+	w.mute = 0
 	var groups []uint8
 	var differ []string
 	var own uint8
@@ -234,28 +252,26 @@ func (w *world) resolved(held []holding) uint8 {
 		}
 	}
 	if len(groups) == 0 && len(differ) > 0 && w.nobodyLeft() {
-		return 0
+		return 0, nil
 	}
 	switch {
 	case len(groups) == 1:
-		return groups[0]
+		return groups[0], nil
 	case len(groups) == 0 && len(differ) == 0:
-		return 0 // all have left
+		return 0, nil // all have left
 	}
 	no := w.stalemate(held)
 	if no == nil {
 		w.stalled = true
-		return own
+		return own, nil
 	}
 	differ = append(differ, fmt.Sprintf("no stalemate: %v", no))
-	switch {
-	case len(groups) == 0:
-		w.alarm("states differ", "%s", strings.Join(differ, "\n"))
-	default:
+	f := &failure{kind: "states differ", text: strings.Join(differ, "\n"), unmerged: errors.Is(no, errUnmerged)}
+	if len(groups) > 1 {
 		a, b := w.stations[bits.TrailingZeros8(groups[0])], w.stations[bits.TrailingZeros8(groups[1])]
-		w.alarm("several groups", "%08b each for themselves; %s%s", groups, strings.Join(differ, "\n"), w.difference(a, b))
+		f.kind, f.text = "several groups", fmt.Sprintf("%08b each for themselves; %s%s", groups, f.text, w.difference(a, b))
 	}
-	return 0
+	return 0, f
 }
 
 // nobodyLeft says whether by the state of a station that holds all events nobody is in the room: a server whose join was resolved away is
@@ -389,6 +405,11 @@ func (w *world) checkComplete(i int, in uint8, held []holding) {
 			}
 			if !w.accepted(id, in, held) {
 				continue // soft-failed by all: whoever joined after it has nothing that leads to it
+			}
+			if w.stalled {
+				if unseen, err := w.unseen(i, j, e); err == nil && unseen {
+					continue
+				}
 			}
 			if may, err := other.rooms.MaySeeServer(w.stations[i].name, e); err != nil || may {
 				w.alarm("event missing", "%d does not hold %s (may see: %v, %v)", i, w.name(id), may, err)
@@ -592,6 +613,9 @@ func (w *world) count(c *tally) {
 	if w.stalled {
 		c.stalemates = append(c.stalemates, w.script.number)
 	}
+	if w.again {
+		c.again = append(c.again, w.script.number)
+	}
 	held := w.holdings()
 	seen := map[eventgraph.EventID]uint8{}
 	for i := range held {
@@ -640,6 +664,7 @@ type tally struct {
 	events, merges, gaps, joined, gone   int
 	mute                                 int      // servers that others took for joined and that could not speak: see apart
 	stalemates                           []uint64 // the numbers of the histories that ended in one
+	again                                []uint64 // those in which one further event of each was not enough: errUnmerged
 	verdicts                             [5]int
 	served                               map[string]int
 }
@@ -658,6 +683,7 @@ func (c *tally) add(o *tally) {
 	c.gone += o.gone
 	c.mute += o.mute
 	c.stalemates = append(c.stalemates, o.stalemates...)
+	c.again = append(c.again, o.again...)
 	for v, n := range o.verdicts {
 		c.verdicts[v] += n
 	}
@@ -667,6 +693,6 @@ func (c *tally) add(o *tally) {
 }
 
 func (c *tally) String() string {
-	return fmt.Sprintf("%d histories, %d nodes, %d steps, %d requests; %d events, %d of them merges, soft-failed somewhere %d, rejected somewhere %d, outliers somewhere %d, gaps %d; at the end %d joined, %d gone, %d mute; %d stalemates",
-		c.histories, c.stations, c.steps, c.requests, c.events, c.merges, c.verdicts[store.SoftFailed], c.verdicts[store.Rejected], c.verdicts[store.Outlier], c.gaps, c.joined, c.gone, c.mute, len(c.stalemates))
+	return fmt.Sprintf("%d histories, %d nodes, %d steps, %d requests; %d events, %d of them merges, soft-failed somewhere %d, rejected somewhere %d, outliers somewhere %d, gaps %d; at the end %d joined, %d gone, %d mute; %d stalemates, %d with more further events",
+		c.histories, c.stations, c.steps, c.requests, c.events, c.merges, c.verdicts[store.SoftFailed], c.verdicts[store.Rejected], c.verdicts[store.Outlier], c.gaps, c.joined, c.gone, c.mute, len(c.stalemates), len(c.again))
 }

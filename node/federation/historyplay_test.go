@@ -51,12 +51,14 @@ type world struct {
 	mute     int
 	further  [8]eventgraph.EventID // what each station sent at the end
 	stalled  bool                  // it ended in a stalemate
+	again    bool                  // one further event of each was not enough
 }
 
 // failure is what a history must not show.
 type failure struct {
-	kind string // the same for the same defect, more or less
-	text string
+	kind     string // the same for the same defect, more or less
+	text     string
+	unmerged bool // errUnmerged
 }
 
 func (f *failure) Error() string { return f.kind + ": " + f.text }
@@ -64,7 +66,7 @@ func (f *failure) Error() string { return f.kind + ": " + f.text }
 // alarm notes a failure.
 func (w *world) alarm(kind, format string, args ...any) {
 	if w.failed == nil {
-		w.failed = &failure{kind, fmt.Sprintf(format, args...)}
+		w.failed = &failure{kind: kind, text: fmt.Sprintf(format, args...)}
 	}
 }
 
@@ -93,7 +95,7 @@ func playThen(ctx context.Context, s *script, log *slog.Logger, show func(string
 			s.store.Close()
 		}
 		if p := recover(); p != nil {
-			err = &failure{"panic", fmt.Sprint(p)}
+			err = &failure{kind: "panic", text: fmt.Sprint(p)}
 			panic(p)
 		}
 	}()

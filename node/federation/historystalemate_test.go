@@ -17,15 +17,20 @@ import (
 // out, or has without the right to do something. There, whatever that somebody does on top of the fork is soft-failed by the current
 // state, and a soft-failed event is no extremity until an accepted event builds on it (SS API, Soft failure). Those who would build on it
 // are soft-failed too. So that server never merges the other side, though it holds it.
+//
+// If one of them is not soft-failed there, their next event merges it. Further events that all send at the same time do not build on each
+// other, so there one of each is not enough (errUnmerged): then each sends another, until states are equal or it is a stalemate.
 
 // stalemate returns nil if the servers that have themselves in the room differ by soft failures alone, each of them demanded by the rules; else
 // what else is wrong. That is so if
 //
-//  1. each holds, with a verdict other than rejected, what another has accepted, unless it may not see it; nothing waits to be taken in;
+//  1. each holds, with a verdict other than rejected, what another has accepted, unless it may not see it or is out of the room to the other; nothing waits to be taken in;
 //  2. each one's extremities are the leaves of what it has accepted, and its state is what they resolve to;
 //  3. the state before each event that one has soft-failed allows it, and the room's state as it was there when it came does not;
-//  4. of two that differ, one has soft-failed what the other has accepted, and one's further event too, or may not see it;
-//  5. the leaves of all that each of them holds, soft-failed ones included, resolve to the same state on each.
+//  4. the leaves of all that each of them holds, soft-failed ones included, resolve to the same state on each;
+//  5. of two that differ, one has soft-failed what the other has accepted, and the other's further event too, or may not see it.
+//
+// It is errUnmerged if only the end of 5 is wrong.
 func (w *world) stalemate(held []holding) error {
 	var in []int
 	for i, s := range w.stations {
@@ -38,6 +43,9 @@ func (w *world) stalemate(held []holding) error {
 			return err
 		}
 	}
+	if err := w.agreeOnAll(in, held); err != nil {
+		return err
+	}
 	for _, i := range in {
 		for _, j := range in {
 			if i < j && w.stations[i].record().State != w.stations[j].record().State {
@@ -47,17 +55,25 @@ func (w *world) stalemate(held []holding) error {
 			}
 		}
 	}
-	return w.agreeOnAll(in, held)
+	return nil
 }
+
+var errUnmerged = errors.New("the further events of both were accepted by both")
 
 func inGraph(e *store.StoredEvent) bool {
 	return e != nil && (e.Verdict == store.Accepted || e.Verdict == store.SoftFailed)
 }
 
-// unseen says whether station i is right not to hold an event that station j holds.
+// unseen says whether station i need not hold an event that station j holds: it may not see it, or to j it is out of the room, and was at the
+// event: whoever is out is sent nothing, though anybody may see it.
 func (w *world) unseen(i, j int, e *store.StoredEvent) (bool, error) {
-	may, err := w.stations[j].rooms.MaySeeServer(w.stations[i].name, e)
-	return !may && err == nil, err
+	s, theirs := w.stations[j], w.stations[i].name
+	may, err := s.rooms.MaySeeServer(theirs, e)
+	if err != nil {
+		return false, err
+	}
+	inRoom := w.mask(s)&(1<<i) != 0 || s.rooms.InRoomAt(w.room, e.StateBefore, theirs) || s.rooms.InRoomAt(w.room, e.StateAfter, theirs)
+	return !may || !inRoom, nil
 }
 
 // holdsAll is part 1.
@@ -169,7 +185,7 @@ func (w *world) softFailedRightly(i int, held holding) error {
 	return nil
 }
 
-// barred is part 4.
+// barred is part 5.
 func (w *world) barred(i, j int, held []holding) error {
 	differ := false
 	for id, e := range held[i].events {
@@ -195,10 +211,10 @@ func (w *world) barred(i, j int, held []holding) error {
 			}
 		}
 	}
-	return fmt.Errorf("the further events of %d and %d were accepted by both", i, j)
+	return fmt.Errorf("%d and %d: %w", i, j, errUnmerged)
 }
 
-// agreeOnAll is part 5.
+// agreeOnAll is part 4.
 func (w *world) agreeOnAll(in []int, held []holding) error {
 	all := map[eventgraph.EventID]bool{}
 	for id, e := range held[in[0]].events {
@@ -271,6 +287,10 @@ func TestStalemates(t *testing.T) { // not parallel, as TestHistories
 			t.Fatal(err)
 		}
 		playStalemate(t, found.how, s)
+	}
+	w, err := play(t.Context(), newScript(20261122, 1376), nil, nil)
+	if err != nil || len(w.tally.again) != 1 || len(w.tally.stalemates) != 0 {
+		t.Errorf("what who is accepted by all can merge: %v", err)
 	}
 	playStalemate(t, "a leave, and a join through who had not heard of it", newScript(20261122, 6008))
 }
