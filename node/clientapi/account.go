@@ -45,8 +45,8 @@ func (a *API) accountRoutes() {
 	a.route("PUT", "/_matrix/client/v3/user/{userId}/rooms/{roomId}/tags/{tag}", authed, ofKnownRoom(a.putTag))
 	a.route("DELETE", "/_matrix/client/v3/user/{userId}/rooms/{roomId}/tags/{tag}", authed, ofKnownRoom(a.deleteTag))
 
-	a.route("GET", "/_matrix/client/v3/profile/{userId}", authed, a.getProfile)
-	a.route("GET", "/_matrix/client/v3/profile/{userId}/{keyName}", authed, a.getProfileField)
+	a.route("GET", "/_matrix/client/v3/profile/{userId}", programs, a.getProfile)
+	a.route("GET", "/_matrix/client/v3/profile/{userId}/{keyName}", programs, a.getProfileField)
 	a.route("PUT", "/_matrix/client/v3/profile/{userId}/{keyName}", authed, a.putProfileField)
 	a.route("DELETE", "/_matrix/client/v3/profile/{userId}/{keyName}", authed, a.deleteProfileField)
 	a.route("GET", "/_matrix/client/v3/presence/{userId}/status", authed, a.getPresence)

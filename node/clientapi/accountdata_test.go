@@ -304,7 +304,26 @@ func TestUserDirectory(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t, nil)
 	alice, bob := s.newClient("alice"), s.newClient("bob")
-	s.newClient("bobby")
+	bobby, eve := s.newClient("bobby"), s.newClient("eve")
+	// A local account that is in no room of the caller's, nor in a published one, is found by its whole name only.
+	if a := eve.call(200, "POST", "/v3/user_directory/search", map[string]any{"search_term": "bo"}); len(a.body["results"].([]any)) != 0 {
+		t.Errorf("by letters: %s", a.raw)
+	}
+	shared := alice.room()
+	bob.join(shared)
+	bobby.call(200, "POST", "/v3/createRoom", map[string]any{"visibility": "public"})
+	bob.call(200, "PUT", "/v3/rooms/"+string(shared)+"/state/m.room.member/"+string(bob.user), map[string]any{"membership": "join", "displayname": "Freddy"})
+	for term, want := range map[string]int{"bob": 2, "bobb": 1, "freddy": 0, string(bob.user): 1, "@bob": 1, "alice": 1, "ali": 0} {
+		if a := eve.call(200, "POST", "/v3/user_directory/search", map[string]any{"search_term": term}); len(a.body["results"].([]any)) != want {
+			t.Errorf("%q: %s, want %d", term, a.raw, want)
+		}
+	}
+	if a := s.send("GET", "/_matrix/client/v3/profile/"+string(bob.user)+"/displayname", "", nil); a.status != 200 || a.text("displayname") != "bob" {
+		t.Errorf("profile without a token: %d %s", a.status, a.raw)
+	}
+	if a := s.send("GET", "/_matrix/client/v3/profile/@x:elsewhere", "", nil); a.status != 401 {
+		t.Errorf("profile elsewhere, without a token: %d %s", a.status, a.raw)
+	}
 	bob.call(200, "PUT", "/v3/profile/"+string(bob.user)+"/displayname", map[string]any{"displayname": "Robert"})
 	search := func(term string, limit int) (users string, limited bool) {
 		a := alice.call(200, "POST", "/v3/user_directory/search", map[string]any{"search_term": term, "limit": limit})

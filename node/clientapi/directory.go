@@ -31,8 +31,13 @@ func (u foundUser) matches(term string) bool {
 		strings.Contains(strings.ToLower(u.DisplayName), term) || strings.HasPrefix(strings.ToLower(string(u.User)), term)
 }
 
-// searchUsers is POST /user_directory/search: among local accounts and those who share a room with the caller.
-// Members of public rooms that the caller is not in are no concern of theirs on a device of few people.
+// named says whether the term is the whole ID, localpart or display name.
+func (u foundUser) named(term string) bool {
+	return strings.EqualFold(u.User.Localpart(), term) || strings.EqualFold(u.DisplayName, term) || strings.EqualFold(string(u.User), term)
+}
+
+// searchUsers is POST /user_directory/search: among those who share a room with the caller or are in a published one. Other local accounts are
+// found by who knows their name: that there is one is told to nobody who only tries letters.
 func (a *API) searchUsers(q *request) (any, error) {
 	var body struct {
 		Term  *string `json:"search_term"`
@@ -51,6 +56,7 @@ func (a *API) searchUsers(q *request) (any, error) {
 	term := strings.ToLower(strings.TrimSpace(*body.Term))
 
 	found := map[eventgraph.UserID]foundUser{}
+	local := map[eventgraph.UserID]foundUser{}
 	looked := 0
 	err := a.Store.View(func(r *store.Reader) error {
 		seen := map[eventgraph.UserID]bool{q.user: true}
@@ -58,14 +64,15 @@ func (a *API) searchUsers(q *request) (any, error) {
 			if seen[account.User] || account.Deactivated {
 				return true, nil
 			}
-			seen[account.User] = true
 			profile, err := r.Profile(account.User)
 			if err != nil {
 				return false, err
 			}
-			if u := profileResult(account.User, profile); u.matches(term) {
+			u := profileResult(account.User, profile)
+			if u.named(term) {
 				found[u.User] = u
 			}
+			local[u.User] = u
 			return true, nil
 		})
 		if err != nil {
@@ -75,12 +82,22 @@ func (a *API) searchUsers(q *request) (any, error) {
 		if err != nil {
 			return err
 		}
-		for _, room := range rooms {
+		published, err := r.PublishedRooms()
+		if err != nil {
+			return err
+		}
+		for _, room := range append(rooms, published...) {
 			err := r.MembersOf(room, func(m *store.Member) (bool, error) {
 				if m.Membership != "join" || seen[m.User] {
 					return true, nil
 				}
 				seen[m.User] = true
+				if u, ok := local[m.User]; ok { // as they call themselves everywhere, not in a room that the caller may not see
+					if u.matches(term) {
+						found[m.User] = u
+					}
+					return true, nil
+				}
 				if looked++; looked > maxSearched {
 					return false, nil
 				}
@@ -109,7 +126,7 @@ func (a *API) searchUsers(q *request) (any, error) {
 	}
 	slices.SortFunc(results, func(x, y foundUser) int {
 		exact := func(u foundUser) int {
-			if strings.EqualFold(u.User.Localpart(), term) || strings.EqualFold(u.DisplayName, term) {
+			if u.named(term) {
 				return 0
 			}
 			return 1

@@ -57,8 +57,8 @@ func (a *API) localProfile(user eventgraph.UserID) (profile map[string]json.RawM
 	return profile, err
 }
 
-// getProfile is GET /profile/{userId}. It asks for an access token, which the spec allows a server to do without: any web
-// page can call here, and should not learn names by it.
+// getProfile is GET /profile/{userId}. The spec asks for no access token; web pages need one here, and so does who asks about users of
+// other servers, or anybody could have us call those.
 func (a *API) getProfile(q *request) (any, error) {
 	return a.profileOf(q, "")
 }
@@ -89,6 +89,9 @@ func (a *API) profileOf(q *request, field string) (map[string]json.RawMessage, e
 	}
 	if a.isLocal(user) {
 		return a.localProfile(user)
+	}
+	if q.user == "" {
+		return nil, errMissingToken
 	}
 	ctx, cancel := context.WithTimeout(q.Context(), remoteProfileTimeout)
 	defer cancel()
