@@ -37,11 +37,10 @@ func farRoom(name string) eventgraph.RoomID {
 //
 //	root ── r1 (suggested), sub ── deep ── r3, r4; and r2 (suggested), which is no space but has a child
 type family struct {
-	s            *testServer
-	alice, bob   client
-	names        map[string]string // of room IDs
-	ids          map[string]string
-	childContent string
+	s          *testServer
+	alice, bob client
+	names      map[string]string // of room IDs
+	ids        map[string]string
 }
 
 func newFamily(t *testing.T) *family {
