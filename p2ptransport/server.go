@@ -239,6 +239,7 @@ type serverConn struct {
 	closed bool          // and so no deadline lies ahead
 	passed chan struct{} // closed when the read deadline has passed; nil: made at need
 	timer  *time.Timer   // closes passed
+	late   bool          // passed was closed at once, for a deadline of the past
 }
 
 // Read is that of the stream, except for net/http's look-out for a client that goes away while its request is served: it reads
@@ -275,13 +276,18 @@ func (c *serverConn) SetReadDeadline(t time.Time) error {
 	if c.closed {
 		return net.ErrClosed
 	}
-	if c.timer != nil && !c.timer.Stop() {
+	if c.late || c.timer != nil && !c.timer.Stop() {
 		c.passed = nil // the old deadline has passed; who reads from now on has the new one
 	}
-	c.timer = nil
+	c.timer, c.late = nil, false
 	passed := c.deadline()
-	if !t.IsZero() {
-		c.timer = time.AfterFunc(time.Until(t), func() { close(passed) })
+	switch wait := time.Until(t); {
+	case t.IsZero():
+	case wait > 0:
+		c.timer = time.AfterFunc(wait, func() { close(passed) })
+	default: // no timer: in virtual time with the race detector the runtime does not survive one of the past
+		c.late = true
+		close(passed)
 	}
 	return c.Conn.SetReadDeadline(t)
 }
