@@ -62,7 +62,7 @@ func (w *world) settle(when string) {
 			return
 		}
 		before := w.signature()
-		w.clock = w.clock.Add(meetSeldom + time.Minute)
+		w.clock.advance(meetSeldom + time.Minute)
 		failed := w.round()
 		w.note("round", failed)
 		if w.signature() != before {

@@ -13,6 +13,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -258,9 +259,19 @@ func (w *world) newStation(index int) (*station, error) {
 	return &s, s.start()
 }
 
+// worldClock is the time of a history: an hour after historyEpoch, and what it was advanced by. What lapses of typing and presence reads it from
+// a goroutine of its own.
+type worldClock struct{ passed atomic.Int64 }
+
+func (c *worldClock) advance(d time.Duration) { c.passed.Add(int64(d)) }
+
+func (c *worldClock) now() time.Time {
+	return historyEpoch.Add(time.Hour + time.Duration(c.passed.Load()))
+}
+
 // now is the station's clock: no two are quite equal.
 func (s *station) now() time.Time {
-	return s.w.clock.Add(time.Duration(s.index*7%5-2) * 3 * time.Second)
+	return s.w.clock.now().Add(time.Duration(s.index*7%5-2) * 3 * time.Second)
 }
 
 // start makes what a restart makes anew.

@@ -29,7 +29,7 @@ import (
 type world struct {
 	script   *script
 	ctx      context.Context
-	clock    time.Time
+	clock    worldClock
 	stations []*station
 	room     eventgraph.RoomID
 	cut      [][]bool
@@ -86,7 +86,7 @@ func playThen(ctx context.Context, s *script, log *slog.Logger, show func(string
 	before := rand.Reader
 	rand.Reader = mathrand.NewChaCha8(sha256.Sum256([]byte("history"))) // room IDs, nonces, incarnations
 	defer func() { rand.Reader = before }()
-	w = &world{script: s, ctx: ctx, clock: historyEpoch.Add(time.Hour), log: log, show: show, trace: sha256.New(), served: map[string]int{}}
+	w = &world{script: s, ctx: ctx, log: log, show: show, trace: sha256.New(), served: map[string]int{}}
 	defer func() {
 		for _, s := range w.stations {
 			if !s.down {
@@ -226,7 +226,7 @@ func (s *station) record() (room *store.Room) {
 
 // perform does one step; one that makes no sense now does nothing.
 func (w *world) perform(step string) {
-	w.clock = w.clock.Add(time.Second)
+	w.clock.advance(time.Second)
 	words, faults := faultsOf(strings.Fields(step))
 	w.faults = faults
 	err := w.do(words)
@@ -322,7 +322,7 @@ func (w *world) network(words []string) error {
 			}
 		}
 	case "wait":
-		w.clock = w.clock.Add(time.Duration(number(1)) * time.Second)
+		w.clock.advance(time.Duration(number(1)) * time.Second)
 	case "free":
 		if len(w.kept) == 0 {
 			return nil
