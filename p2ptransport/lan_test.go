@@ -399,7 +399,7 @@ func TestLANLater(t *testing.T) {
 	// Another address, and the old one is gone.
 	l.ip("-n", ma.ns, "addr", "flush", "dev", "eth0")
 	l.ip("-n", ma.ns, "addr", "add", "10.77.0.98/24", "dev", "eth0")
-	b.get(8*time.Second, a.ID)
+	b.get(20*time.Second, a.ID)
 }
 
 // TestLANCutInTheMiddle: a cut that no machine's interface shows. Whoever waits for an answer finds the connection dead
@@ -412,10 +412,10 @@ func TestLANCutInTheMiddle(t *testing.T) {
 	a.awaitPeer(3*time.Second, b.ID)
 	l.ip("-n", l.bridge(), "link", "set", "br0", "down")
 	_, _ = fmt.Fprintln(a.stdin, "get", b.ID)
-	a.await(8*time.Second, "loss", func(l line) bool { return l.Peer == b.ID && !l.Connected })
+	a.await(20*time.Second, "loss", func(l line) bool { return l.Peer == b.ID && !l.Connected })
 	l.ip("-n", l.bridge(), "link", "set", "br0", "up")
-	a.get(8*time.Second, b.ID)
-	b.get(8*time.Second, a.ID)
+	a.get(20*time.Second, b.ID)
+	b.get(20*time.Second, a.ID)
 }
 
 // TestStaticPeer: without mDNS, at a given address, before and after that peer runs.
