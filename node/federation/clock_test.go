@@ -14,6 +14,8 @@ func TestPeersClocksAreHeard(t *testing.T) {
 	const slow = 3 * time.Hour
 	for _, h := range []*host{b, c, stranger} {
 		h.Federation.Now = func() time.Time { return time.Now().Add(-slow) }
+	}
+	for _, h := range []*host{b, c, stranger} { // after that: they ask each other who they are
 		h.run(h.runPeers)
 	}
 	a.run(a.runPeers)
