@@ -45,6 +45,7 @@ type Config struct {
 	LANOnly           bool                   // never send a packet outside of private address ranges
 	Registration      clientapi.Registration // default clientapi.RegistrationToken
 	RegistrationToken string                 // "": made at first start and kept in Dir
+	RoomVersion       eventgraph.RoomVersion // of rooms that clients make without naming one; "": eventgraph.DefaultRoomVersion
 	NoRateLimits      bool
 	Media             media.Limits     // in bytes; 0: the defaults of package media
 	URLPreviews       bool             // previews of links in messages: their servers learn that somebody here reads them
@@ -114,7 +115,7 @@ func Open(ctx context.Context, c Config) (_ *Node, err error) {
 	n.media = media.New(media.Config{Store: n.store, Key: n.keys.signing(), Limits: c.Media, Now: c.Now})
 	n.api = clientapi.New(clientapi.Config{
 		Store: n.store, Rooms: n.rooms, Ephemeral: n.ephemeral, Media: n.media, URLPreviews: c.URLPreviews,
-		Server: n.keys.server, Peer: n.keys.peer, Registration: c.Registration, RegistrationToken: n.token,
+		Server: n.keys.server, Peer: n.keys.peer, Registration: c.Registration, RegistrationToken: n.token, RoomVersion: c.RoomVersion,
 		RateLimits: !c.NoRateLimits, PeersConnected: func() int { return len(n.transport.Peers()) },
 		Hosts: hostsOf(c.ClientAddrs), Now: c.Now, Log: c.Log,
 	})
@@ -157,6 +158,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if len(c.ClientAddrs) == 0 {
 		c.ClientAddrs = []string{DefaultClientAddr}
+	}
+	if _, known := c.RoomVersion.Traits(); c.RoomVersion != "" && !known {
+		return c, fmt.Errorf("open node: room version %q is not supported", c.RoomVersion)
 	}
 	if c.Registration == "" {
 		c.Registration = clientapi.RegistrationToken

@@ -15,6 +15,7 @@ import (
 
 	"github.com/BurntSushi/toml"
 
+	"github.com/plexus-p2p/plexus/eventgraph"
 	"github.com/plexus-p2p/plexus/node"
 	"github.com/plexus-p2p/plexus/node/clientapi"
 	"github.com/plexus-p2p/plexus/node/media"
@@ -23,6 +24,7 @@ import (
 // settings are the flags of "plexus run".
 type settings struct {
 	data, registration, meshKey, config string
+	roomVersion                         string
 	clientAddrs, p2pAddrs, peers        list
 	appservices                         list
 	mdns, rateLimits, relay, lanOnly    bool
@@ -62,6 +64,7 @@ func (s *settings) flags(source *int, errOut io.Writer) *flag.FlagSet {
 	f.Var(&s.peers, "peer", "static peer, a `multiaddr` with /p2p/ID, repeatable")
 	f.BoolVar(&s.mdns, "mdns", true, "look for nodes on the LAN by mDNS")
 	f.StringVar(&s.registration, "registration", string(clientapi.RegistrationToken), "`who` may register: token, open or closed")
+	f.StringVar(&s.roomVersion, "default-room-version", string(eventgraph.DefaultRoomVersion), "room `version`, 3 to 12, of rooms for which a client names none")
 	f.BoolVar(&s.rateLimits, "rate-limits", true, "limit how fast clients may call")
 	f.BoolVar(&s.relay, "relay", false, "carry connections between nodes that share rooms with this one and cannot reach each other")
 	f.StringVar(&s.meshKey, "mesh-key", "", "`file` with the key of a private mesh, made by \"plexus mesh-key FILE\": nodes without it are not talked to; TCP and WebSocket only")
@@ -189,6 +192,10 @@ func (s *settings) check() error {
 	case clientapi.RegistrationToken, clientapi.RegistrationOpen, clientapi.RegistrationClosed:
 	default:
 		return fmt.Errorf("--registration is token, open or closed, not %q", s.registration)
+	}
+	if _, known := eventgraph.RoomVersion(s.roomVersion).Traits(); !known {
+		all := eventgraph.SupportedVersions()
+		return fmt.Errorf("--default-room-version is %s to %s, not %q", all[0], all[len(all)-1], s.roomVersion)
 	}
 	if s.urlPreviews && s.lanOnly {
 		return errors.New("--url-previews calls public addresses, and --lan-only calls none: choose one")

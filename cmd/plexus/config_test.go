@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"flag"
 	"io"
@@ -33,6 +34,7 @@ peer = "/file/peer"
 relay = true
 lan-only = true
 mesh-key = "/file/key"
+default-room-version = "9"
 `)
 	for name, c := range map[string]struct {
 		args, env []string
@@ -41,25 +43,25 @@ mesh-key = "/file/key"
 		"defaults": {want: settings{data: defaultDir(), registration: "token", mdns: true, rateLimits: true}},
 		"file": {
 			args: []string{"--config", file},
-			want: settings{data: "/file", registration: "closed", clientAddrs: list{values: []string{"127.0.0.1:1", "127.0.0.1:2"}}, peers: list{values: []string{"/file/peer"}}, relay: true, lanOnly: true, meshKey: "/file/key"},
+			want: settings{data: "/file", registration: "closed", clientAddrs: list{values: []string{"127.0.0.1:1", "127.0.0.1:2"}}, peers: list{values: []string{"/file/peer"}}, relay: true, lanOnly: true, meshKey: "/file/key", roomVersion: "9"},
 		},
 		"file named by the environment": {
 			env:  []string{"PLEXUS_CONFIG=" + file},
-			want: settings{data: "/file", registration: "closed", clientAddrs: list{values: []string{"127.0.0.1:1", "127.0.0.1:2"}}, peers: list{values: []string{"/file/peer"}}, relay: true, lanOnly: true, meshKey: "/file/key"},
+			want: settings{data: "/file", registration: "closed", clientAddrs: list{values: []string{"127.0.0.1:1", "127.0.0.1:2"}}, peers: list{values: []string{"/file/peer"}}, relay: true, lanOnly: true, meshKey: "/file/key", roomVersion: "9"},
 		},
 		"environment over file": {
 			args: []string{"--config", file},
-			env:  []string{"PLEXUS_DATA=/env", "PLEXUS_MDNS=true", "PLEXUS_RELAY=false", "PLEXUS_MESH_KEY=/env/key", "PLEXUS_CLIENT_ADDR=127.0.0.1:3,127.0.0.1:4", "HOME=/nowhere"},
+			env:  []string{"PLEXUS_DATA=/env", "PLEXUS_MDNS=true", "PLEXUS_RELAY=false", "PLEXUS_MESH_KEY=/env/key", "PLEXUS_DEFAULT_ROOM_VERSION=11", "PLEXUS_CLIENT_ADDR=127.0.0.1:3,127.0.0.1:4", "HOME=/nowhere"},
 			want: settings{
-				data: "/env", registration: "closed", mdns: true, lanOnly: true, meshKey: "/env/key",
+				data: "/env", registration: "closed", mdns: true, lanOnly: true, meshKey: "/env/key", roomVersion: "11",
 				clientAddrs: list{values: []string{"127.0.0.1:3", "127.0.0.1:4"}}, peers: list{values: []string{"/file/peer"}},
 			},
 		},
 		"flags over all": {
-			args: []string{"--config", file, "--data=/flag", "--registration", "open", "--client-addr", "127.0.0.1:5", "--client-addr=127.0.0.1:6", "--rate-limits=true", "--relay", "--lan-only=false", "--mesh-key=/flag/key"},
+			args: []string{"--config", file, "--data=/flag", "--registration", "open", "--client-addr", "127.0.0.1:5", "--client-addr=127.0.0.1:6", "--rate-limits=true", "--relay", "--lan-only=false", "--mesh-key=/flag/key", "--default-room-version=8"},
 			env:  []string{"PLEXUS_DATA=/env", "PLEXUS_RELAY=false", "PLEXUS_LAN_ONLY=true", "PLEXUS_MESH_KEY=/env/key", "PLEXUS_REGISTRATION=token", "PLEXUS_CLIENT_ADDR=127.0.0.1:3", "PLEXUS_PEER=/env/a,/env/b"},
 			want: settings{
-				data: "/flag", registration: "open", rateLimits: true, relay: true, meshKey: "/flag/key",
+				data: "/flag", registration: "open", rateLimits: true, relay: true, meshKey: "/flag/key", roomVersion: "8",
 				clientAddrs: list{values: []string{"127.0.0.1:5", "127.0.0.1:6"}}, peers: list{values: []string{"/env/a", "/env/b"}},
 			},
 		},
@@ -79,7 +81,8 @@ mesh-key = "/file/key"
 				t.Fatal(err)
 			}
 			if got.data != c.want.data || got.registration != c.want.registration || got.mdns != c.want.mdns || got.rateLimits != c.want.rateLimits ||
-				got.relay != c.want.relay || got.lanOnly != c.want.lanOnly || got.meshKey != c.want.meshKey {
+				got.relay != c.want.relay || got.lanOnly != c.want.lanOnly || got.meshKey != c.want.meshKey ||
+				got.roomVersion != cmp.Or(c.want.roomVersion, "12") {
 				t.Errorf("%+v, want %+v", got, c.want)
 			}
 			for _, l := range []struct {
@@ -106,6 +109,8 @@ func TestRefusedSettings(t *testing.T) {
 		"relay":              {env: []string{"PLEXUS_RELAY=perhaps"}, word: "relay"},
 		"appservice":         {args: []string{"--appservice", "x.yaml"}, word: "--appservice is not in this version"},
 		"registration":       {args: []string{"--registration", "everybody"}, word: "everybody"},
+		"room version 2":     {args: []string{"--default-room-version", "2"}, word: `3 to 12, not "2"`},
+		"room version 13":    {file: `default-room-version = "13"`, word: "--default-room-version"},
 		"unknown flag":       {args: []string{"--no-such-thing"}, word: "no-such-thing"},
 		"stray argument":     {args: []string{"--mdns", "false"}, word: `unexpected argument "false"`},
 		"no boolean":         {env: []string{"PLEXUS_MDNS=perhaps"}, word: "mdns"},

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 
+	"github.com/plexus-p2p/plexus/eventgraph"
 	"github.com/plexus-p2p/plexus/node"
 	"github.com/plexus-p2p/plexus/node/clientapi"
 	"github.com/plexus-p2p/plexus/node/media"
@@ -47,7 +48,7 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) error {
 	}
 	n, err := node.Open(ctx, node.Config{
 		Dir: s.data, ClientAddrs: s.clientAddrs.values, P2PAddrs: s.p2pAddrs.values, Peers: s.peers.values, NoMDNS: !s.mdns,
-		Registration: clientapi.Registration(s.registration), NoRateLimits: !s.rateLimits,
+		Registration: clientapi.Registration(s.registration), RoomVersion: eventgraph.RoomVersion(s.roomVersion), NoRateLimits: !s.rateLimits,
 		Relay: s.relay, MeshKey: key, LANOnly: s.lanOnly, URLPreviews: s.urlPreviews,
 		Media: media.Limits{Upload: int64(s.maxUpload), User: int64(s.userMedia), Local: int64(s.allMedia), Cache: int64(s.mediaCache)},
 		Log:   slog.New(slog.NewTextHandler(errOut, &slog.HandlerOptions{Level: level})),

@@ -44,7 +44,7 @@ const (
 	RegistrationClosed Registration = "closed"
 )
 
-// Config of New. All fields but Log, Peer and Hosts are required.
+// Config of New. All fields but Log, Peer, RoomVersion and Hosts are required.
 type Config struct {
 	Store             *store.Store
 	Rooms             *rooms.Rooms
@@ -55,6 +55,7 @@ type Config struct {
 	Peer              eventgraph.PeerID // this device: the origin of records that other devices of the identity could write later
 	Registration      Registration
 	RegistrationToken string
+	RoomVersion       eventgraph.RoomVersion // of rooms that clients make without naming one; "": eventgraph.DefaultRoomVersion
 	RateLimits        bool
 	PeersConnected    func() int // for the page at GET /
 	// Hosts are the hosts (without port) of the configured client addresses: requests may name them beside localhost and
@@ -87,6 +88,9 @@ type API struct {
 func New(c Config) *API {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.RoomVersion == "" {
+		c.RoomVersion = eventgraph.DefaultRoomVersion
 	}
 	a := &API{
 		Config: c,

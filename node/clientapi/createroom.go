@@ -73,7 +73,7 @@ func (a *API) createRoom(q *request) (any, error) {
 		return nil, fail(http.StatusForbidden, "M_FORBIDDEN", "Invites by e-mail or telephone need an identity server; there is none here. Invite by user ID.")
 	}
 	if body.Version == "" {
-		body.Version = eventgraph.DefaultRoomVersion
+		body.Version = a.RoomVersion
 	}
 	traits, ok := body.Version.Traits()
 	if !ok {

@@ -1,6 +1,48 @@
 package clientapi
 
-import "testing"
+import (
+	"testing"
+
+	"github.com/plexus-p2p/plexus/eventgraph"
+)
+
+// A room gets the version that its client names, and the configured one where none is named.
+func TestDefaultRoomVersion(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		configured eventgraph.RoomVersion
+		body       map[string]any
+		want       string
+	}{
+		"neither":    {want: "12"},
+		"configured": {configured: "10", want: "10"},
+		"named":      {configured: "10", body: map[string]any{"room_version": "3"}, want: "3"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newTestServer(t, func(config *Config) { config.RoomVersion = c.configured })
+			alice := s.newClient("alice")
+			body := c.body
+			if body == nil {
+				body = map[string]any{}
+			}
+			room := alice.call(200, "POST", "/v3/createRoom", body).text("room_id")
+			if create := alice.call(200, "GET", "/v3/rooms/"+room+"/state/m.room.create", nil); create.text("room_version") != c.want {
+				t.Errorf("a room of version %s, want %s", create.raw, c.want)
+			}
+			capabilities := alice.call(200, "GET", "/v3/capabilities", nil).body["capabilities"].(map[string]any)
+			said := capabilities["m.room_versions"].(map[string]any)["default"]
+			if c.body == nil && said != c.want {
+				t.Errorf("capabilities say %v, want %s", said, c.want)
+			}
+			for _, unknown := range []string{"2", "13", "x"} {
+				if a := alice.call(400, "POST", "/v3/createRoom", map[string]any{"room_version": unknown}); a.code() != "M_UNSUPPORTED_ROOM_VERSION" {
+					t.Errorf("version %s: %s", unknown, a.raw)
+				}
+			}
+		})
+	}
+}
 
 // State that cannot be a room's is the fault of the request (CS API, createRoom, M_INVALID_ROOM_STATE).
 func TestCreateRoomWithImpossibleState(t *testing.T) {

@@ -41,7 +41,7 @@ func (a *API) capabilities(*request) (any, error) {
 	}
 	enabled := func(yes bool) any { return map[string]bool{"enabled": yes} }
 	return map[string]any{"capabilities": map[string]any{
-		"m.room_versions":            map[string]any{"default": eventgraph.DefaultRoomVersion, "available": available},
+		"m.room_versions":            map[string]any{"default": a.RoomVersion, "available": available},
 		"m.change_password":          enabled(true),
 		"m.profile_fields":           enabled(true),
 		"m.set_displayname":          enabled(true),
