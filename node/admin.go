@@ -119,15 +119,7 @@ func (n *Node) adminHandler() http.Handler {
 		}
 		answerAdmin(w, struct{}{}, err)
 	})
-	mux.HandleFunc("POST /users", func(w http.ResponseWriter, r *http.Request) {
-		var body struct{ Name, Password string }
-		err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxAdminBody)).Decode(&body)
-		var user eventgraph.UserID
-		if err == nil {
-			user, err = n.api.CreateUser(r.Context(), body.Name, body.Password)
-		}
-		answerAdmin(w, map[string]any{"user_id": user}, err)
-	})
+	n.adminUsers(mux)
 	n.adminInvites(mux)
 	n.adminBlock(mux)
 	return mux

@@ -149,28 +149,6 @@ func peers(ctx context.Context, args []string, out io.Writer) error {
 	return nil
 }
 
-func user(ctx context.Context, args []string, in io.Reader, out io.Writer) error {
-	dir, rest, err := adminFlags("user", args, nil)
-	if err != nil {
-		return err
-	}
-	if len(rest) != 2 || rest[0] != "add" {
-		return errors.New("usage: plexus user add NAME   (the password is read from standard input)")
-	}
-	password, err := readPassword(in, out)
-	if err != nil {
-		return err
-	}
-	var answer struct {
-		UserID string `json:"user_id"`
-	}
-	if err := ask(ctx, dir, http.MethodPost, "/users", map[string]string{"name": rest[1], "password": password}, &answer); err != nil {
-		return err
-	}
-	_, err = fmt.Fprintln(out, answer.UserID)
-	return err
-}
-
 // readPassword asks for it without echo on a terminal, else reads a line.
 func readPassword(in io.Reader, out io.Writer) (string, error) {
 	if f, ok := in.(*os.File); ok && term.IsTerminal(int(f.Fd())) {

@@ -229,43 +229,73 @@ func TestBinary(t *testing.T) {
 	again.end(syscall.SIGTERM)
 }
 
+// testClient is a logged-in client of a node.
+type testClient struct {
+	t           *testing.T
+	base, token string
+}
+
+// request makes one request; body is sent as JSON.
+func (c testClient) request(ctx context.Context, method, path string, body any) (status int, answer string, err error) {
+	raw, err := json.Marshal(body)
+	if err != nil {
+		return 0, "", err
+	}
+	req, err := http.NewRequestWithContext(ctx, method, c.base+"/_matrix/client/v3"+path, bytes.NewReader(raw))
+	if err != nil {
+		return 0, "", err
+	}
+	req.Header.Set("Authorization", "Bearer "+c.token)
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return 0, "", err
+	}
+	defer resp.Body.Close()
+	raw, err = io.ReadAll(resp.Body)
+	return resp.StatusCode, string(raw), err
+}
+
+func (c testClient) call(method, path string, body any) (status int, answer string) {
+	c.t.Helper()
+	if body == nil {
+		body = struct{}{}
+	}
+	status, answer, err := c.request(c.t.Context(), method, path, body)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return status, answer
+}
+
+// must is call, demands success, and returns the string of that name in the answer.
+func (c testClient) must(method, path string, body any, name string) string {
+	c.t.Helper()
+	status, raw := c.call(method, path, body)
+	var answer map[string]any
+	if err := json.Unmarshal([]byte(raw), &answer); err != nil || status != http.StatusOK {
+		c.t.Fatalf("%s %s: %d %s", method, path, status, raw)
+	}
+	text, _ := answer[name].(string)
+	return text
+}
+
+func logIn(t *testing.T, base, user, password string) testClient {
+	t.Helper()
+	c := testClient{t: t, base: base}
+	c.token = c.must("POST", "/login", map[string]string{"type": "m.login.password", "user": user, "password": password}, "access_token")
+	return c
+}
+
 // longPoll logs in and waits in /sync; when it returns the request is on its way, when the channel closes it has ended.
 func longPoll(t *testing.T, base, user, password string) <-chan struct{} {
 	t.Helper()
-	call := func(ctx context.Context, method, path, token string, body string, into any) error {
-		req, err := http.NewRequestWithContext(ctx, method, base+"/_matrix/client/v3"+path, strings.NewReader(body))
-		if err != nil {
-			return err
-		}
-		req.Header.Set("Authorization", "Bearer "+token)
-		resp, err := http.DefaultClient.Do(req)
-		if err != nil {
-			return err
-		}
-		defer resp.Body.Close()
-		raw, err := io.ReadAll(resp.Body)
-		if err == nil {
-			err = json.Unmarshal(raw, into)
-		}
-		return err
-	}
-	var login struct {
-		Token string `json:"access_token"`
-	}
-	if err := call(t.Context(), "POST", "/login", "", `{"type":"m.login.password","user":"`+user+`","password":"`+password+`"}`, &login); err != nil || login.Token == "" {
-		t.Fatalf("login: %v", err)
-	}
-	var sync struct {
-		Next string `json:"next_batch"`
-	}
-	if err := call(t.Context(), "GET", "/sync", login.Token, "", &sync); err != nil || sync.Next == "" {
-		t.Fatalf("sync: %v", err)
-	}
+	c := logIn(t, base, user, password)
+	next := c.must("GET", "/sync", nil, "next_batch")
 	sent, done := make(chan struct{}), make(chan struct{})
 	trace := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{WroteRequest: func(httptrace.WroteRequestInfo) { close(sent) }})
 	go func() {
 		defer close(done)
-		call(trace, "GET", "/sync?timeout=60000&since="+sync.Next, login.Token, "", &sync) // ends as the server ends it
+		c.request(trace, "GET", "/sync?timeout=60000&since="+next, nil) // ends as the server ends it
 	}()
 	<-sent
 	return done
@@ -277,7 +307,7 @@ func TestCommandLineErrors(t *testing.T) {
 		"frobnicate":             `no subcommand "frobnicate"`,
 		"status extra":           `unexpected argument "extra"`,
 		"peers remove x":         "usage: plexus peers",
-		"user add":               "usage: plexus user add",
+		"user add":               "usage: plexus user list",
 		"status --data /no/such": "no node is running on /no/such",
 	} {
 		err := command(t.Context(), strings.Fields(line), strings.NewReader(""), io.Discard, io.Discard)

@@ -19,6 +19,8 @@ const usage = `plexus is a Matrix homeserver for this device. It finds others on
   plexus peers                    connected peers
   plexus peers add MULTIADDR      connect to a peer now
   plexus user add NAME            make an account; the password is read from standard input
+  plexus user list                the accounts; reset-password, disable and enable NAME change one
+  plexus device list USER         the devices of a user; delete USER DEVICE… logs some out
   plexus invite [--room ROOM]     make a link, also as a QR code, by which another device finds this one
   plexus invite --list            the links that are valid; --revoke ID ends one
   plexus join LINK [--user NAME]  act on such a link: connect, and join the room if it is of one
@@ -27,7 +29,7 @@ const usage = `plexus is a Matrix homeserver for this device. It finds others on
   plexus mesh-key FILE            make the key of a private mesh
   plexus version
 
-All but run, mesh-key and version talk to the running node; --data DIR says which one.
+All but run, mesh-key and version talk to the running node; --data DIR says which one. Those that show something take --json.
 `
 
 func main() {
@@ -60,6 +62,8 @@ func command(ctx context.Context, args []string, in io.Reader, out, errOut io.Wr
 		return peers(ctx, args, out)
 	case "user":
 		return user(ctx, args, in, out)
+	case "device":
+		return device(ctx, args, out)
 	case "invite":
 		return invite(ctx, args, out)
 	case "join":

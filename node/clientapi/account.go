@@ -75,24 +75,30 @@ func (a *API) changePassword(q *request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := checkNewPassword(body.NewPassword); err != nil {
-		return nil, err
+	if body.LogoutDevices != nil && !*body.LogoutDevices {
+		return nil, a.setPassword(q.Context(), user, body.NewPassword, nil)
 	}
-	hash, err := a.hashing.hash(q.Context(), body.NewPassword)
+	return nil, a.setPassword(q.Context(), user, body.NewPassword, func(id store.DeviceID) bool { return q.user == "" || id != q.device })
+}
+
+// setPassword gives the account another password, and logs out those of its devices that ends names (nil: none).
+func (a *API) setPassword(ctx context.Context, user eventgraph.UserID, password string, ends func(store.DeviceID) bool) error {
+	if err := checkNewPassword(password); err != nil {
+		return err
+	}
+	hash, err := a.hashing.hash(ctx, password)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	var others []store.DeviceID
-	if body.LogoutDevices == nil || *body.LogoutDevices {
+	if ends != nil {
 		if others, err = a.deviceIDs(user); err != nil {
-			return nil, err
+			return err
 		}
-		if q.user != "" {
-			others = slices.DeleteFunc(others, func(id store.DeviceID) bool { return id == q.device })
-		}
+		others = slices.DeleteFunc(others, func(id store.DeviceID) bool { return !ends(id) })
 	}
 	var ended []store.TokenHash
-	_, err = a.Store.Update(q.Context(), func(tx *store.Tx) error {
+	_, err = a.Store.Update(ctx, func(tx *store.Tx) error {
 		account, err := tx.Account(user)
 		if err != nil {
 			return err
@@ -108,10 +114,10 @@ func (a *API) changePassword(q *request) (any, error) {
 		return err
 	})
 	if err != nil {
-		return nil, err
+		return err
 	}
 	a.tokens.drop(ended...)
-	return nil, nil
+	return nil
 }
 
 // deactivate is POST /account/deactivate: the account can never be used again, its name stays taken, and the user leaves all

@@ -1,6 +1,7 @@
 package clientapi
 
 import (
+	"context"
 	"errors"
 	"slices"
 	"strings"
@@ -84,7 +85,7 @@ func (a *API) deleteDevice(q *request) (any, error) {
 	if err := a.confirm(q, body.Auth, "delete device "+string(id)); err != nil {
 		return nil, err
 	}
-	return nil, a.deleteDevices(q, q.user, []store.DeviceID{id})
+	return nil, a.deleteDevices(q.Context(), q.user, []store.DeviceID{id})
 }
 
 // postDeleteDevices is POST /delete_devices, with User-Interactive Authentication.
@@ -108,7 +109,7 @@ func (a *API) postDeleteDevices(q *request) (any, error) {
 	if err := a.confirm(q, body.Auth, "delete devices "+strings.Join(names, "\x00")); err != nil {
 		return nil, err
 	}
-	return nil, a.deleteDevices(q, q.user, ids)
+	return nil, a.deleteDevices(q.Context(), q.user, ids)
 }
 
 // deviceIDs lists the user's devices.
@@ -123,9 +124,9 @@ func (a *API) deviceIDs(user eventgraph.UserID) (ids []store.DeviceID, err error
 }
 
 // deleteDevices ends the devices' sessions and removes their keys and waiting messages. Those that are gone already are passed over.
-func (a *API) deleteDevices(q *request, user eventgraph.UserID, ids []store.DeviceID) error {
+func (a *API) deleteDevices(ctx context.Context, user eventgraph.UserID, ids []store.DeviceID) error {
 	var ended []store.TokenHash
-	_, err := a.Store.Update(q.Context(), func(tx *store.Tx) error {
+	_, err := a.Store.Update(ctx, func(tx *store.Tx) error {
 		var err error
 		ended, err = removeDevices(tx, user, ids)
 		return err

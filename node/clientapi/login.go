@@ -108,8 +108,8 @@ func (a *API) logIn(q *request, user eventgraph.UserID, d newDevice) (any, error
 		if err != nil {
 			return err
 		}
-		if account.Deactivated {
-			return errDeactivated
+		if err := usable(account); err != nil {
+			return err
 		}
 		device, err := tx.Device(user, d.DeviceID)
 		switch {
@@ -173,7 +173,7 @@ func remoteIP(r *http.Request) string {
 
 // logout is POST /logout: the token and its device with all its keys go.
 func (a *API) logout(q *request) (any, error) {
-	return nil, a.deleteDevices(q, q.user, []store.DeviceID{q.device})
+	return nil, a.deleteDevices(q.Context(), q.user, []store.DeviceID{q.device})
 }
 
 // logoutAll is POST /logout/all. A dehydrated device stays: it has no token, and is there for the time when nobody is logged in.
@@ -190,5 +190,5 @@ func (a *API) logoutAll(q *request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return nil, a.deleteDevices(q, q.user, ids)
+	return nil, a.deleteDevices(q.Context(), q.user, ids)
 }

@@ -83,6 +83,11 @@ func (a *API) refresh(q *request) (any, error) {
 		if err != nil {
 			return err
 		}
+		if account, err := tx.Account(d.User); err != nil {
+			return err
+		} else if account.Locked {
+			return errLocked
+		}
 		switch hash {
 		case d.Refresh:
 			ended = append(ended, d.Next.Token)

@@ -31,6 +31,7 @@ type request struct {
 	device store.DeviceID
 	// deviceCreated is the time, in ms, that tells the device from an earlier one of the same ID.
 	deviceCreated int64
+	locked        bool // the account is
 
 	w      http.ResponseWriter // for the few that stream or set headers
 	params []param
@@ -141,6 +142,7 @@ type call struct {
 	names   []string // of the parameters, in the order of the path
 	need    access
 	inside  bool // of a room, which may be still coming (joining.go)
+	locked  bool // serves locked accounts too
 	handler handler
 }
 
@@ -148,7 +150,7 @@ type call struct {
 // given as v3 answers under r0 too. A parameter never matches an empty segment, so a path with a slash at its end is a
 // route of its own.
 func (a *API) route(method, path string, need access, h handler) {
-	t, c := &a.routes, &call{need: need, inside: whileJoining(path), handler: h}
+	t, c := &a.routes, &call{need: need, inside: whileJoining(path), locked: whileLocked(path), handler: h}
 	for _, segment := range strings.Split(path[1:], "/") {
 		if name, ok := strings.CutPrefix(segment, "{"); ok {
 			c.names = append(c.names, strings.TrimSuffix(name, "}"))
@@ -260,7 +262,7 @@ func (a *API) serve(w http.ResponseWriter, r *http.Request) {
 	for i, name := range c.names {
 		q.params = append(q.params, param{name, values[i]})
 	}
-	if err := a.admit(q, c.need); err != nil {
+	if err := a.admit(q, c); err != nil {
 		a.writeError(w, r, err)
 		return
 	}
@@ -282,16 +284,24 @@ func (a *API) serve(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// whileLocked says whether a route serves a locked account too: it can log out, and nothing else (CS API, Account locking).
+func whileLocked(path string) bool {
+	return path == "/_matrix/client/v3/logout" || path == "/_matrix/client/v3/logout/all"
+}
+
 // admit finds out who calls, as the route needs it, and whether it is not too often.
-func (a *API) admit(q *request, need access) error {
-	if need != public {
+func (a *API) admit(q *request, c *call) error {
+	if c.need != public {
 		token := q.token()
 		switch {
 		case token != "":
 			if err := a.authenticate(q, token); err != nil {
 				return err
 			}
-		case need == authed, need == programs && fromPage(q.Request):
+			if q.locked && !c.locked {
+				return errLocked
+			}
+		case c.need == authed, c.need == programs && fromPage(q.Request):
 			return errMissingToken
 		}
 	}

@@ -32,6 +32,7 @@ type cachedSession struct {
 	lastSeen int64 // ms, of its device
 	created  int64 // ms, likewise
 	expires  int64 // ms; 0: never
+	locked   bool  // the account is; whoever locks or unlocks it drops the session
 }
 
 func newTokenCache() *tokenCache {
@@ -87,8 +88,11 @@ func (a *API) authenticate(q *request, token string) error {
 	now := a.Now().UnixMilli()
 	if !cached {
 		var device *store.Device
+		var account *store.Account
 		err := a.Store.View(func(r *store.Reader) (err error) {
-			device, err = r.DeviceOfToken(hash)
+			if device, err = r.DeviceOfToken(hash); err == nil {
+				account, err = r.Account(device.User)
+			}
 			return err
 		})
 		if errors.Is(err, store.ErrNotFound) {
@@ -97,7 +101,7 @@ func (a *API) authenticate(q *request, token string) error {
 		if err != nil {
 			return err
 		}
-		session = cachedSession{store.Session{User: device.User, Device: device.ID}, device.LastSeenTS, device.CreatedTS, device.Expires}
+		session = cachedSession{store.Session{User: device.User, Device: device.ID}, device.LastSeenTS, device.CreatedTS, device.Expires, account.Locked}
 		switch hash {
 		case device.Token:
 		case device.Next.Token:
@@ -122,7 +126,7 @@ func (a *API) authenticate(q *request, token string) error {
 	if keep || seen && cached {
 		a.tokens.put(hash, session, ended)
 	}
-	q.user, q.device, q.deviceCreated = session.User, session.Device, session.created
+	q.user, q.device, q.deviceCreated, q.locked = session.User, session.Device, session.created, session.locked
 	if seen {
 		a.noteUse(q, hash)
 	}

@@ -157,12 +157,29 @@ func (a *API) confirmUser(q *request, auth *authData, operation string) (user ev
 	return user, err
 }
 
-var errDeactivated = fail(http.StatusForbidden, "M_USER_DEACTIVATED", "This account has been deactivated.")
+var (
+	errDeactivated = fail(http.StatusForbidden, "M_USER_DEACTIVATED", "This account has been deactivated.")
+	// errLocked: the client keeps its session and its keys, and comes again (CS API, Account locking).
+	errLocked = &matrixError{Status: http.StatusUnauthorized, Code: "M_USER_LOCKED", Message: "This account has been locked.",
+		Extra: map[string]any{"soft_logout": true}}
+)
+
+// usable answers errDeactivated or errLocked for an account that nobody can log in to.
+func usable(account *store.Account) error {
+	switch {
+	case account.Deactivated:
+		return errDeactivated
+	case account.Locked:
+		return errLocked
+	}
+	return nil
+}
 
 // maxUserID is the longest user ID (appendices, User Identifiers), in bytes.
 const maxUserID = 255
 
-// checkPassword returns the account if the password is its own; M_FORBIDDEN or M_USER_DEACTIVATED if not.
+// checkPassword returns the account if the password is its own; M_FORBIDDEN or M_USER_DEACTIVATED if not. Of a locked account it says so only to
+// who knows the password.
 func (a *API) checkPassword(q *request, user eventgraph.UserID, password string) (*store.Account, error) {
 	if len(user) > maxUserID { // nobody's; what is guessed about is kept in memory for a while
 		return nil, forbidden("Wrong user name or password.")
@@ -189,7 +206,7 @@ func (a *API) checkPassword(q *request, user eventgraph.UserID, password string)
 		return nil, forbidden("Wrong user name or password.")
 	}
 	right()
-	return account, nil
+	return account, usable(account)
 }
 
 // guess is limits.guess where there are limits.

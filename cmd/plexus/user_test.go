@@ -1,0 +1,93 @@
+package main
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+
+	"github.com/plexus-p2p/plexus/node/clientapi"
+)
+
+// of runs subcommands for one node: they must end with the exit code, and their output hold the words.
+func (b *binary) of(dir string) func(code int, stdin, line string, words ...string) string {
+	return func(code int, stdin, line string, words ...string) string {
+		b.t.Helper()
+		out, errOut, got := b.run(stdin, append(strings.Fields(line), "--data", dir)...)
+		if got != code {
+			b.t.Fatalf("plexus %s: exit code %d, want %d\n%s%s", line, got, code, out, errOut)
+		}
+		for _, w := range words {
+			if !strings.Contains(out+errOut, w) {
+				b.t.Errorf("plexus %s: %q is not in\n%s%s", line, w, out, errOut)
+			}
+		}
+		return out
+	}
+}
+
+func TestUserCommands(t *testing.T) {
+	t.Parallel()
+	b := build(t)
+	dir := t.TempDir()
+	p := b.start(dir)
+	p.until("Peers")
+	f := p.file(b)
+	plexus := b.of(dir)
+	alice := "@alice:" + string(f.ServerName)
+	plexus(0, "", "user list", "there are no users")
+	plexus(0, "hunter2 hunter2\n", "user add alice", alice)
+	c := logIn(t, f.ClientURL, "alice", "hunter2 hunter2")
+
+	plexus(0, "", "user list", alice, "DEVICES")
+	var users []clientapi.AccountStatus
+	if err := json.Unmarshal([]byte(plexus(0, "", "user list --json")), &users); err != nil || len(users) != 1 || users[0].Devices != 1 {
+		t.Errorf("%+v %v", users, err)
+	}
+	var devices []clientapi.DeviceStatus
+	if err := json.Unmarshal([]byte(plexus(0, "", "device list alice --json")), &devices); err != nil || len(devices) != 1 {
+		t.Fatalf("%+v %v", devices, err)
+	}
+	plexus(0, "", "device list "+alice, string(devices[0].ID), "127.0.0.1")
+
+	plexus(0, "", "user disable alice", "is disabled")
+	plexus(0, "", "user disable alice", "nothing has changed")
+	plexus(0, "", "user list", "disabled")
+	if status, body := c.call("GET", "/account/whoami", nil); status != 401 || !strings.Contains(body, "M_USER_LOCKED") {
+		t.Errorf("%d %s", status, body)
+	}
+	plexus(0, "", "user enable alice", "is enabled")
+	if status, body := c.call("GET", "/account/whoami", nil); status != 200 {
+		t.Errorf("%d %s", status, body)
+	}
+
+	plexus(1, "", "device delete alice NONE", "has no device NONE")
+	plexus(0, "", "device delete alice "+string(devices[0].ID), string(devices[0].ID))
+	plexus(0, "", "device list alice", "no device")
+	if status, body := c.call("GET", "/account/whoami", nil); status != 401 || !strings.Contains(body, "M_UNKNOWN_TOKEN") {
+		t.Errorf("%d %s", status, body)
+	}
+
+	c = logIn(t, f.ClientURL, "alice", "hunter2 hunter2")
+	plexus(0, "another one\n", "user reset-password alice --keep-devices", "stays so")
+	if status, body := c.call("GET", "/account/whoami", nil); status != 200 {
+		t.Errorf("%d %s", status, body)
+	}
+	var reset struct{ Password string }
+	if err := json.Unmarshal([]byte(plexus(0, "", "user reset-password alice --generate --json")), &reset); err != nil || len(reset.Password) < 20 {
+		t.Errorf("%+v %v", reset, err)
+	}
+	if status, body := c.call("GET", "/account/whoami", nil); status != 401 {
+		t.Errorf("%d %s", status, body)
+	}
+	c = logIn(t, f.ClientURL, "alice", reset.Password)
+
+	plexus(1, "", "user disable bob", "has no user @bob:")
+	plexus(1, "", "user frobnicate alice", "usage: plexus user list")
+	plexus(1, "", "device list", "usage: plexus device")
+	if status, body := c.call("POST", "/account/deactivate", map[string]any{"auth": map[string]any{
+		"type": "m.login.password", "password": reset.Password, "identifier": map[string]string{"type": "m.id.user", "user": "alice"}}}); status != 200 {
+		t.Fatalf("%d %s", status, body)
+	}
+	plexus(1, "", "user enable alice", "has been deactivated")
+	plexus(0, "", "user list", "deactivated")
+}
