@@ -22,8 +22,8 @@ func (a *API) dehydratedRoutes() {
 	a.route("PUT", at, authed, a.putDehydrated)
 	a.route("GET", at, authed, a.getDehydrated)
 	a.route("DELETE", at, authed, a.deleteDehydrated)
-	a.route("POST", at+"/{deviceId}/events", authed, a.dehydratedEvents)
-	a.route("GET", at+"/{deviceId}/events", authed, a.dehydratedEvents) // as matrix-js-sdk did before
+	a.route("GET", at+"/{deviceId}/events", authed, a.dehydratedEvents)
+	a.route("POST", at+"/{deviceId}/events", authed, a.postDehydratedEvents)
 }
 
 var errNextBatch = invalidParam("next_batch is not what an earlier answer has given.")
@@ -153,26 +153,53 @@ func (a *API) deleteDehydrated(q *request) (any, error) {
 	return map[string]any{"device_id": id}, nil
 }
 
-// dehydratedEvents is POST /dehydrated_device/{deviceId}/events: the messages that wait for the device, oldest first. They stay: should
-// the client that fetches them get lost, another begins anew. The answer behind the last one has none.
+// dehydratedEvents is GET /dehydrated_device/{deviceId}/events?from=, as matrix-js-sdk 43 asks: pages as the spec has them (Appendices,
+// Pagination), so next_batch is there only while more wait. A server that always gives one makes that client ask for ever.
 func (a *API) dehydratedEvents(q *request) (any, error) {
+	page, err := a.dehydratedPage(q, q.URL.Query().Get("from"))
+	if err != nil {
+		return nil, err
+	}
+	answer := map[string]any{"events": page.events}
+	if page.more {
+		answer["next_batch"] = page.next
+	}
+	return answer, nil
+}
+
+// postDehydratedEvents is POST /dehydrated_device/{deviceId}/events, as matrix-rust-sdk asks: next_batch is always there, and the end is
+// an answer without events.
+func (a *API) postDehydratedEvents(q *request) (any, error) {
 	var body struct {
 		NextBatch string `json:"next_batch"`
 	}
 	if err := q.decode(&body); err != nil {
 		return nil, err
 	}
-	if body.NextBatch == "" {
-		body.NextBatch = q.URL.Query().Get("next_batch")
+	page, err := a.dehydratedPage(q, body.NextBatch)
+	if err != nil {
+		return nil, err
 	}
+	return map[string]any{"events": page.events, "next_batch": page.next}, nil
+}
+
+type dehydratedPage struct {
+	events []json.RawMessage
+	next   string
+	more   bool // after next
+}
+
+// dehydratedPage is the messages that wait for the device after from ("": all), oldest first. They stay: should the client that
+// fetches them get lost, another begins anew.
+func (a *API) dehydratedPage(q *request, from string) (*dehydratedPage, error) {
 	after := uint64(0)
-	if body.NextBatch != "" {
+	if from != "" {
 		var err error
-		if after, err = strconv.ParseUint(body.NextBatch, 10, 64); err != nil {
+		if after, err = strconv.ParseUint(from, 10, 64); err != nil {
 			return nil, errNextBatch
 		}
 	}
-	events := []json.RawMessage{}
+	page := &dehydratedPage{events: []json.RawMessage{}}
 	err := a.Store.View(func(r *store.Reader) error {
 		d, err := dehydratedOf(r, q)
 		var none *matrixError
@@ -186,15 +213,20 @@ func (a *API) dehydratedEvents(q *request) (any, error) {
 			return errNextBatch
 		}
 		return r.ToDevice(q.user, d.ID, store.Position(after), r.Position(), func(m *store.ToDevice) (bool, error) {
+			if len(page.events) == dehydratedEvents {
+				page.more = true
+				return false, nil
+			}
 			after = uint64(m.Position)
 			m.Origin = ""
 			event, err := json.Marshal(m)
-			events = append(events, event)
-			return len(events) < dehydratedEvents, err
+			page.events = append(page.events, event)
+			return true, err
 		})
 	})
 	if err != nil {
 		return nil, err
 	}
-	return map[string]any{"events": events, "next_batch": strconv.FormatUint(after, 10)}, nil
+	page.next = strconv.FormatUint(after, 10)
+	return page, nil
 }
