@@ -22,6 +22,8 @@ type client struct {
 	t    *testing.T
 	name string
 	User string
+	// Device is empty until the client has entered.
+	Device string
 
 	mu      sync.Mutex
 	in      io.Writer
@@ -169,20 +171,42 @@ const timelineLimit = 400
 // enter registers a user at the host's node and starts to sync.
 func (c *client) enter(n *node.NodeFile, user string, crypto bool) {
 	c.t.Helper()
-	var session map[string]any
-	login := args{"url": n.ClientURL, "user": user, "password": "correct horse battery " + user}
-	register := args{"token": n.RegistrationToken}
-	for k, v := range login {
-		register[k] = v
-	}
-	c.do("register", register, &session)
+	session := c.register(n, user)
 	if filepath.Ext(c.name[:len("nio_client.py")]) == ".py" {
-		login["store"] = c.t.TempDir()
-		c.do("login", login, &session)
+		c.do("login", args{"url": n.ClientURL, "user": user, "password": passwordOf(user), "store": c.t.TempDir()}, &session)
 	}
-	c.User, _ = session["user_id"].(string)
-	c.do("start", args{"session": session, "crypto": crypto, "limit": timelineLimit}, nil)
+	c.begin(session, args{"crypto": crypto})
 }
+
+// register makes a user at the node, with a first device.
+func (c *client) register(n *node.NodeFile, user string) map[string]any {
+	c.t.Helper()
+	var session map[string]any
+	c.do("register", args{"url": n.ClientURL, "user": user, "password": passwordOf(user), "token": n.RegistrationToken}, &session)
+	return session
+}
+
+// logIn makes another device of a user that a client has registered, and starts to sync.
+func (c *client) logIn(n *node.NodeFile, user string, more args) {
+	c.t.Helper()
+	var session map[string]any
+	c.do("login", args{"url": n.ClientURL, "user": user, "password": passwordOf(user)}, &session)
+	c.begin(session, more)
+}
+
+// begin starts to sync as the user of a login.
+func (c *client) begin(session map[string]any, more args) {
+	c.t.Helper()
+	c.User, _ = session["user_id"].(string)
+	c.Device, _ = session["device_id"].(string)
+	start := args{"session": session, "limit": timelineLimit}
+	for k, v := range more {
+		start[k] = v
+	}
+	c.do("start", start, nil)
+}
+
+func passwordOf(user string) string { return "correct horse battery " + user }
 
 type message struct {
 	Sender    string  `json:"sender"`

@@ -513,7 +513,7 @@ func (c *curl) login(user string) {
 		AccessToken string `json:"access_token"`
 	}
 	if code := c.do("POST", "/login", args{"type": "m.login.password", "identifier": args{"type": "m.id.user", "user": user},
-		"password": "correct horse battery " + user}, &in); code != 200 {
+		"password": passwordOf(user)}, &in); code != 200 {
 		c.t.Fatalf("login: %d", code)
 	}
 	c.token = in.AccessToken

@@ -17,10 +17,13 @@ for (const m of ["log", "info", "warn", "debug", "trace", "error"]) {
     console[m] = (...args) => process.env.PLEXUS_CLIENT_LOG && process.stderr.write(`${m}: ${args.join(" ")}\n`);
 }
 const sdk = await import("matrix-js-sdk");
+const { cryptoOps } = await import("./crypto.mjs");
+const { SlidingSync } = await import("matrix-js-sdk/lib/sliding-sync.js");
 const { logger } = await import("matrix-js-sdk/lib/logger.js");
 logger.setLevel?.(process.env.PLEXUS_CLIENT_LOG ? "debug" : "silent");
 
 let client, base;
+const statuses = {}; // "send 429" -> how often, as the server answered the SDK
 const rooms = new Map(); // room ID -> [{sender, body, at, event_id, type}]
 const waiters = new Set();
 
@@ -32,23 +35,55 @@ function received(event, room) {
         sender: event.getSender(), body: event.getContent().body ?? null, type: event.getType(),
         at: Date.now(), event_id: event.getId(), encrypted: event.isEncrypted(),
     });
+    wake();
+}
+function wake() {
     for (const w of waiters) w();
 }
 
-// until resolves when check() returns something, asked again after each event.
+// until resolves when check() returns something, asked again after each event. What a check awaits may have no event of its own, so such
+// a check is also asked again every recheck ms.
+const recheck = 200;
 function until(check, timeout, what) {
     return new Promise((resolve, reject) => {
-        const timer = setTimeout(() => { waiters.delete(look); reject(new Error(`timed out waiting for ${what()}`)); }, timeout);
-        function look() {
-            const found = check();
-            if (found === undefined || found === false || found === null) return;
+        let asking = false, again = false, tick;
+        const timer = setTimeout(() => end(() => reject(new Error(`timed out waiting for ${what()}`))), timeout);
+        function end(then) {
             clearTimeout(timer);
+            clearInterval(tick);
             waiters.delete(look);
-            resolve(found);
+            then();
+        }
+        function judge(found) {
+            if (found === undefined || found === false || found === null) return;
+            end(() => resolve(found));
+        }
+        function look() {
+            if (asking) { again = true; return; }
+            try {
+                const found = check();
+                if (!(found instanceof Promise)) return judge(found);
+                tick ??= setInterval(look, recheck);
+                asking = true;
+                found.then(judge, (e) => end(() => reject(e))).finally(() => {
+                    asking = false;
+                    if (again && waiters.has(look)) { again = false; look(); }
+                });
+            } catch (e) { end(() => reject(e)); }
         }
         waiters.add(look);
         look();
     });
+}
+const cryptography = cryptoOps({ client: () => client, until, wake });
+
+// counted is fetch, with the answers counted by the path's last word that is no identifier.
+async function counted(url, init) {
+    const answer = await fetch(url, init);
+    const what = /\/(sync|send|keys\/claim)(\/|\?|$)/.exec(String(url))?.[1] ?? "other";
+    const key = `${what} ${answer.status}`;
+    statuses[key] = (statuses[key] ?? 0) + 1;
+    return answer;
 }
 
 async function json(method, path, body, token) {
@@ -59,7 +94,14 @@ async function json(method, path, body, token) {
     return { status: answer.status, body: await answer.json() };
 }
 
+// slidingSync asks for what a client with a list of rooms shows.
+function slidingSync(limit) {
+    const shown = { timeline_limit: limit, required_state: [["*", "*"]] };
+    return new SlidingSync(base, new Map([["rooms", { ranges: [[0, 20]], ...shown }]]), shown, client, 20000);
+}
+
 const ops = {
+    ...cryptography.ops,
     async register({ url, user, password, token }) {
         base = url;
         const path = "/_matrix/client/v3/register";
@@ -75,15 +117,18 @@ const ops = {
         const r = await sdk.createClient({ baseUrl: url }).loginRequest({ type: "m.login.password", identifier: { type: "m.id.user", user }, password });
         return r;
     },
+    // at names the node for a session that another process logged in.
+    async at({ url }) { base = url; },
     // start begins to sync as the user of a login or registration answer. limit is of the timelines in /sync: beyond it a client
-    // has a gap, and pages back.
-    async start({ session, crypto, limit = 20 }) {
+    // has a gap, and pages back. With sliding it asks by simplified sliding sync.
+    async start({ session, crypto, limit = 20, sliding = false }) {
         client = sdk.createClient({
-            baseUrl: base, userId: session.user_id, accessToken: session.access_token, deviceId: session.device_id,
+            baseUrl: base, userId: session.user_id, accessToken: session.access_token, deviceId: session.device_id, fetchFn: counted,
+            cryptoCallbacks: cryptography.callbacks,
         });
         if (crypto) {
             await client.initRustCrypto({ useIndexedDB: false });
-            client.setCryptoTrustCrossSignedDevices?.(false);
+            cryptography.attach(client);
         }
         client.on("Room.timeline", (event, room, toStart) => {
             if (toStart) return;
@@ -91,11 +136,11 @@ const ops = {
             if (event.getType() === "m.room.encrypted") return;
             received(event, room?.roomId ?? event.getRoomId());
         });
-        client.on("Event.decrypted", (event) => { if (!event.isDecryptionFailure()) received(event, event.getRoomId()); });
-        for (const e of ["Room.myMembership", "RoomState.events", "Room", "RoomMember.membership", "sync"]) client.on(e, () => { for (const w of waiters) w(); });
+        client.on("Event.decrypted", (event) => (event.isDecryptionFailure() ? wake() : received(event, event.getRoomId())));
+        for (const e of ["Room.myMembership", "RoomState.events", "Room", "RoomMember.membership", "sync"]) client.on(e, wake);
         const filter = new sdk.Filter(session.user_id);
         filter.setTimelineLimit(limit); // initialSyncLimit is of the first /sync only
-        await client.startClient({ initialSyncLimit: limit, lazyLoadMembers: true, filter });
+        await client.startClient({ initialSyncLimit: limit, lazyLoadMembers: true, ...(sliding ? { slidingSync: slidingSync(limit) } : { filter }) });
         await until(() => client.getSyncState() === "SYNCING" || undefined, 20000, () => "the first sync");
         return {};
     },
@@ -148,6 +193,32 @@ const ops = {
     async state({ room, type, key = "", content }) { return await client.sendStateEvent(room, type, content, key); },
     async getState({ room, type, key = "" }) { return await client.getStateEvent(room, type, key); },
     async members({ room }) { return (await client.members(room)).chunk.map((e) => [e.state_key, e.content.membership]); },
+    // retry asks again at once, which the SDK puts off when the node was away.
+    async retry() { client.retryImmediately(); return {}; },
+    // logout ends the device, not this process: the next login of the user is another's.
+    async logout() { await client.logout(true); return {}; },
+    // crowd makes the client exceed its rate limit while it sends messages, until one was refused at first; limited is how many were.
+    async crowd({ room, prefix }) {
+        const refused = () => statuses["send 429"] ?? 0;
+        const crowd = (async () => {
+            while (!refused()) await Promise.allSettled(Array.from({ length: 100 }, () => client.whoami()));
+        })();
+        const sent = [];
+        while (!refused()) sent.push(await ops.send({ room, body: `${prefix} ${sent.length}` }));
+        await crowd;
+        return { sent, limited: refused() };
+    },
+    // loginToken logs another device in by a token that this one asked for, and proves that the token is spent.
+    async loginToken({ password }) {
+        const ask = await client.requestLoginToken().catch((e) => { if (e.httpStatus !== 401) throw e; return e.data; });
+        const auth = { type: "m.login.password", identifier: { type: "m.id.user", user: client.getUserId() }, password, session: ask.session };
+        const { login_token: token } = await client.requestLoginToken(auth);
+        const login = () => sdk.createClient({ baseUrl: base }).loginRequest({ type: "m.login.token", token });
+        const session = await login();
+        const again = await login().then(() => "", (e) => e.errcode);
+        return { prompted: !!ask.session, session, again };
+    },
+    async statuses() { return statuses; },
     async stop() { client?.stopClient(); setTimeout(() => process.exit(0), 10); return {}; },
 };
 
