@@ -120,6 +120,7 @@ func (n *Node) adminHandler() http.Handler {
 		answerAdmin(w, struct{}{}, err)
 	})
 	n.adminUsers(mux)
+	n.adminReports(mux)
 	n.adminInvites(mux)
 	n.adminBlock(mux)
 	return mux

@@ -55,6 +55,7 @@ import (
 //	tableDevice     str user, str device                  Device, JSON
 //	tableFilter     str user, str filter ID               Filter, JSON
 //	tableProfile    str user                              fields, JSON
+//	tableReport     u64 number                            Report, JSON
 //	tableAccountData str user, str room ("" = global),    AccountData, JSON
 //	                str type
 //
@@ -136,6 +137,7 @@ const (
 	tableFilter      table = 0x43
 	tableProfile     table = 0x44
 	tableAccountData table = 0x45
+	tableReport      table = 0x46
 
 	tableDeviceKeys    table = 0x50
 	tableOneTimeKey    table = 0x51

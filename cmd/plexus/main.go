@@ -21,6 +21,7 @@ const usage = `plexus is a Matrix homeserver for this device. It finds others on
   plexus user add NAME            make an account; the password is read from standard input
   plexus user list                the accounts; reset-password, disable and enable NAME change one
   plexus device list USER         the devices of a user; delete USER DEVICE… logs some out
+  plexus reports                  what users have reported; delete NUMBER… removes some
   plexus invite [--room ROOM]     make a link, also as a QR code, by which another device finds this one
   plexus invite --list            the links that are valid; --revoke ID ends one
   plexus join LINK [--user NAME]  act on such a link: connect, and join the room if it is of one
@@ -64,6 +65,8 @@ func command(ctx context.Context, args []string, in io.Reader, out, errOut io.Wr
 		return user(ctx, args, in, out)
 	case "device":
 		return device(ctx, args, out)
+	case "reports":
+		return reports(ctx, args, out)
 	case "invite":
 		return invite(ctx, args, out)
 	case "join":

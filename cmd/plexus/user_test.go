@@ -91,3 +91,31 @@ func TestUserCommands(t *testing.T) {
 	plexus(1, "", "user enable alice", "has been deactivated")
 	plexus(0, "", "user list", "deactivated")
 }
+
+func TestReportCommands(t *testing.T) {
+	t.Parallel()
+	b := build(t)
+	dir := t.TempDir()
+	p := b.start(dir)
+	p.until("Peers")
+	f := p.file(b)
+	plexus := b.of(dir)
+	plexus(0, "a password\n", "user add alice")
+	c := logIn(t, f.ClientURL, "alice", "a password")
+	plexus(0, "", "reports", "nothing has been reported")
+	room := c.must("POST", "/createRoom", map[string]any{}, "room_id")
+	event := c.must("PUT", "/rooms/"+room+"/send/m.room.message/1", map[string]string{"msgtype": "m.text", "body": "\x1b[2Jbuy"}, "event_id")
+	c.must("POST", "/rooms/"+room+"/report/"+event, map[string]string{"reason": "it sells\x1b[2J"}, "")
+	out := plexus(0, "", "reports", "1  ", event, room, "it sells�", "buy", "by @alice:")
+	if strings.Contains(out, "\x1b") {
+		t.Errorf("what others wrote reaches the terminal raw: %q", out)
+	}
+	var list []clientapi.ReportStatus
+	if err := json.Unmarshal([]byte(plexus(0, "", "reports --json")), &list); err != nil || len(list) != 1 || list[0].Reason != "it sells\x1b[2J" {
+		t.Errorf("%+v %v", list, err)
+	}
+	plexus(1, "", "reports delete 7", "there is no report 7")
+	plexus(0, "", "reports delete 1", "deleted")
+	plexus(0, "", "reports", "nothing has been reported")
+	plexus(1, "", "reports frobnicate", "usage: plexus reports")
+}

@@ -111,6 +111,7 @@ func New(c Config) *API {
 	a.accountRoutes()
 	a.roomRoutes()
 	a.relationRoutes()
+	a.reportRoutes()
 	a.syncRoutes()
 	a.keyRoutes()
 	a.mediaRoutes()

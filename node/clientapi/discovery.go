@@ -25,7 +25,10 @@ func (a *API) discoveryRoutes() {
 
 func (a *API) versions(*request) (any, error) {
 	return map[string]any{"versions": specVersions, "unstable_features": map[string]bool{
-		"org.matrix.simplified_msc3575": true, // sliding sync, MSC4186
+		"org.matrix.simplified_msc3575":                  true, // sliding sync, MSC4186
+		"org.matrix.msc4151":                             true, // reports of rooms
+		"uk.half-shot.msc2666.query_mutual_rooms":        true,
+		"uk.half-shot.msc2666.query_mutual_rooms.stable": true, // spec v1.19 has it
 	}}, nil
 }
 

@@ -18,6 +18,7 @@ const (
 	strangerRate, strangBurst = 20, 100  // requests of all callers without a token, together
 	guessRate                 = 1.0 / 6  // wrong passwords for one account: ten a minute,
 	guessBurst                = 10       // and as many at once
+	reportRate, reportBurst   = 0.1, 20  // reports of one user: a person reads them
 	limitedUsers              = 1000     // accounts whose counts are kept
 )
 
@@ -27,12 +28,14 @@ type limits struct {
 	strangers *rate.Limiter
 	users     *lru.Cache[eventgraph.UserID, *rate.Limiter]
 	guesses   *lru.Cache[string, *rate.Limiter]
+	reports   *lru.Cache[eventgraph.UserID, *rate.Limiter]
 }
 
 func newLimits(now func() time.Time) *limits {
 	l := &limits{now: now, strangers: rate.NewLimiter(strangerRate, strangBurst)}
 	l.users, _ = lru.New[eventgraph.UserID, *rate.Limiter](limitedUsers) // fails only on a size below 1
 	l.guesses, _ = lru.New[string, *rate.Limiter](limitedUsers)
+	l.reports, _ = lru.New[eventgraph.UserID, *rate.Limiter](limitedUsers)
 	return l
 }
 
@@ -42,6 +45,11 @@ func (l *limits) request(user eventgraph.UserID) error {
 		return l.take(l.strangers)
 	}
 	return l.take(limiterOf(l.users, user, userRate, userBurst))
+}
+
+// report counts one report of the user.
+func (l *limits) report(user eventgraph.UserID) error {
+	return l.take(limiterOf(l.reports, user, reportRate, reportBurst))
 }
 
 // guess counts one attempt to prove oneself as who, before it is known whether it is right; right takes it back.

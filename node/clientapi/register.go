@@ -85,10 +85,7 @@ func (a *API) CreateUser(ctx context.Context, localpart, password string) (event
 
 // newUserID checks the localpart of a new account (appendices, User Identifiers): no historical characters.
 func (a *API) newUserID(localpart string) (eventgraph.UserID, error) {
-	outside := func(c rune) bool {
-		return (c < 'a' || c > 'z') && (c < '0' || c > '9') && !strings.ContainsRune("._=-/+", c)
-	}
-	if localpart == "" || strings.ContainsFunc(localpart, outside) {
+	if localpart == "" || !inLocalpart(localpart) {
 		return "", fail(http.StatusBadRequest, "M_INVALID_USERNAME", "A user name has only a–z, 0–9 and . _ = - / +")
 	}
 	user, err := eventgraph.ParseUserID("@" + localpart + ":" + string(a.Server))

@@ -18,6 +18,8 @@ func (a *API) roomRoutes() {
 	a.route("POST", room+"/ban", authed, a.ban)
 	a.route("POST", room+"/unban", authed, a.unban)
 	a.route("GET", v3+"/joined_rooms", authed, a.joinedRooms)
+	a.route("GET", "/_matrix/client/v1/mutual_rooms", authed, a.mutualRooms)
+	a.route("GET", "/_matrix/client/unstable/uk.half-shot.msc2666/user/mutual_rooms", authed, a.mutualRooms)
 
 	a.route("PUT", room+"/send/{eventType}/{txnId}", authed, a.sendEvent)
 	a.route("PUT", room+"/redact/{eventId}/{txnId}", authed, a.redactEvent)
