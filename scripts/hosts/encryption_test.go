@@ -21,6 +21,16 @@ type couple struct {
 
 func newCouple(t *testing.T) *couple {
 	t.Helper()
+	p := newStrangers(t)
+	p.room = meet(t, p.a, p.b, args{"name": "Sealed", "encrypted": true})
+	p.a.do("waitEncrypted", args{"room": p.room}, nil)
+	p.b.do("waitEncrypted", args{"room": p.room}, nil)
+	return p
+}
+
+// newStrangers is a couple without a room.
+func newStrangers(t *testing.T) *couple {
+	t.Helper()
 	l := lan(t, 2)
 	p := &couple{hostA: l.Hosts[0], hostB: l.Hosts[1]}
 	p.fileA, p.fileB = p.hostA.start(t), p.hostB.start(t)
@@ -28,9 +38,6 @@ func newCouple(t *testing.T) *couple {
 	p.a.enter(p.fileA, "alice", true)
 	p.b.enter(p.fileB, "bob", true)
 	eventually(t, 10*time.Second, "the nodes connected", func() bool { return connected(t, p.hostA, p.fileB.PeerID) })
-	p.room = meet(t, p.a, p.b, args{"name": "Sealed", "encrypted": true})
-	p.a.do("waitEncrypted", args{"room": p.room}, nil)
-	p.b.do("waitEncrypted", args{"room": p.room}, nil)
 	return p
 }
 
@@ -165,7 +172,8 @@ func TestEncryption(t *testing.T) {
 	b.do("waitTrust", args{"user": a.User, "want": args{"verified": false, "was": true, "devices": args{a3.Device: args{"trusted": false}}}}, nil)
 }
 
-// TestEncryptedWhileAway: the other's node is not running when a message is sent, and the sender's device is one that it knows.
+// TestEncryptedWhileAway: a message is sent while the other's node does not run, to a device that the sender knows, and a device is
+// made. When the node is back, the message is read, and the answer is for the new device too.
 func TestEncryptedWhileAway(t *testing.T) {
 	t.Parallel()
 	p := newCouple(t)
@@ -176,11 +184,35 @@ func TestEncryptedWhileAway(t *testing.T) {
 	}
 	p.a.do("newRoomKey", args{"room": p.room}, nil) // which is sent to bob's device
 	p.a.do("send", args{"room": p.room, "body": "while away"}, nil)
+	a2 := sdkClient(t, p.hostA)
+	a2.logIn(p.fileA, "alice", args{"crypto": true})
 	if file := p.hostB.start(t); file.ClientURL != p.fileB.ClientURL {
 		t.Fatalf("bob's client has %s, and his node is now at %s", p.fileB.ClientURL, file.ClientURL)
 	}
 	p.b.do("retry", nil, nil)
 	p.read(t, "while away", p.b)
+	p.b.do("waitTrust", args{"user": p.a.User, "want": args{"devices": args{a2.Device: args{"owner": false}}}}, nil)
+	p.say(t, p.b, "for the new device", p.a, a2)
+}
+
+// TestSharedHistory: who invites gives the keys of what was said before, as a file that the invited fetches from the other node
+// (MSC4268; matrix-js-sdk does it by itself).
+func TestSharedHistory(t *testing.T) {
+	t.Parallel()
+	p := newStrangers(t)
+	identity(t, p.a)
+	identity(t, p.b)
+	var made struct{ Room string }
+	p.a.do("createRoom", args{"name": "Sealed", "encrypted": true}, &made)
+	p.room = made.Room
+	p.a.do("waitEncrypted", args{"room": p.room}, nil)
+	p.say(t, p.a, "before the invite", p.a)
+	p.a.do("invite", args{"room": p.room, "user": p.b.User}, nil)
+	p.b.do("waitInvite", args{"room": p.room}, nil)
+	p.b.do("join", args{"room": p.room}, nil)
+	p.b.do("history", args{"room": p.room}, nil) // pages back, as the room's timeline begins with the join
+	p.read(t, "before the invite", p.b)
+	p.say(t, p.b, "after the join", p.a)
 }
 
 // TestDehydratedDevice: a message comes while the user has no device that is logged in, and the next one reads it.

@@ -239,6 +239,7 @@ func TestChatWithNio(t *testing.T) {
 	room := meet(t, a, b, args{"name": "Harbour"})
 	exchange(t, room, a, b, 100)
 	exchangeEncrypted(t, a, b)
+	exchangeEncrypted(t, b, a)
 }
 
 // meet makes a room by a, invites b, and returns when both see both.

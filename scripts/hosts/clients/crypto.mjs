@@ -2,6 +2,9 @@
 // sdk.mjs takes these requests too. Each wait ends with what it waits for or with an error.
 import { CryptoEvent, VerificationPhase, VerificationRequestEvent, VerifierEvent } from "matrix-js-sdk/lib/crypto-api/index.js";
 import { decodeRecoveryKey } from "matrix-js-sdk/lib/crypto-api/recovery-key.js";
+import { RustBackupManager } from "matrix-js-sdk/lib/rust-crypto/backup.js";
+
+RustBackupManager.maxBackupLoopStartDelayMillis = 100; // it is there for servers with many clients
 
 // cryptoOps gives the requests. client() is the client that runs; until and wake are of sdk.mjs.
 export function cryptoOps({ client, until, wake }) {
@@ -75,6 +78,8 @@ export function cryptoOps({ client, until, wake }) {
         // unlock gives a new device the identity from secret storage, by the recovery key.
         async unlock({ key }) {
             secretKey = decodeRecoveryKey(key);
+            const me = client().getUserId();
+            await until(async () => (await crypto().getUserVerificationStatus(me)).known, 20000, () => "the public keys of one's identity");
             await crypto().bootstrapCrossSigning({});
             await until(() => crypto().isCrossSigningReady(), 20000, () => "cross-signing to be ready");
         },
