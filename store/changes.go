@@ -23,6 +23,7 @@ const (
 	ChangeBackfill                           // Room: events were added before the timeline; nothing for /sync
 	ChangeRedaction                          // Room, Event: that event was redacted (by an event logged separately)
 	ChangeSoftFailed                         // Room, Event: stored, not shown; nothing for /sync, but peers may ask "do you know it"
+	ChangePusher                             // User (local): one was set or removed; nothing for /sync
 )
 
 // KeyHandshake is the Key of a ChangeEvent for an event that another server made and that was taken in here by send_join, send_leave
@@ -107,8 +108,20 @@ func (r *Reader) Changes(after, upTo Position, f func(Position, Change) (bool, e
 	if after >= upTo {
 		return nil
 	}
+	return r.changes(after, upTo, false, f)
+}
+
+// ChangesBefore calls f for each change with position ≤ from, newest first; f returns false to stop.
+func (r *Reader) ChangesBefore(from Position, f func(Position, Change) (bool, error)) error {
+	return r.changes(0, from, true, f)
+}
+
+func (r *Reader) changes(after, upTo Position, backwards bool, f func(Position, Change) (bool, error)) error {
 	start := key(tableChange).u64(uint64(after) + 1)
-	return r.scan(key(tableChange), start, false, func(k, v []byte) (bool, error) {
+	if backwards {
+		start = key(tableChange).u64(uint64(upTo))
+	}
+	return r.scan(key(tableChange), start, backwards, func(k, v []byte) (bool, error) {
 		p := Position(parts(k).u64())
 		if p > upTo {
 			return false, nil

@@ -92,6 +92,8 @@ import (
 //	tableMediaUsed     u64 last use ms, str server,       empty; what was fetched from elsewhere
 //	                   str media ID
 //	tableSliding       str user, str device, str conn_id  SlidingConnection, JSON
+//	tablePusher        str user, str app_id, str pushkey  Pusher, JSON
+//	tablePusherCursor  str user, str app_id, str pushkey  u64 position
 type table byte
 
 const (
@@ -165,6 +167,8 @@ const (
 	tableMediaPending table = 0x74
 	tableMediaUsed    table = 0x75
 	tableSliding      table = 0x61
+	tablePusher       table = 0x68
+	tablePusherCursor table = 0x69
 )
 
 // dbKey is a key under construction. Each method returns the longer key; a key that ends after a

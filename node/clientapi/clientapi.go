@@ -13,6 +13,7 @@ import (
 	"github.com/plexus-p2p/plexus/node/ephemeral"
 	"github.com/plexus-p2p/plexus/node/federation"
 	"github.com/plexus-p2p/plexus/node/media"
+	"github.com/plexus-p2p/plexus/node/push"
 	"github.com/plexus-p2p/plexus/node/rooms"
 	"github.com/plexus-p2p/plexus/store"
 )
@@ -57,7 +58,8 @@ type Config struct {
 	RegistrationToken string
 	RoomVersion       eventgraph.RoomVersion // of rooms that clients make without naming one; "": eventgraph.DefaultRoomVersion
 	RateLimits        bool
-	PeersConnected    func() int // for the page at GET /
+	PushGateways      push.Gateways // which users may have called
+	PeersConnected    func() int    // for the page at GET /
 	// Hosts are the hosts (without port) of the configured client addresses: requests may name them beside localhost and
 	// loopback addresses. An unspecified address ("", "0.0.0.0", "::") allows every IP literal.
 	Hosts []string
@@ -115,6 +117,7 @@ func New(c Config) *API {
 	a.syncRoutes()
 	a.keyRoutes()
 	a.mediaRoutes()
+	a.pusherRoutes()
 	return a
 }
 

@@ -162,6 +162,9 @@ func removeDevices(tx *store.Tx, user eventgraph.UserID, ids []store.DeviceID) (
 		if err := tx.DeleteSlidingConnections(user, id); err != nil {
 			return nil, err
 		}
+		if err := tx.DeletePushersOf(user, id); err != nil {
+			return nil, err
+		}
 	}
 	return ended, nil
 }

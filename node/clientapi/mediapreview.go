@@ -10,12 +10,9 @@ import (
 	_ "image/png"
 	"io"
 	"mime"
-	"net"
 	"net/http"
-	"net/netip"
 	"net/url"
 	"strings"
-	"syscall"
 	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
@@ -23,6 +20,7 @@ import (
 
 	"github.com/plexus-p2p/plexus/eventgraph"
 	"github.com/plexus-p2p/plexus/node/media"
+	"github.com/plexus-p2p/plexus/node/outgoing"
 	"github.com/plexus-p2p/plexus/store"
 )
 
@@ -46,7 +44,8 @@ const (
 	maxPreviewFields = 32
 )
 
-var errNotPublic = errors.New("previews are of public addresses only")
+// previewReach is where previews are fetched from.
+var previewReach = outgoing.Reach{Public: true, Names: true}
 
 // previews fetches what pages say of themselves (Open Graph).
 type previews struct {
@@ -63,9 +62,10 @@ type keptPreview struct {
 func newPreviews() *previews {
 	p := &previews{slots: make(chan struct{}, previewsAtOnce)}
 	p.kept, _ = lru.New[string, keptPreview](previewsKept) // fails only on a size below 1
-	dialer := &net.Dialer{Timeout: previewTimeout, Control: refuseLocal}
+	transport := previewReach.Transport(previewTimeout)
+	transport.DisableKeepAlives = true
 	p.client = &http.Client{
-		Transport: &http.Transport{DialContext: dialer.DialContext, DisableKeepAlives: true, ResponseHeaderTimeout: previewTimeout, MaxResponseHeaderBytes: 64 << 10},
+		Transport: transport,
 		CheckRedirect: func(r *http.Request, via []*http.Request) error {
 			if len(via) > maxRedirects {
 				return errors.New("too many redirects")
@@ -77,42 +77,10 @@ func newPreviews() *previews {
 	return p
 }
 
-// refuseLocal is a dialer's Control: it sees the very address that is about to be connected to.
-func refuseLocal(_, address string, _ syscall.RawConn) error {
-	at, err := netip.ParseAddrPort(address)
-	if err != nil || !isPublic(at.Addr()) {
-		return errNotPublic
-	}
-	return nil
-}
-
-// notPublic are the ranges that netip does not name (IANA special-purpose address registries): shared, documentation, benchmarks, reserved, and those in which
-// an IPv4 address stands, behind which there may be a private one.
-var notPublic = []netip.Prefix{
-	netip.MustParsePrefix("0.0.0.0/8"), netip.MustParsePrefix("100.64.0.0/10"), netip.MustParsePrefix("192.0.0.0/24"),
-	netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("192.88.99.0/24"), netip.MustParsePrefix("198.18.0.0/15"),
-	netip.MustParsePrefix("198.51.100.0/24"), netip.MustParsePrefix("203.0.113.0/24"), netip.MustParsePrefix("240.0.0.0/4"),
-	netip.MustParsePrefix("::/96"), netip.MustParsePrefix("64:ff9b::/96"), netip.MustParsePrefix("64:ff9b:1::/48"), netip.MustParsePrefix("100::/64"),
-	netip.MustParsePrefix("2001::/23"), netip.MustParsePrefix("2001:db8::/32"), netip.MustParsePrefix("2002::/16"), netip.MustParsePrefix("fec0::/10"),
-}
-
-func isPublic(ip netip.Addr) bool {
-	ip = ip.Unmap().WithZone("")
-	if !ip.IsGlobalUnicast() || ip.IsPrivate() || ip.IsLoopback() || ip.IsLinkLocalUnicast() {
-		return false
-	}
-	for _, p := range notPublic {
-		if p.Contains(ip) {
-			return false
-		}
-	}
-	return true
-}
-
 // previewable refuses what is no address of a web page.
 func previewable(u *url.URL) error {
 	if u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil {
-		return errNotPublic
+		return errors.New("that is no address of a web page")
 	}
 	return nil
 }

@@ -174,34 +174,21 @@ func (u *unread) room(id eventgraph.RoomID, byThread bool) (unreadCounts, map[st
 	if err != nil {
 		return counts, nil, err
 	}
-	read, err := u.r.ReadUpTo(id, u.user, "")
-	if errors.Is(err, store.ErrNotFound) {
-		read, err = u.joinedAt(id)
-	}
+	marks, err := u.marks(id)
 	if err != nil {
 		return counts, nil, err
 	}
-	n, err := u.evaluated(room, read)
+	n, err := u.evaluated(room, marks.all)
 	if err != nil {
 		return counts, nil, err
 	}
 	threads := map[string]unreadCounts{}
-	threadRead := map[string]int64{}
 	for _, one := range n.list {
-		if one.order <= read {
-			continue
+		seen, err := marks.cover(one)
+		if err != nil {
+			return counts, nil, err
 		}
-		upTo, ok := threadRead[one.thread]
-		if !ok {
-			upTo, err = u.r.ReadUpTo(id, u.user, one.thread)
-			if errors.Is(err, store.ErrNotFound) {
-				upTo = read
-			} else if err != nil {
-				return counts, nil, err
-			}
-			threadRead[one.thread] = upTo
-		}
-		if one.order <= upTo {
+		if seen {
 			continue
 		}
 		if byThread && one.thread != mainThread {
@@ -213,6 +200,42 @@ func (u *unread) room(id eventgraph.RoomID, byThread bool) (unreadCounts, map[st
 		}
 	}
 	return counts, threads, nil
+}
+
+// readMarks say what a user has read of a room.
+type readMarks struct {
+	u       *unread
+	room    eventgraph.RoomID
+	all     int64            // in every thread
+	threads map[string]int64 // in one, as far as it was asked for
+}
+
+// marks reads them. Who has no receipt has read what is before their joining.
+func (u *unread) marks(room eventgraph.RoomID) (*readMarks, error) {
+	read, err := u.r.ReadUpTo(room, u.user, "")
+	if errors.Is(err, store.ErrNotFound) {
+		read, err = u.joinedAt(room)
+	}
+	return &readMarks{u, room, read, map[string]int64{}}, err
+}
+
+// cover says whether the notification is of something that is read.
+func (m *readMarks) cover(n notification) (bool, error) {
+	if n.order <= m.all {
+		return true, nil
+	}
+	upTo, ok := m.threads[n.thread]
+	if !ok {
+		var err error
+		upTo, err = m.u.r.ReadUpTo(m.room, m.u.user, n.thread)
+		if errors.Is(err, store.ErrNotFound) {
+			upTo = m.all
+		} else if err != nil {
+			return false, err
+		}
+		m.threads[n.thread] = upTo
+	}
+	return n.order <= upTo, nil
 }
 
 // joinedAt is where reading begins for a user who has no receipt in the room: their joining, which a new name does not move.
@@ -271,17 +294,7 @@ func (u *unread) evaluated(room *store.Room, read int64) (*notified, error) {
 		if e.Order > newest {
 			return false, nil
 		}
-		if e.Sender() == u.user || u.ignored[e.Sender()] || e.Type() == rooms.DummyEvent {
-			return true, nil
-		}
-		context.Permission = func(key string) bool { return u.mayNotify(room, e.Sender(), key) }
-		event := pushrules.Event{
-			ID: string(e.ID()), Type: e.Type(), Sender: string(e.Sender()), RoomID: string(room.ID), Content: e.Content(),
-		}
-		if stateKey, ok := e.StateKey(); ok {
-			event.StateKey = &stateKey
-		}
-		outcome := u.rules.Evaluate(&event, context)
+		outcome := u.outcome(room, ruleEvent(e.Event), context)
 		if !outcome.Notify {
 			return true, nil
 		}
@@ -294,6 +307,29 @@ func (u *unread) evaluated(room *store.Room, read int64) (*notified, error) {
 	}
 	u.api.unreads.users.Add(key, next)
 	return next, nil
+}
+
+// ruleEvent is an event as rules look at it.
+func ruleEvent(e *eventgraph.Event) *pushrules.Event {
+	event := &pushrules.Event{
+		ID: string(e.ID()), Type: e.Type(), Sender: string(e.Sender()), RoomID: string(e.RoomID()), Content: e.Content(),
+	}
+	if stateKey, ok := e.StateKey(); ok {
+		event.StateKey = &stateKey
+	}
+	return event
+}
+
+// outcome is what the user's rules make of an event, once they are loaded; room is nil if it is not held here.
+func (u *unread) outcome(room *store.Room, e *pushrules.Event, context pushrules.Context) pushrules.Outcome {
+	sender := eventgraph.UserID(e.Sender)
+	if sender == u.user || u.ignored[sender] || e.Type == rooms.DummyEvent {
+		return pushrules.Outcome{}
+	}
+	if room != nil {
+		context.Permission = func(key string) bool { return u.mayNotify(room, sender, key) }
+	}
+	return u.rules.Evaluate(e, context)
 }
 
 // context is what the rules ask of the user and the room, but for the sender's permission.

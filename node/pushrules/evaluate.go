@@ -54,6 +54,29 @@ func (s *Ruleset) Evaluate(e *Event, c Context) Outcome {
 	return Outcome{}
 }
 
+// Tweaks are what the actions set, by name (CS API, Actions): highlight without a value is true, others are null.
+func (o *Outcome) Tweaks() map[string]json.RawMessage {
+	tweaks := map[string]json.RawMessage{}
+	for _, a := range o.Actions {
+		var set struct {
+			Name  string          `json:"set_tweak"`
+			Value json.RawMessage `json:"value"`
+		}
+		if json.Unmarshal(a, &set) != nil || set.Name == "" {
+			continue
+		}
+		switch {
+		case set.Value != nil:
+		case set.Name == "highlight":
+			set.Value = json.RawMessage("true")
+		default:
+			set.Value = json.RawMessage("null")
+		}
+		tweaks[set.Name] = set.Value
+	}
+	return tweaks
+}
+
 func (r *Rule) matches(k Kind, e *Event, c Context) bool {
 	switch k {
 	case Content:
