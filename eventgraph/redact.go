@@ -154,6 +154,20 @@ func (e *Event) RedactKeepingRules() *Event {
 	return r
 }
 
+// RedactionLosesRules says whether Redact drops from the event what the authorization rules look at. Who holds only the redacted form of such
+// an event may come to another verdict on what rests on it than who holds the whole.
+func (e *Event) RedactionLosesRules() bool {
+	extra := rulesLookAt(e.tuple.Type)
+	if len(extra) == 0 {
+		return false
+	}
+	keys, all := e.version.row().keepsContent(e.tuple.Type)
+	return !all && slices.ContainsFunc(extra, func(key string) bool {
+		_, there := canonicaljson.Get(e.content, key)
+		return there && !slices.Contains(keys, key)
+	})
+}
+
 // rulesLookAt lists members of content at which the authorization rules of some room version look, and that its redaction may drop.
 func rulesLookAt(eventType string) []string {
 	switch eventType {

@@ -39,6 +39,9 @@ func TestRedactKeepingRules(t *testing.T) {
 		if !bytes.Equal(r.Redact().Raw(), e.Redact().Raw()) {
 			t.Errorf("version %s, %s: redaction afterwards makes %s", c.version, c.typ, r.Redact().Raw())
 		}
+		if loses := !bytes.Equal(r.Content(), e.Redact().Content()); e.RedactionLosesRules() != loses || r.Redact().RedactionLosesRules() {
+			t.Errorf("version %s, %s: it is %v that redaction loses rules", c.version, c.typ, loses)
+		}
 		if err := r.VerifySignatures(testRing{k}); err != nil {
 			t.Errorf("version %s, %s: %v", c.version, c.typ, err)
 		}

@@ -68,6 +68,24 @@ join a1 0
 ban a0 a1
 join a2 0
 unban a0 a1`},
+	{"power levels on a fork from before a join were given redacted, and without their invite level", `
+room 6 3 invite invited a1=100 a2=50 b2=50 a3=100 a4=50 b4=50
+invite a0 a3
+join a3 0
+invite a0 a4
+join a4 0
+level a3 invite 100
+name a3 n20
+invite a4 b4`},
+	{"an event of the room's state that history visibility hid was not given to who fetched the rest of that state by IDs", `
+room 4 12 invite world_readable a1=100 a2=100 b2=100 a3=100 b3=50
+invite a0 a3
+join a3 0
+visibility a3 joined
+leave a3
+send 3 0
+invite a0 a1
+join a1 0 answer=send_join`},
 }
 
 func TestFoundHistories(t *testing.T) { // not parallel, as TestHistories

@@ -100,12 +100,27 @@ func (f *Federation) serveEvent(q *request) (any, error) {
 	if !f.Rooms.ServerAllowed(e.RoomID(), q.origin) {
 		return nil, errNoEvent
 	}
-	if ok, err := f.Rooms.MaySeeServer(q.origin, e); err != nil {
+	// State events that make up a state are asked for one by one, by who has its IDs; messages that are hidden are of no use by themselves.
+	given := f.Rooms.GivenToServer
+	if _, isState := e.Tuple(); !isState {
+		given = f.seen
+	}
+	g, err := given(q.origin, e)
+	if err != nil {
 		return nil, err
-	} else if !ok {
+	}
+	if g == nil {
 		return nil, errNoEvent
 	}
-	return f.transaction([]json.RawMessage{served(e)}), nil
+	return f.transaction([]json.RawMessage{g.Raw()}), nil
+}
+
+// seen is the event as shown to a server that may see it, nil for others.
+func (f *Federation) seen(server eventgraph.ServerName, e *store.StoredEvent) (*eventgraph.Event, error) {
+	if may, err := f.Rooms.MaySeeServer(server, e); !may || err != nil {
+		return nil, err
+	}
+	return e.Shown(), nil
 }
 
 // eventInRoom is an event that has its place in the room and that the origin may see.
@@ -399,21 +414,6 @@ func (f *Federation) walk(room eventgraph.RoomID, from []eventgraph.EventID, vis
 	})
 }
 
-// shown is the event as the server may have it: whole, reduced for a server in the room that may not see it (so that
-// the graph stays whole), and nil for others.
-func (f *Federation) shown(server eventgraph.ServerName, inRoom bool, e *store.StoredEvent) (json.RawMessage, error) {
-	ok, err := f.Rooms.MaySeeServer(server, e)
-	switch {
-	case err != nil:
-		return nil, err
-	case ok:
-		return served(e), nil
-	case inRoom:
-		return e.Redact().Raw(), nil
-	}
-	return nil, nil
-}
-
 func (f *Federation) serveBackfill(q *request) (any, error) {
 	room, err := f.room(q)
 	if err != nil {
@@ -446,16 +446,15 @@ func (f *Federation) serveBackfill(q *request) (any, error) {
 // gather walks the room from the events named, and collects those that pick says to take, in the form that the server may see.
 func (f *Federation) gather(server eventgraph.ServerName, room eventgraph.RoomID, from []eventgraph.EventID, limit int, pick func(*store.StoredEvent) (take, deeper bool)) ([]json.RawMessage, error) {
 	events := []json.RawMessage{}
-	inRoom := f.Rooms.InRoom(room, server)
 	err := f.walk(room, from, func(e *store.StoredEvent) (bool, bool, error) {
 		take, deeper := pick(e)
 		if take && len(events) < limit {
-			raw, err := f.shown(server, inRoom, e)
+			given, err := f.Rooms.GivenToServer(server, e)
 			if err != nil {
 				return false, false, err
 			}
-			if raw != nil {
-				events = append(events, raw)
+			if given != nil {
+				events = append(events, given.Raw())
 			}
 		}
 		return len(events) < limit, deeper, nil

@@ -127,21 +127,31 @@ func TestServeEvents(t *testing.T) {
 func TestHistoryForJoined(t *testing.T) {
 	t.Parallel()
 	w := newWire()
-	hosts := newHosts(t, w, "a", "b")
-	a, b := hosts[0], hosts[1]
+	hosts := newHosts(t, w, "a", "b", "stranger")
+	a, b, stranger := hosts[0], hosts[1], hosts[2]
 	room := a.create("12", "public", "joined")
 	secret := a.say(room, a.user("alice"), "a secret")
+	old := a.setState(room, a.user("alice"), "m.room.topic", "", `{"topic":"a secret"}`)
+	topic := a.setState(room, a.user("alice"), "m.room.topic", "", `{"topic":"the topic of now"}`)
 	b.join(room, b.user("bob"), a)
 	after := a.say(room, a.user("alice"), "no secret")
 
 	wantCode(t, b.get(a, nil, nil, "event", string(secret)), "M_NOT_FOUND")
 	wantCode(t, b.get(a, nil, url.Values{"event_id": {string(secret)}}, "state", string(room)), "M_FORBIDDEN")
-	var one pdus
-	if err := b.get(a, &one, nil, "event", string(after)); err != nil {
-		t.Error(err)
+	wantCode(t, b.get(a, nil, url.Values{"event_id": {string(old)}}, "state", string(room)), "M_FORBIDDEN")
+	wantCode(t, b.get(a, nil, nil, "event_auth", string(room), string(old)), "M_FORBIDDEN")
+	// State events by their IDs, to a server in the room alone: what makes up the state now in whole, of others the shape.
+	for id, want := range map[eventgraph.EventID]string{after: "no secret", topic: "the topic of now", old: `"content":{}`} {
+		var one pdus
+		if err := b.get(a, &one, nil, "event", string(id)); err != nil || len(one.PDUs) != 1 || !strings.Contains(string(one.PDUs[0]), want) {
+			t.Errorf("event: %s, %v; want one with %s", one.PDUs, err, want)
+		}
+	}
+	for _, id := range []eventgraph.EventID{secret, topic, old} {
+		wantCode(t, stranger.get(a, nil, nil, "event", string(id)), "M_NOT_FOUND")
 	}
 	var back pdus
-	if err := b.get(a, &back, url.Values{"v": {string(after)}, "limit": {"4"}}, "backfill", string(room)); err != nil {
+	if err := b.get(a, &back, url.Values{"v": {string(after)}, "limit": {"6"}}, "backfill", string(room)); err != nil {
 		t.Fatal(err)
 	}
 	if got := ids(t, "12", back.PDUs); !slices.Contains(got, secret) || got[0] != after {

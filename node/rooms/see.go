@@ -55,6 +55,40 @@ func (r *Rooms) MaySeeServer(server eventgraph.ServerName, e *store.StoredEvent)
 	return auth.MaySee(before, after, now, own), nil
 }
 
+// GivenToServer is an event as a server may have it. What it may see (MaySeeServer) is given as it is shown to anybody; the rest not at all, or, to a
+// server in the room now, redacted: so its graph stays whole. But two kinds of state events are given to such a server as they are, for it would
+// have the whole of them with /send_join or /state, and without it another state than the room's: what is in the current state, and what of
+// redaction drops what the authorization rules look at. Nil: it is not given.
+func (r *Rooms) GivenToServer(server eventgraph.ServerName, e *store.StoredEvent) (*eventgraph.Event, error) {
+	switch may, err := r.MaySeeServer(server, e); {
+	case err != nil:
+		return nil, err
+	case may:
+		return e.Shown(), nil
+	case e.Verdict == store.Rejected || !r.InRoom(e.RoomID(), server):
+		return nil, nil
+	}
+	tuple, ok := e.Tuple()
+	if !ok {
+		return e.Redact(), nil
+	}
+	if e.RedactionLosesRules() {
+		return e.Shown(), nil
+	}
+	l, err := r.liveRoom(e.RoomID())
+	if err != nil {
+		return nil, err
+	}
+	current, there, err := newState(r, l.State).EventID(tuple)
+	if err != nil {
+		return nil, err
+	}
+	if there && current == e.ID() {
+		return e.Shown(), nil
+	}
+	return e.Redact(), nil
+}
+
 func (r *Rooms) serverSight(room eventgraph.RoomID, root eventgraph.Hash, server eventgraph.ServerName) (auth.Sight, error) {
 	c, err := r.census(room, root)
 	if err != nil {

@@ -1,9 +1,12 @@
 package rooms
 
 import (
+	"bytes"
 	"errors"
+	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -68,6 +71,64 @@ func TestMaySee(t *testing.T) {
 		if got, err := a.MaySeeServer(a.Server(), e); !got || err != nil {
 			t.Errorf("%s: a sees it: %v, %v", want.name, got, err)
 		}
+	}
+}
+
+// TestGivenToServer: of what was before its time a server in the room is given whole what it needs for the room's state, of the rest the shape.
+func TestGivenToServer(t *testing.T) {
+	t.Parallel()
+	for _, version := range []eventgraph.RoomVersion{"10", "12"} {
+		a := newServer(t, "a")
+		b, out := newServer(t, "b", a), newServer(t, "out", a)
+		alice, bob := a.user("alice"), b.user("bob")
+		room := a.create(version, alice)
+		a.setState(room, alice, "m.room.history_visibility", "", `{"history_visibility":"joined"}`)
+		levels := func(invite int) eventgraph.EventID {
+			users := strings.TrimSuffix(a.levels(version, map[eventgraph.UserID]int{alice: 100}), "}")
+			return a.setState(room, alice, "m.room.power_levels", "", fmt.Sprintf(`%s,"invite":%d}`, users, invite))
+		}
+		oldLevels := levels(7)
+		oldTopic := a.setState(room, alice, "m.room.topic", "", `{"topic":"old"}`)
+		oldAlice := a.setState(room, alice, "m.room.member", string(alice), `{"displayname":"Old","membership":"join"}`)
+		said := a.message(room, alice, "before bob")
+		nowTopic := a.setState(room, alice, "m.room.topic", "", `{"topic":"new"}`)
+		nowAlice := a.setState(room, alice, "m.room.member", string(alice), `{"displayname":"New","membership":"join"}`)
+		levels(0)
+		forced := a.setState(room, alice, "m.room.name", "", `{"name":"x"}`)
+		a.send(redaction(room, alice, forced))
+		events := []eventgraph.EventID{oldLevels, oldTopic, oldAlice, said, nowTopic, nowAlice, forced}
+		given := func(to *server, id eventgraph.EventID) *eventgraph.Event {
+			g, err := a.GivenToServer(to.Server(), a.event(id))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return g
+		}
+		none := func(to *server, when string) {
+			for _, id := range events {
+				if g := given(to, id); g != nil {
+					t.Errorf("version %s, %s: given %s", version, when, g.Raw())
+				}
+			}
+		}
+		none(b, "not in the room")
+		b.join(a, room, bob)
+		for i, whole := range []bool{version == "10", false, false, false, true, true, false} {
+			e := a.event(events[i])
+			if may, err := a.MaySeeServer(b.Server(), e); may || err != nil {
+				t.Errorf("version %s: b sees %s (%v)", version, e.Raw(), err)
+			}
+			want := e.Redact()
+			if whole {
+				want = e.Event
+			}
+			if g := given(b, events[i]); g == nil || !bytes.Equal(g.Raw(), want.Raw()) {
+				t.Errorf("version %s: event %d is given as %v, want %s", version, i, g, want.Raw())
+			}
+		}
+		none(out, "a stranger")
+		a.setState(room, alice, "m.room.member", string(bob), `{"membership":"ban"}`)
+		none(b, "banned")
 	}
 }
 
