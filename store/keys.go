@@ -79,6 +79,8 @@ import (
 //	tableBackupVersions str user                          u64 the number of the newest version ever
 //	tableBackupKey     str user, u64 version, str room,   BackupKey, JSON
 //	                   str session
+//	tableDelayed       str user, str delay ID             DelayedEvent, JSON
+//	tableDelayedDue    u64 due ms, str user, str delay ID empty; what is scheduled
 //	tableReceipt       str room, str user, str type, str thread  Receipt, JSON
 //
 // Media, the content of which lies in files (mediafiles.go); "media" in tableMeta: the key of their names, and counts of bytes:
@@ -159,6 +161,9 @@ const (
 	tableBackupKey      table = 0x5e
 
 	tableReceipt table = 0x60
+
+	tableDelayed    table = 0x6e
+	tableDelayedDue table = 0x6f
 
 	tableMedia        table = 0x70
 	tableMediaUser    table = 0x71

@@ -147,6 +147,9 @@ func (a *API) deactivate(q *request) (any, error) {
 		if err := tx.DropKeyBackups(user); err != nil { // no device is left that could read them
 			return err
 		}
+		if err := tx.DropDelayedEvents(user); err != nil {
+			return err
+		}
 		var ids []store.DeviceID
 		err = tx.Devices(user, func(d *store.Device) (bool, error) {
 			ids = append(ids, d.ID)

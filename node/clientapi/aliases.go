@@ -1,6 +1,7 @@
 package clientapi
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"net/http"
@@ -13,9 +14,9 @@ import (
 )
 
 // resolveAlias finds an alias's room and servers that know it, here or at the alias's server. M_NOT_FOUND.
-func (a *API) resolveAlias(q *request, alias eventgraph.RoomAlias) (room eventgraph.RoomID, servers []eventgraph.ServerName, err error) {
+func (a *API) resolveAlias(ctx context.Context, alias eventgraph.RoomAlias) (room eventgraph.RoomID, servers []eventgraph.ServerName, err error) {
 	if alias.Server() != a.Server {
-		return a.remote.ResolveAlias(q.Context(), alias)
+		return a.remote.ResolveAlias(ctx, alias)
 	}
 	err = a.Store.View(func(r *store.Reader) error {
 		held, err := r.Alias(alias)
@@ -51,7 +52,7 @@ func (a *API) getAlias(q *request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	room, servers, err := a.resolveAlias(q, alias)
+	room, servers, err := a.resolveAlias(q.Context(), alias)
 	if err != nil {
 		return nil, err
 	}

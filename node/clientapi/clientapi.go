@@ -67,7 +67,7 @@ type Config struct {
 	Log   *slog.Logger
 }
 
-// API serves the client API. It is also federation.Local. It has no goroutine of its own.
+// API serves the client API. It is also federation.Local. Its goroutines are its callers': RunDelayed is one.
 type API struct {
 	Config
 	remote  Remote
@@ -84,6 +84,7 @@ type API struct {
 	boot     uint32 // tells this process' ephemeral counters from those of others
 	sent     *sentMembers
 	sliding  *slidingConnections
+	delayed  *delayedSending
 }
 
 // New makes the API; SetRemote must be called before Handler serves (federation and the API know each other).
@@ -108,10 +109,12 @@ func New(c Config) *API {
 		boot:     rand.Uint32(),
 		sent:     newSentMembers(),
 		sliding:  newSlidingConnections(),
+		delayed:  newDelayedSending(),
 	}
 	a.discoveryRoutes()
 	a.accountRoutes()
 	a.roomRoutes()
+	a.delayedRoutes()
 	a.relationRoutes()
 	a.reportRoutes()
 	a.syncRoutes()

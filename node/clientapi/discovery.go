@@ -29,6 +29,7 @@ func (a *API) versions(*request) (any, error) {
 		"org.matrix.msc4151":                             true, // reports of rooms
 		"uk.half-shot.msc2666.query_mutual_rooms":        true,
 		"uk.half-shot.msc2666.query_mutual_rooms.stable": true, // spec v1.19 has it
+		delayedEventsFlag:                                true, // MSC4140
 	}}, nil
 }
 
@@ -52,6 +53,7 @@ func (a *API) capabilities(*request) (any, error) {
 		"m.3pid_changes":             enabled(false),
 		"m.get_login_token":          enabled(true),
 		"m.forget_forced_upon_leave": enabled(false),
+		delayedEventsLimit:           map[string]int64{"max_delay_ms": maxDelay.Milliseconds(), "max_scheduled": maxDelayed},
 	}}, nil
 }
 

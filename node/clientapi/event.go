@@ -131,6 +131,9 @@ func (a *API) appendUnsigned(b []byte, r *store.Reader, e *store.StoredEvent, v 
 	if t := e.SentBy; t != nil && t.User == v.user && t.Device == v.device {
 		b = append(b, `,"transaction_id":`...)
 		b = appendString(b, t.TxnID)
+	} else if t != nil && t.User == v.user && t.Device == delayedDevice {
+		b = append(b, `,"org.matrix.msc4140.delay_id":`...)
+		b = appendString(b, t.TxnID)
 	}
 	if !v.bare {
 		var err error

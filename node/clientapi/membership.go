@@ -1,6 +1,7 @@
 package clientapi
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"maps"
@@ -62,7 +63,7 @@ func (a *API) roomIDOrAlias(q *request) (room eventgraph.RoomID, via []eventgrap
 	if err != nil {
 		return "", nil, invalidParam("That is not a room alias.")
 	}
-	room, servers, err := a.resolveAlias(q, alias)
+	room, servers, err := a.resolveAlias(q.Context(), alias)
 	return room, append(via, servers...), err
 }
 
@@ -264,7 +265,7 @@ func (a *API) invite(q *request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	_, err = a.sendMembership(q, d)
+	_, err = a.sendMembership(q.Context(), d)
 	return nil, err
 }
 
@@ -289,7 +290,7 @@ func (a *API) inviteDraft(room eventgraph.RoomID, sender, target eventgraph.User
 }
 
 // sendMembership sends a membership event; an invite of another server's user goes there to be signed first.
-func (a *API) sendMembership(q *request, d rooms.Draft) (eventgraph.EventID, error) {
+func (a *API) sendMembership(ctx context.Context, d rooms.Draft) (eventgraph.EventID, error) {
 	var content struct {
 		Membership string `json:"membership"`
 	}
@@ -297,9 +298,9 @@ func (a *API) sendMembership(q *request, d rooms.Draft) (eventgraph.EventID, err
 		return "", err
 	}
 	if content.Membership == "invite" && eventgraph.UserID(*d.StateKey).Server() != a.Server {
-		return a.remote.Invite(q.Context(), d)
+		return a.remote.Invite(ctx, d)
 	}
-	return a.Rooms.Send(q.Context(), d)
+	return a.Rooms.Send(ctx, d)
 }
 
 // setMembership changes a user's membership by the caller.

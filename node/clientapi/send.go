@@ -2,6 +2,7 @@ package clientapi
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"net/http"
@@ -38,24 +39,34 @@ func (a *API) sendEvent(q *request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := rooms.Draft{Room: room, Sender: q.user, Type: q.path("eventType"), Content: content, Txn: txn}
+	eventType := q.path("eventType")
+	if ms, delayed, err := delayOf(q); err != nil {
+		return nil, err
+	} else if delayed {
+		return a.schedule(q, &store.DelayedEvent{User: q.user, Room: room, Type: eventType, Content: content, DelayMS: ms}, txn)
+	}
+	return sent(a.sendMessage(q.Context(), rooms.Draft{Room: room, Sender: q.user, Type: eventType, Content: content, Txn: txn}))
+}
+
+// sendMessage sends an event that is no state.
+func (a *API) sendMessage(ctx context.Context, d rooms.Draft) (eventgraph.EventID, error) {
 	if d.Type == "m.room.redaction" {
 		var redaction struct {
 			Redacts string `json:"redacts"`
 		}
-		if err := decodeJSON(content, &redaction); err != nil {
-			return nil, err
+		err := decodeJSON(d.Content, &redaction)
+		if err != nil {
+			return "", err
 		}
 		if d.Redacts, err = eventgraph.ParseEventID(redaction.Redacts); err != nil {
-			return nil, badJSON("A redaction must name in redacts the event that it is for.")
+			return "", badJSON("A redaction must name in redacts the event that it is for.")
 		}
 	}
-	return a.send(q, d)
+	return a.Rooms.Send(ctx, d)
 }
 
-// send sends and answers with the event's ID.
-func (a *API) send(q *request, d rooms.Draft) (any, error) {
-	id, err := a.Rooms.Send(q.Context(), d)
+// sent answers with the event's ID.
+func sent(id eventgraph.EventID, err error) (any, error) {
 	if err != nil {
 		return nil, err
 	}
@@ -97,7 +108,7 @@ func (a *API) redactEvent(q *request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return a.send(q, rooms.Draft{Room: room, Sender: q.user, Type: "m.room.redaction", Content: content, Redacts: target, Txn: txn})
+	return sent(a.Rooms.Send(q.Context(), rooms.Draft{Room: room, Sender: q.user, Type: "m.room.redaction", Content: content, Redacts: target, Txn: txn}))
 }
 
 // putState is PUT /rooms/{roomId}/state/{eventType}/{stateKey}; the state key is "" where the path has none.
@@ -110,27 +121,32 @@ func (a *API) putState(q *request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	key := stateKeyOf(q)
-	d := rooms.Draft{Room: room, Sender: q.user, Type: q.path("eventType"), StateKey: &key, Content: content}
+	key, eventType := stateKeyOf(q), q.path("eventType")
+	if ms, delayed, err := delayOf(q); err != nil {
+		return nil, err
+	} else if delayed {
+		return a.schedule(q, &store.DelayedEvent{User: q.user, Room: room, Type: eventType, StateKey: &key, Content: content, DelayMS: ms}, nil)
+	}
+	return sent(a.sendState(q.Context(), rooms.Draft{Room: room, Sender: q.user, Type: eventType, StateKey: &key, Content: content}))
+}
+
+// sendState sends a state event.
+func (a *API) sendState(ctx context.Context, d rooms.Draft) (id eventgraph.EventID, err error) {
 	switch d.Type {
 	case "m.room.member":
-		if _, err := eventgraph.ParseUserID(key); err != nil {
-			return nil, invalidParam("The state key of a membership is a user ID.")
+		if _, err := eventgraph.ParseUserID(*d.StateKey); err != nil {
+			return "", invalidParam("The state key of a membership is a user ID.")
 		}
-		if d.Content, err = withoutAuthoriser(content); err != nil {
-			return nil, err
+		if d.Content, err = withoutAuthoriser(d.Content); err != nil {
+			return "", err
 		}
-		id, err := a.sendMembership(q, d)
-		if err != nil {
-			return nil, err
-		}
-		return map[string]any{"event_id": id}, nil
+		return a.sendMembership(ctx, d)
 	case "m.room.canonical_alias":
-		if err := a.checkCanonicalAlias(q, room, content); err != nil {
-			return nil, err
+		if err := a.checkCanonicalAlias(ctx, d.Room, d.Content); err != nil {
+			return "", err
 		}
 	}
-	return a.send(q, d)
+	return a.Rooms.Send(ctx, d)
 }
 
 // withoutAuthoriser is the content of a membership without what servers alone say: who lets somebody into a restricted room. Clients that
@@ -159,7 +175,7 @@ func stateKeyOf(q *request) string {
 }
 
 // checkCanonicalAlias: aliases that are added must point to the room (CS API, m.room.canonical_alias, M_BAD_ALIAS).
-func (a *API) checkCanonicalAlias(q *request, room eventgraph.RoomID, content json.RawMessage) error {
+func (a *API) checkCanonicalAlias(ctx context.Context, room eventgraph.RoomID, content json.RawMessage) error {
 	type aliases struct {
 		Alias string   `json:"alias"`
 		Alt   []string `json:"alt_aliases"`
@@ -188,7 +204,7 @@ func (a *API) checkCanonicalAlias(q *request, room eventgraph.RoomID, content js
 		if err != nil {
 			return invalidParam(strconv.Quote(s) + " is not a room alias.")
 		}
-		target, _, err := a.resolveAlias(q, alias)
+		target, _, err := a.resolveAlias(ctx, alias)
 		if err != nil || target != room {
 			return fail(http.StatusBadRequest, "M_BAD_ALIAS", "The alias "+s+" does not point to this room.")
 		}
