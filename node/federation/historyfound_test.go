@@ -86,6 +86,26 @@ leave a3
 send 3 0
 invite a0 a1
 join a1 0 answer=send_join`},
+	{"what a server sent that others had resolved out of the room waited for parents that it alone had, and it was not asked", `
+room 5 9 public shared a1=50 a2=50 a4=100
+join a2 0
+join a4 0
+kick a0 a0
+rule a2 invite
+visibility a4 invited
+ban a4 a2`},
+	{"such a server's join was to be had from it alone, and what it did was taken in on a claimed state", `
+room 8 10 public shared a1=50 b1=50 a4=50 b4=100 a5=50 a6=100 a7=100 b7=50
+join a1 0
+join a4 0
+join b4 0
+join a6 0
+join b6 0
+join a7 0
+rule a4 invite
+unban b4 a1
+ban a1 b6
+level a7 state_default 50`},
 }
 
 func TestFoundHistories(t *testing.T) { // not parallel, as TestHistories

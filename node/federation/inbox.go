@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -381,6 +382,7 @@ type waiting struct {
 	children map[eventgraph.EventID][]eventgraph.EventID // which waiting events lack it
 	ready    []eventgraph.EventID                        // those that seem to lack nothing
 	arrived  int
+	letIn    map[eventgraph.ServerName]bool // those not in the room that may be asked: see noteGiver
 }
 
 type waitingEvent struct {
@@ -395,7 +397,10 @@ type waitingEvent struct {
 // loadWaiting reads what waits in the room and drops what has waited too long or cannot be read.
 func (f *Federation) loadWaiting(ctx context.Context, room eventgraph.RoomID) (*waiting, error) {
 	version, known := f.versionOf(room)
-	w := &waiting{room: room, version: version, events: map[eventgraph.EventID]*waitingEvent{}, children: map[eventgraph.EventID][]eventgraph.EventID{}}
+	w := &waiting{
+		room: room, version: version, events: map[eventgraph.EventID]*waitingEvent{}, children: map[eventgraph.EventID][]eventgraph.EventID{},
+		letIn: map[eventgraph.ServerName]bool{},
+	}
 	var dropped []eventgraph.EventID
 	items, bytes := 0, 0
 	now := f.Now()
@@ -413,7 +418,7 @@ func (f *Federation) loadWaiting(ctx context.Context, room eventgraph.RoomID) (*
 			}
 			items++
 			bytes += len(item.PDU)
-			return true, w.add(r, e, item.Origin)
+			return true, errors.Join(f.noteGiver(r, w, e, item.Origin), w.add(r, e, item.Origin))
 		})
 	})
 	if err != nil {
@@ -629,8 +634,36 @@ func (f *Federation) dropInbox(ctx context.Context, room eventgraph.RoomID, ids 
 // inboxDrop is how many items are dropped in one write.
 const inboxDrop = 1000
 
-// holders lists the room's servers that are connected now. Where by what we hold we are not in the room, they are only those that gave us what
-// waits: they take us to be in it, or owe us our removal, and the others would not answer.
+// noteGiver notes who gave an event of its own that waits, if it is not in the room by what we hold, but its user was let in or invited once: a
+// membership of the sender is held among the auth events and was not rejected. We may have it out by one side of a fork, and nobody else
+// have what the event rests on. A server that nobody ever let in is asked nothing: its answers could fill the inbox.
+func (f *Federation) noteGiver(r *store.Reader, w *waiting, e *eventgraph.Event, giver eventgraph.ServerName) error {
+	if w.letIn[giver] || e.Sender().Server() != giver || f.Rooms.InRoom(w.room, giver) || !f.Rooms.ServerAllowed(w.room, giver) {
+		return nil
+	}
+	for _, id := range e.AuthEvents() {
+		a, err := r.Event(id)
+		if errors.Is(err, store.ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		tuple, _ := a.Tuple()
+		if a.Verdict == store.Rejected || tuple != (eventgraph.StateTuple{Type: "m.room.member", Key: string(e.Sender())}) {
+			continue
+		}
+		switch a.Membership() {
+		case "join", "invite", "leave":
+			w.letIn[giver] = true
+		}
+	}
+	return nil
+}
+
+// holders lists the servers that are connected now and may have what is missing: the room's, and those that noteGiver noted. Where by what we hold
+// we are not in the room, the room's are only those that gave us what waits: they take us to be in it, or owe us our removal, and the others
+// would not answer.
 func (f *Federation) holders(w *waiting) []eventgraph.ServerName {
 	servers, err := f.Rooms.Servers(w.room)
 	if err != nil {
@@ -643,5 +676,6 @@ func (f *Federation) holders(w *waiting) []eventgraph.ServerName {
 		}
 		servers = slices.DeleteFunc(servers, func(s eventgraph.ServerName) bool { return !givers[s] })
 	}
+	servers = append(servers, slices.Sorted(maps.Keys(w.letIn))...)
 	return slices.DeleteFunc(servers, func(s eventgraph.ServerName) bool { return s == f.server || !f.peers.isConnected(s) })
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -322,5 +323,57 @@ func TestInboxBackoff(t *testing.T) {
 	i.nudge("!other")
 	if len(i.rooms) != 1 {
 		t.Error("a room where nothing waits is visited")
+	}
+}
+
+// TestHoldersOutside: of the servers that are not in the room only one of whose user a membership is held is asked for what its event misses.
+func TestHoldersOutside(t *testing.T) {
+	t.Parallel()
+	hosts := newHosts(t, newWire(), "a", "b", "d")
+	a, b, d := hosts[0], hosts[1], hosts[2]
+	room := a.create("12", "public", "shared")
+	b.join(room, b.user("bob"), a)
+	var membership eventgraph.EventID
+	if err := a.Store.View(func(r *store.Reader) error {
+		m, err := r.Member(room, b.user("bob"))
+		if err == nil {
+			membership = m.Event
+		}
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	a.setState(room, a.user("alice"), "m.room.member", string(b.user("bob")), `{"membership":"ban"}`)
+	held := a.event(membership)
+	for _, c := range []struct {
+		from *host
+		auth []eventgraph.EventID
+		want bool
+	}{
+		{b, append(held.AuthEvents(), membership), true},
+		{b, held.AuthEvents(), false},
+		{d, append(held.AuthEvents(), membership), false}, // of another's user
+	} {
+		e, err := eventgraph.Build(held.Version(), eventgraph.Draft{
+			RoomID: room, Sender: c.from.user("bob"), Type: "m.room.message", Content: json.RawMessage(`{}`), Depth: 9,
+			PrevEvents: []eventgraph.EventID{"$" + eventgraph.EventID(strings.Repeat("A", 43))}, AuthEvents: c.auth,
+		}, c.from.Key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := a.putInbox(t.Context(), []*store.InboxItem{{ID: e.ID(), Room: room, Origin: c.from.server, PDU: e.Raw(), Received: a.Now().UnixMilli()}}); err != nil {
+			t.Fatal(err)
+		}
+		a.inbox.wake(room)
+		w, err := a.loadWaiting(t.Context(), room)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := slices.Contains(a.holders(w), c.from.server); got != c.want {
+			t.Errorf("an event of %s, who is out, with auth events %v: it is %v that it is asked", c.from.server, c.auth, got)
+		}
+		if err := a.dropInbox(t.Context(), room, []eventgraph.EventID{e.ID()}); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
