@@ -106,6 +106,22 @@ rule a4 invite
 unban b4 a1
 ban a1 b6
 level a7 state_default 50`},
+	{"an event was not sent to a server that was in the room when it was made, and was out when the sender looked", `
+room 8 10 public shared a1=50 b1=50 a4=50 b4=100 a5=50 a6=100 a7=100 b7=50
+join b1 0
+join a3 0
+join a4 0
+join b4 0
+join a5 0
+join b6 0
+join a7 0
+fork a0 27 say b1
+meet 3 0 hold=state_ids:4
+rule a5 invite
+join a6 7 late=query:2
+meet 3 5 break=:7
+ban a6 a4
+power b4 b4 50`},
 }
 
 func TestFoundHistories(t *testing.T) { // not parallel, as TestHistories

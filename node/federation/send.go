@@ -346,7 +346,17 @@ func (f *Federation) concerned(r *store.Reader, c store.Change) ([]eventgraph.Se
 			return nil, nil
 		}
 		servers, err := f.Rooms.Servers(c.Room)
-		if target, ok := removedServer(e); ok && err == nil && !slices.Contains(servers, target) {
+		if err != nil {
+			return nil, err
+		}
+		// One that is out by now is owed what was sent when it was not, though we look only now: after a restart, say.
+		then, err := f.Rooms.ServersAt(c.Room, e.StateBefore)
+		if !slices.Equal(servers, then) {
+			servers = append(servers, then...)
+			slices.Sort(servers)
+			servers = slices.Compact(servers)
+		}
+		if target, ok := removedServer(e); ok && !slices.Contains(servers, target) {
 			servers = append(servers, target) // a server whose last user this removes still gets its removal
 		}
 		return slices.DeleteFunc(servers, func(s eventgraph.ServerName) bool { return s == e.Sender().Server() }), err

@@ -27,7 +27,12 @@ func (r *Rooms) Servers(room eventgraph.RoomID) ([]eventgraph.ServerName, error)
 	if err != nil {
 		return nil, err
 	}
-	c, err := r.census(room, l.State)
+	return r.ServersAt(room, l.State)
+}
+
+// ServersAt is Servers in the room's state with that root.
+func (r *Rooms) ServersAt(room eventgraph.RoomID, root eventgraph.Hash) ([]eventgraph.ServerName, error) {
+	c, err := r.census(room, root)
 	if err != nil {
 		return nil, err
 	}
