@@ -121,6 +121,8 @@ func (n *Node) adminHandler() http.Handler {
 	})
 	n.adminUsers(mux)
 	n.adminReports(mux)
+	n.adminRooms(mux)
+	n.adminMedia(mux)
 	n.adminInvites(mux)
 	n.adminBlock(mux)
 	return mux

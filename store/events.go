@@ -35,6 +35,7 @@ type StoredEvent struct {
 	SentBy      *ClientTxn         // sent by a local client: for unsigned.transaction_id
 	ReceivedTS  int64              // ms
 	Height      uint32             // in the auth graph: the length of the longest path of auth_events from it
+	Purged      bool               // its content has been removed here: Event is what redaction leaves, for the graph's sake, and is shown to nobody
 
 	mismatched *eventgraph.Event // Event, if its record has the mark of a wrong content hash: the bytes alone do not show it
 }
@@ -84,10 +85,20 @@ const (
 
 const eventHeaderSize = 3
 
+// purgedMark is set in a verdict byte, here and in tableOrder, of a purged event.
+const purgedMark = 0x80
+
+func (e *StoredEvent) verdictByte() byte {
+	if e.Purged {
+		return byte(e.Verdict) | purgedMark
+	}
+	return byte(e.Verdict)
+}
+
 func (e *StoredEvent) encode() []byte {
 	raw := e.Raw()
 	b := make([]byte, eventHeaderSize, len(raw)+200)
-	b[0], b[1] = eventFormat, byte(e.Verdict)
+	b[0], b[1] = eventFormat, e.verdictByte()
 	set := func(on bool, flag byte) bool {
 		if on {
 			b[2] |= flag
@@ -127,7 +138,8 @@ func decodeEventHeader(record []byte) (e *StoredEvent, rest eventRest, err error
 	if format := f.byte(); format != eventFormat {
 		return nil, rest, fmt.Errorf("event record of format %d", format)
 	}
-	e = &StoredEvent{Verdict: Verdict(f.byte())}
+	verdict := f.byte()
+	e = &StoredEvent{Verdict: Verdict(verdict &^ purgedMark), Purged: verdict&purgedMark != 0}
 	flags := f.byte()
 	rest.version = eventgraph.RoomVersion(f.string())
 	e.Order = f.varint()
@@ -211,7 +223,7 @@ func (r *Reader) HasEvent(id eventgraph.EventID) (Verdict, bool, error) {
 		if len(record) < eventHeaderSize {
 			return errCutOff
 		}
-		v = Verdict(record[1])
+		v = Verdict(record[1] &^ purgedMark)
 		return nil
 	})
 	if errors.Is(err, ErrNotFound) {
@@ -238,7 +250,7 @@ func (tx *Tx) PutEvent(e *StoredEvent) error {
 	}
 	if e.Order != 0 {
 		k := key(tableOrder).str(string(e.RoomID())).i64(e.Order)
-		if err := tx.put(k, append([]byte{byte(e.Verdict)}, id...)); err != nil {
+		if err := tx.put(k, append([]byte{e.verdictByte()}, id...)); err != nil {
 			return err
 		}
 	}
@@ -388,7 +400,21 @@ func (r *Reader) CitedBy(id eventgraph.EventID, f func(by eventgraph.EventID) (m
 	})
 }
 
-// Timeline calls f for accepted events in room order from from (inclusive): forwards or backwards.
+// Ordered calls f for all events of the room that have an order, in whatever verdict, from the order from (inclusive) on.
+func (r *Reader) Ordered(room eventgraph.RoomID, from int64, f func(order int64, id eventgraph.EventID, purged bool) (bool, error)) error {
+	prefix := key(tableOrder).str(string(room))
+	return r.scan(prefix, append(dbKey(nil), prefix...).i64(from), false, func(k, v []byte) (bool, error) {
+		p := parts(k)
+		p.str()
+		order := p.i64()
+		if !p.ok || len(v) < 2 {
+			return false, errCutOff
+		}
+		return f(order, eventgraph.EventID(v[1:]), v[0]&purgedMark != 0)
+	})
+}
+
+// Timeline calls f for accepted events in room order from from (inclusive): forwards or backwards. Purged ones are passed over.
 func (r *Reader) Timeline(room eventgraph.RoomID, from int64, backwards bool, f func(*StoredEvent) (bool, error)) error {
 	prefix := key(tableOrder).str(string(room))
 	start := append(dbKey(nil), prefix...).i64(from)

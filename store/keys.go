@@ -21,7 +21,7 @@ import (
 //	tableRoomChange str room, u64 position                event ID
 //	tableTrie       hash                                  trie node (eventgraph/trienode.go)
 //	tableEvent      str event ID                          event record, binary (events.go)
-//	tableOrder      str room, i64 order                   verdict byte, event ID
+//	tableOrder      str room, i64 order                   verdict byte (and purgedMark), event ID
 //	tableEdge       str parent event ID, str child        empty
 //	tableCitedBy    ID of an auth event, ID of an event   empty: the latter is of state, or in the auth chain of one that is
 //	tableRelation   str parent event ID, i64 order,       str rel_type, str type

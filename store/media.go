@@ -198,7 +198,7 @@ func (s *Store) KeepMedia(ctx context.Context, w *MediaWriter, m *Media, local b
 		case err == nil && s.mediaIsThere(before):
 			return ErrMediaExists
 		case err == nil: // its file has been lost
-			err = tx.forgetMedia(before, before.isUpload())
+			err = tx.forgetMedia(before, before.Uploaded())
 		case errors.Is(err, ErrNotFound):
 			err = nil
 		}
@@ -229,8 +229,8 @@ func (s *Store) KeepMedia(ctx context.Context, w *MediaWriter, m *Media, local b
 	return nil
 }
 
-// isUpload says whether the media count as a local user's: what was fetched has a time of last use.
-func (m *Media) isUpload() bool { return m.UsedTS == 0 }
+// Uploaded says whether the media count as a local user's: what was fetched has a time of last use.
+func (m *Media) Uploaded() bool { return m.UsedTS == 0 }
 
 func usedMediaKey(m *Media) dbKey {
 	return key(tableMediaUsed).u64(uint64(m.UsedTS)).str(string(m.Server)).str(m.ID)
@@ -273,7 +273,7 @@ func (tx *Tx) dropMedia(m *Media) (files []string, err error) {
 		files = append(files, t.File)
 		return true, errors.Join(tx.countMedia("thumbnails", "", -t.Size, 0), tx.forgetFile(t.File), tx.delete(slices.Clone(k)))
 	})
-	return files, errors.Join(err, tx.forgetMedia(m, m.isUpload()), tx.deletePrefix(mediaKey(tableMediaUser, m.MediaID)))
+	return files, errors.Join(err, tx.forgetMedia(m, m.Uploaded()), tx.deletePrefix(mediaKey(tableMediaUser, m.MediaID)))
 }
 
 // forgetMedia deletes the record of media that have content, and takes them off the counts.
@@ -324,7 +324,7 @@ func (s *Store) UseMedia(ctx context.Context, id MediaID, user eventgraph.UserID
 		}
 		return m, err
 	}
-	stale := func(m *Media) bool { return !m.isUpload() && now-m.UsedTS > mediaUsedStep }
+	stale := func(m *Media) bool { return !m.Uploaded() && now-m.UsedTS > mediaUsedStep }
 	var m *Media
 	if err := s.View(func(r *Reader) (err error) { m, err = due(r); return err }); err != nil || known && !stale(m) {
 		return err

@@ -18,7 +18,12 @@ type Room struct {
 	State     eventgraph.Hash      // current resolved state
 	NextOrder int64                // for the next live event, starts at 1
 	PrevOrder int64                // for the next backfilled event, starts at -1
+	Purged    int64                // how many events have been purged
+	PurgedTo  int64                // if any have: the order up to which all have, that could be
 }
+
+// Ends says whether the room's history is to end at an event of that order: what was before it has been purged, or would be.
+func (room *Room) Ends(order int64) bool { return room.Purged > 0 && order <= room.PurgedTo }
 
 // roomRecord is Room on disk; the ID is in the key.
 type roomRecord struct {
@@ -29,6 +34,8 @@ type roomRecord struct {
 	State     []byte                 `json:"state"`
 	NextOrder int64                  `json:"next_order"`
 	PrevOrder int64                  `json:"prev_order"`
+	Purged    int64                  `json:"purged,omitempty"`
+	PurgedTo  int64                  `json:"purged_to,omitempty"`
 }
 
 func decodeRoom(id eventgraph.RoomID, v []byte) (*Room, error) {
@@ -36,7 +43,7 @@ func decodeRoom(id eventgraph.RoomID, v []byte) (*Room, error) {
 	if err := json.Unmarshal(v, &d); err != nil || len(d.State) != len(eventgraph.Hash{}) {
 		return nil, fmt.Errorf("room %s in the store: bad record: %v", id, err)
 	}
-	return &Room{id, d.Version, d.Create, d.Forward, d.Backward, eventgraph.Hash(d.State), d.NextOrder, d.PrevOrder}, nil
+	return &Room{id, d.Version, d.Create, d.Forward, d.Backward, eventgraph.Hash(d.State), d.NextOrder, d.PrevOrder, d.Purged, d.PurgedTo}, nil
 }
 
 // Room reads a room; ErrNotFound.
@@ -63,7 +70,7 @@ func (r *Reader) Rooms(f func(*Room) (bool, error)) error {
 // PutRoom writes the room.
 func (tx *Tx) PutRoom(room *Room) error {
 	return tx.putJSON(key(tableRoom).str(string(room.ID)), roomRecord{
-		room.Version, room.Create, room.Forward, room.Backward, room.State[:], room.NextOrder, room.PrevOrder,
+		room.Version, room.Create, room.Forward, room.Backward, room.State[:], room.NextOrder, room.PrevOrder, room.Purged, room.PurgedTo,
 	})
 }
 

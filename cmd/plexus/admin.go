@@ -30,6 +30,11 @@ const maxAnswer = 64 << 20
 
 // ask calls the running node over its admin socket and decodes the answer into v.
 func ask(ctx context.Context, dir, method, path string, body, v any) error {
+	return askLines(ctx, dir, method, path, body, func(in *json.Decoder) error { return in.Decode(v) })
+}
+
+// askLines is ask for an answer of several JSON values, which read decodes as they come.
+func askLines(ctx context.Context, dir, method, path string, body any, read func(*json.Decoder) error) error {
 	socket := filepath.Join(dir, "admin.sock")
 	client := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", socket)
@@ -56,7 +61,7 @@ func ask(ctx context.Context, dir, method, path string, body, v any) error {
 		}
 		return errors.New(failure.Error)
 	}
-	return in.Decode(v)
+	return read(in)
 }
 
 // adminFlags parses --data and what define adds, anywhere among the other arguments. PLEXUS_DATA says which node is meant as it does

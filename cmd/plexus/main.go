@@ -21,6 +21,10 @@ const usage = `plexus is a Matrix homeserver for this device. It finds others on
   plexus user add NAME            make an account; the password is read from standard input
   plexus user list                the accounts; reset-password, disable and enable NAME change one
   plexus device list USER         the devices of a user; delete USER DEVICE… logs some out
+  plexus room list                the rooms here; state ROOM [TYPE [KEY]] shows one's state
+  plexus room leave ROOM [USER]   local users leave, all unless one is named
+  plexus room purge ROOM --before TIME|EVENT   remove old messages from this device
+  plexus media stats [--by-user]  how much is stored; purge [--unused TIME] removes what can be fetched again
   plexus reports                  what users have reported; delete NUMBER… removes some
   plexus invite [--room ROOM]     make a link, also as a QR code, by which another device finds this one
   plexus invite --list            the links that are valid; --revoke ID ends one
@@ -65,6 +69,10 @@ func command(ctx context.Context, args []string, in io.Reader, out, errOut io.Wr
 		return user(ctx, args, in, out)
 	case "device":
 		return device(ctx, args, out)
+	case "room":
+		return room(ctx, args, out, errOut)
+	case "media":
+		return mediaCommand(ctx, args, out)
 	case "reports":
 		return reports(ctx, args, out)
 	case "invite":

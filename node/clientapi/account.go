@@ -182,7 +182,7 @@ func (a *API) leaveAll(ctx context.Context, user eventgraph.UserID) {
 	var members []store.Member
 	err := a.Store.View(func(r *store.Reader) error {
 		return r.RoomsOf(user, func(m *store.Member) (bool, error) {
-			if m.Membership == "join" || m.Membership == "invite" || m.Membership == "knock" {
+			if inOrAtTheDoor(m) {
 				members = append(members, *m)
 			}
 			return true, nil
@@ -192,21 +192,29 @@ func (a *API) leaveAll(ctx context.Context, user eventgraph.UserID) {
 		a.Log.Error("a deactivated user stays in rooms", "error", err)
 		return
 	}
-	stateKey := string(user)
 	for _, m := range members {
-		var err error
-		if m.Outside {
-			err = a.remote.Leave(ctx, m.Room, user, "")
-		} else {
-			_, err = a.Rooms.Send(ctx, rooms.Draft{
-				Room: m.Room, Sender: user, Type: "m.room.member", StateKey: &stateKey,
-				Content: json.RawMessage(`{"membership":"leave"}`),
-			})
-		}
-		if err != nil {
+		if err := a.leaveAs(ctx, &m); err != nil {
 			a.Log.Warn("a deactivated user stays in a room", "error", err)
 		}
 	}
+}
+
+// inOrAtTheDoor says whether there is something to leave.
+func inOrAtTheDoor(m *store.Member) bool {
+	return m.Membership == "join" || m.Membership == "invite" || m.Membership == "knock"
+}
+
+// leaveAs lets a local user leave a room, or reject an invite, or take back a knock.
+func (a *API) leaveAs(ctx context.Context, m *store.Member) error {
+	if m.Outside {
+		return a.remote.Leave(ctx, m.Room, m.User, "")
+	}
+	stateKey := string(m.User)
+	_, err := a.Rooms.Send(ctx, rooms.Draft{
+		Room: m.Room, Sender: m.User, Type: "m.room.member", StateKey: &stateKey,
+		Content: json.RawMessage(`{"membership":"leave"}`),
+	})
+	return err
 }
 
 // isLocal says whether the user belongs to this server; the account need not exist.

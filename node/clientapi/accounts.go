@@ -119,3 +119,37 @@ func (a *API) DeleteDevices(ctx context.Context, user eventgraph.UserID, ids []s
 	}
 	return a.deleteDevices(ctx, user, ids)
 }
+
+// LeaveRoom lets a local user leave a room, or all local users if user is "", those too who are invited or knock. It returns who has left.
+func (a *API) LeaveRoom(ctx context.Context, room eventgraph.RoomID, user eventgraph.UserID) ([]eventgraph.UserID, error) {
+	var members []store.Member
+	err := a.Store.View(func(r *store.Reader) error {
+		return r.Accounts(func(account *store.Account) (bool, error) {
+			if user != "" && account.User != user {
+				return true, nil
+			}
+			m, err := memberOf(r, room, account.User)
+			if err == nil && m != nil && inOrAtTheDoor(m) {
+				members = append(members, *m)
+			}
+			return true, err
+		})
+	})
+	left := []eventgraph.UserID{}
+	if err == nil && len(members) == 0 {
+		err = fmt.Errorf("nobody here is in the room %s", room)
+		if user != "" {
+			err = fmt.Errorf("%s is not in the room %s", user, room)
+		}
+	}
+	if err != nil {
+		return left, err
+	}
+	for _, m := range members {
+		if err := a.leaveAs(ctx, &m); err != nil {
+			return left, fmt.Errorf("%s could not leave: %w", m.User, err)
+		}
+		left = append(left, m.User)
+	}
+	return left, nil
+}

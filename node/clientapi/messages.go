@@ -119,7 +119,11 @@ func (a *API) messagesPage(q *request, room eventgraph.RoomID, backwards bool, f
 		if err != nil {
 			return err
 		}
-		more = backwards && p.ended && len(p.events) < limit && len(held.Backward) > 0 && to == math.MinInt64
+		elsewhere, err := moreHistory(r, held)
+		if err != nil {
+			return err
+		}
+		more = backwards && p.ended && len(p.events) < limit && elsewhere && to == math.MinInt64
 		v := a.viewerOf(q)
 		chunk, err := a.clientEvents(r, p.events, v)
 		if err != nil {
@@ -135,6 +139,20 @@ func (a *API) messagesPage(q *request, room eventgraph.RoomID, backwards bool, f
 		return err
 	})
 	return answer, more, err
+}
+
+// moreHistory says whether other servers have history of the room that is not here, and was not purged.
+func moreHistory(r *store.Reader, room *store.Room) (bool, error) {
+	for _, id := range room.Backward {
+		e, err := r.Event(id)
+		if err != nil {
+			return false, err
+		}
+		if !room.Ends(e.Order) {
+			return true, nil
+		}
+	}
+	return false, nil
 }
 
 // pointAfter is the order of the token that goes on behind the page.
@@ -348,7 +366,7 @@ func (a *API) timestampToEvent(q *request) (any, error) {
 		}
 		held, err := r.Room(room)
 		if err == nil {
-			history = len(held.Backward) > 0
+			history, err = moreHistory(r, held)
 		}
 		return err
 	})

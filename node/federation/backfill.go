@@ -1,10 +1,12 @@
 package federation
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/url"
 	"slices"
@@ -64,7 +66,7 @@ func (f *Federation) Backfill(ctx context.Context, room eventgraph.RoomID, limit
 	return taken, nil
 }
 
-// backwards reads the room and its backward extremities, those farthest back first.
+// backwards reads the room and its backward extremities, those farthest back first, without those where a purge has ended the history.
 func (f *Federation) backwards(room eventgraph.RoomID) (*store.Room, []eventgraph.EventID, error) {
 	var held *store.Room
 	order := map[eventgraph.EventID]int64{}
@@ -77,15 +79,19 @@ func (f *Federation) backwards(room eventgraph.RoomID) (*store.Room, []eventgrap
 			if err != nil {
 				return err
 			}
-			order[id] = e.Order
+			if !held.Ends(e.Order) {
+				order[id] = e.Order
+			}
 		}
 		return nil
 	})
 	if err != nil {
 		return nil, nil, err
 	}
-	from := slices.Clone(held.Backward)
-	slices.SortFunc(from, func(a, b eventgraph.EventID) int { return int(order[a] - order[b]) })
+	from := slices.Collect(maps.Keys(order))
+	slices.SortFunc(from, func(a, b eventgraph.EventID) int {
+		return cmp.Or(cmp.Compare(order[a], order[b]), cmp.Compare(a, b))
+	})
 	return held, from[:min(len(from), maxBackfillFrom)], nil
 }
 

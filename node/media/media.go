@@ -382,3 +382,31 @@ func (p *Repository) arrived() {
 	close(p.uploaded)
 	p.uploaded = make(chan struct{})
 }
+
+// removeBatch is how many records are in memory at a time while media are removed.
+const removeBatch = 1000
+
+// Remove deletes the media of which which says so, and calls removed with the bytes of each. What is deleted when it ends early stays so.
+func (p *Repository) Remove(ctx context.Context, which func(*store.Media) bool, removed func(bytes int64)) error {
+	for {
+		var batch []*store.Media
+		err := p.Store.View(func(r *store.Reader) error {
+			return r.AllMedia(func(m *store.Media) (bool, error) {
+				if which(m) {
+					batch = append(batch, m)
+				}
+				return len(batch) < removeBatch, nil
+			})
+		})
+		if err != nil || len(batch) == 0 {
+			return err
+		}
+		for _, m := range batch {
+			if err := p.Store.DeleteMedia(ctx, m.MediaID); err == nil {
+				removed(m.Size)
+			} else if !errors.Is(err, store.ErrNotFound) {
+				return err
+			}
+		}
+	}
+}

@@ -190,7 +190,7 @@ func (run *run) accept(in incoming) error {
 	if err != nil && !errors.Is(err, store.ErrNotFound) {
 		return err
 	}
-	better := held != nil && held.HashMismatch() && !e.HashMismatch()
+	better := held != nil && held.HashMismatch() && !e.HashMismatch() && !held.Purged
 	if held != nil && !better {
 		if decided(held, in.basis.Kind) {
 			*in.result = Result{Verdict: held.Verdict, Already: true, Position: held.Position}

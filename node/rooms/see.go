@@ -14,8 +14,9 @@ import (
 // are seen by the same rules as others (SS API, Soft failure), rejected ones by nobody. An outlier, of which no state is
 // known, is part of the room's state or its auth chain: servers in the room now may have it. And they may have the forward extremities,
 // whatever history visibility says of them: no server's joining is behind those, and who does not know them has not the room's state.
+// Purged events are seen by nobody.
 func (r *Rooms) MaySeeServer(server eventgraph.ServerName, e *store.StoredEvent) (bool, error) {
-	if e.Verdict == store.Rejected {
+	if e.Verdict == store.Rejected || e.Purged {
 		return false, nil
 	}
 	if server == r.key.Server {
@@ -107,10 +108,10 @@ func (r *Rooms) serverSight(room eventgraph.RoomID, root eventgraph.Hash, server
 }
 
 // MaySeeUser applies auth.MaySee to a held event, for a user. Every answer to a client goes through it. Soft-failed events are
-// not shown to clients, nor are redactions that do not apply to an event that is here (room version 3, Handling
+// not shown to clients, nor purged ones, nor are redactions that do not apply to an event that is here (room version 3, Handling
 // redactions).
 func (r *Rooms) MaySeeUser(user eventgraph.UserID, e *store.StoredEvent) (bool, error) {
-	if e.Verdict == store.Rejected || e.Verdict == store.SoftFailed {
+	if e.Verdict == store.Rejected || e.Verdict == store.SoftFailed || e.Purged {
 		return false, nil
 	}
 	l, err := r.liveRoom(e.RoomID())
