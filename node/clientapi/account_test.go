@@ -196,6 +196,7 @@ func TestLogin(t *testing.T) {
 func TestTokensAreStoredHashed(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t, nil)
+	s.hashing = newHashing()
 	alice := s.newClient("alice")
 	if len(alice.token) < 43 {
 		t.Errorf("token %q has less than 256 bits", alice.token)

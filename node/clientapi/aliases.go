@@ -264,6 +264,9 @@ func (a *API) putVisibility(q *request) (any, error) {
 	if body.Visibility != "" && body.Visibility != "public" && body.Visibility != "private" {
 		return nil, invalidParam("visibility must be public or private.")
 	}
+	if err := a.Store.View(func(r *store.Reader) error { _, err := r.Room(room); return err }); err != nil {
+		return nil, err
+	}
 	may, err := a.maySetState(room, q.user, "m.room.canonical_alias")
 	if err != nil {
 		return nil, err

@@ -388,7 +388,7 @@ func (k *keyServer) UserDevices(_ context.Context, user eventgraph.UserID) (json
 }
 
 func (k *keyServer) ClaimKeys(_ context.Context, _ eventgraph.ServerName, body json.RawMessage) (json.RawMessage, error) {
-	return json.RawMessage(`{"one_time_keys":{"@rita:remote":{"R1":{"signed_curve25519:X":{"key":"x"}},"R9":{"signed_curve25519:Y":{}}}}}`), nil
+	return json.RawMessage(`{"one_time_keys":{"@rita:remote":{"R1":{"signed_curve25519:X":{"key":"x","signatures":{}}},"R9":{"signed_curve25519:Y":{}}}}}`), nil
 }
 
 // remoteMember joins a user of another server by force, as federation would have it.

@@ -357,6 +357,7 @@ func TestPreviewURL(t *testing.T) {
 	defer page.Close()
 	wantError(t, "no token", client{s: s}.raw("GET", path+"?url=http://example.org", "", ""), 401, "M_MISSING_TOKEN")
 	wantError(t, "no url", alice.raw("GET", path, "", ""), 400, "M_MISSING_PARAM")
+	wantError(t, "no url, the old path", alice.raw("GET", "/_matrix/media/v3/preview_url", "", ""), 400, "M_MISSING_PARAM")
 	for _, address := range []string{"file:///etc/passwd", "nothing", "http://user@example.org"} {
 		wantError(t, address, alice.raw("GET", path+"?url="+url.QueryEscape(address), "", ""), 400, "M_INVALID_PARAM")
 	}
@@ -373,6 +374,9 @@ func TestPreviewURL(t *testing.T) {
 	}
 	// Where the test lets it through, the page is read, and its image becomes media.
 	s.previews.client.Transport = http.DefaultTransport
+	if old := alice.raw("GET", "/_matrix/media/v3/preview_url?url="+url.QueryEscape(page.URL), "", ""); old.text("og:title") != "A & B" {
+		t.Errorf("by the old path: %d %s", old.status, old.raw)
+	}
 	a := alice.raw("GET", path+"?url="+url.QueryEscape(page.URL), "", "")
 	if a.status != 200 || a.text("og:title") != "A & B" || a.text("og:description") != "D" || a.body["matrix:image:size"] != float64(picture.Len()) || a.body["og:image:width"] != 4.0 {
 		t.Fatalf("%d %s", a.status, a.raw)

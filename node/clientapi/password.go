@@ -23,17 +23,20 @@ const (
 )
 
 // hashing lets one password be hashed at a time, so that many logins at once do not need many times argonMemory.
-type hashing chan struct{}
+type hashing struct {
+	turn         chan struct{}
+	memory, time uint32 // what a new hash costs; one that exists has its own in it
+}
 
-func newHashing() hashing { return make(hashing, 1) }
+func newHashing() hashing { return hashing{make(chan struct{}, 1), argonMemory, argonTime} }
 
 func (h hashing) key(ctx context.Context, password string, salt []byte, time, memory uint32, threads uint8, length uint32) ([]byte, error) {
 	select {
-	case h <- struct{}{}:
+	case h.turn <- struct{}{}:
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
-	defer func() { <-h }()
+	defer func() { <-h.turn }()
 	return argon2.IDKey([]byte(password), salt, time, memory, threads, length), nil
 }
 
@@ -41,13 +44,13 @@ func (h hashing) key(ctx context.Context, password string, salt []byte, time, me
 func (h hashing) hash(ctx context.Context, password string) (string, error) {
 	salt := make([]byte, argonSaltLen)
 	rand.Read(salt) // never fails
-	key, err := h.key(ctx, password, salt, argonTime, argonMemory, argonThreads, argonKeyLen)
+	key, err := h.key(ctx, password, salt, h.time, h.memory, argonThreads, argonKeyLen)
 	if err != nil {
 		return "", err
 	}
 	b64 := base64.RawStdEncoding.EncodeToString
 	return fmt.Sprintf("$argon2id$v=%d$m=%d,t=%d,p=%d$%s$%s",
-		argon2.Version, argonMemory, argonTime, argonThreads, b64(salt), b64(key)), nil
+		argon2.Version, h.memory, h.time, argonThreads, b64(salt), b64(key)), nil
 }
 
 // matches says whether phc, which hash returned, is that of the password. An empty phc matches none.
