@@ -24,7 +24,7 @@ import (
 // stalemate returns nil if the servers that have themselves in the room differ by soft failures alone, each of them demanded by the rules; else
 // what else is wrong. That is so if
 //
-//  1. each holds, with a verdict other than rejected, what another has accepted, unless it may not see it or is out of the room to the other; nothing waits to be taken in;
+//  1. each holds, with a verdict other than rejected, what another has accepted, unless it may not see it or is out of the room to the other; nothing waits that could be taken in (waitsRightly);
 //  2. each one's extremities are the leaves of what it has accepted, and its state is what they resolve to;
 //  3. the state before each event that one has soft-failed allows it, and the room's state as it was there when it came does not;
 //  4. the leaves of all that each of them holds, soft-failed ones included, resolve to the same state on each;
@@ -72,14 +72,15 @@ func (w *world) unseen(i, j int, e *store.StoredEvent) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	inRoom := w.mask(s)&(1<<i) != 0 || s.rooms.InRoomAt(w.room, e.StateBefore, theirs) || s.rooms.InRoomAt(w.room, e.StateAfter, theirs)
-	return !may || !inRoom, nil
+	return !may || w.mask(s)&(1<<i) == 0 && !w.inRoomAt(s, e, i), nil
 }
 
 // holdsAll is part 1.
 func (w *world) holdsAll(i int, in []int, held []holding) error {
-	if waiting := w.stations[i].waiting(); len(waiting) > 0 {
-		return fmt.Errorf("%d events wait at %d", len(waiting), i)
+	for _, id := range w.stations[i].waiting() {
+		if never, err := w.waitsRightly(i, id, held); !never {
+			return errors.Join(fmt.Errorf("an event waits at %d: %s", i, w.name(id)), err)
+		}
 	}
 	for _, j := range in {
 		for id, e := range held[j].events {
@@ -92,12 +93,93 @@ func (w *world) holdsAll(i int, in []int, held []holding) error {
 			if e.Verdict == store.SoftFailed {
 				continue // by all who hold it, or it is looked at where it is accepted
 			}
-			if unseen, err := w.unseen(i, j, e); !unseen {
+			if unseen, err := w.unseen(i, j, e); !unseen && !w.behindGap(i, id, held) {
 				return errors.Join(fmt.Errorf("%d does not hold %s", i, w.name(id)), err)
 			}
 		}
 	}
 	return nil
+}
+
+// behindGap says whether station i holds the event as an outlier, behind a gap on which its timeline rests: with its join, or later, it was told the
+// state there, of which the event is part. It pages back from there; but who has it out of the room gives it nothing, and who
+// has not, and may show it the event, has a gap of their own in between, or what it may not see.
+func (w *world) behindGap(i int, id eventgraph.EventID, held []holding) bool {
+	if ours := held[i].events[id]; ours == nil || ours.Verdict != store.Outlier {
+		return false
+	}
+	seen := map[eventgraph.EventID]bool{}
+	todo := slices.Clone(w.stations[i].record().Backward)
+	for len(todo) > 0 {
+		next := todo[len(todo)-1]
+		todo = todo[:len(todo)-1]
+		if e := w.any(next, held); e != nil && !seen[next] {
+			seen[next] = true
+			todo = append(todo, e.PrevEvents()...)
+		}
+	}
+	return seen[id]
+}
+
+// waitsRightly says whether an event that waits at station i cannot be taken in there, for nobody may give it what the event rests on:
+//
+//   - a parent, or one of a parent that waits too, is held by others, and all of them have rejected it or may not let i see it
+//     (ARCHITECTURE.md, invariant 10; CS API, Room History Visibility), and
+//   - nobody who has taken in the event has i in the room, now or at the event, so nobody may tell it the state before it.
+//
+// So it is with what is done to the users of a server on a side of a fork on which they are out: it is sent that alone, for "servers
+// banned or gone hold nothing sent after their removal was known to the sender".
+func (w *world) waitsRightly(i int, id eventgraph.EventID, held []holding) (bool, error) {
+	var e *eventgraph.Event
+	err := w.stations[i].store.View(func(r *store.Reader) error {
+		item, err := r.InboxItem(w.room, id)
+		if err == nil {
+			e, err = eventgraph.ParseEvent(w.script.version, item.PDU)
+		}
+		return err
+	})
+	if err != nil {
+		return false, err
+	}
+	for j, s := range w.stations {
+		theirs := held[j].events[id]
+		if j != i && inGraph(theirs) && (w.mask(s)&(1<<i) != 0 || w.inRoomAt(s, theirs, i)) {
+			return false, nil
+		}
+	}
+	for _, parent := range e.PrevEvents() {
+		if ours := held[i].events[parent]; ours != nil && ours.Verdict != store.Outlier {
+			continue
+		}
+		if slices.Contains(w.stations[i].waiting(), parent) {
+			if never, err := w.waitsRightly(i, parent, held); never || err != nil {
+				return never, err
+			}
+			continue
+		}
+		some, given := false, false
+		for j, s := range w.stations {
+			theirs := held[j].events[parent]
+			if j == i || theirs == nil {
+				continue
+			}
+			may, err := s.rooms.MaySeeServer(w.stations[i].name, theirs) // not what is rejected
+			if err != nil {
+				return false, err
+			}
+			some, given = true, given || may
+		}
+		if some && !given {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// inRoomAt says whether at station s station i was in the room before or after the event.
+func (w *world) inRoomAt(s *station, e *store.StoredEvent, i int) bool {
+	name := w.stations[i].name
+	return s.rooms.InRoomAt(w.room, e.StateBefore, name) || s.rooms.InRoomAt(w.room, e.StateAfter, name)
 }
 
 // restsOnLeaves is part 2.
@@ -269,6 +351,46 @@ join b2 1
 send 2 0
 power a0 a0 0
 topic a2 t443`},
+	{"of the side of a fork on which its user is out a server is sent the removal alone, and not what that rests on", `
+room 6 12 public invited b0=100 a1=50 a2=50 b2=50 a3=100 a5=50
+join a1 0
+join a2 0
+join b2 0
+join a4 0
+unban a1 a4
+rule b2 knock
+unban a2 a4`},
+	{"the same, and whoever has a server in the room has the gap that it would fill", `
+room 6 12 public invited b0=100 a1=50 a2=50 b2=50 a3=100 a5=50
+join b0 0
+join a1 0
+join a2 0
+join b2 0
+join a4 0
+join a5 0
+invite a1 a5
+fork a5 34 join a3
+rule b2 knock
+unban b0 a5
+unban a2 a4`},
+	{"an event that others rejected waits, for its parent may not be seen", `
+room 3 9 public joined a1=50 a2=100
+join a1 0
+join a2 0
+ban a2 a1
+power a0 a1 99
+join b1 2
+meet 2 0
+power a2 a2 0
+say a2
+rule a1 invite
+invite a1 a2
+leave a2
+join a2 0
+fork a2 12 say a0
+leave a0
+leave a1
+join a2 1`},
 	{"a join while the room is closed, and an act of who joined", `
 room 4 8 public shared a1=50 a2=100 a3=100 b3=100
 join b3 0 late=query
@@ -321,6 +443,21 @@ func TestStalemateOnly(t *testing.T) { // not parallel, as TestHistories
 		{"the ban has no place", func(_ *world, held []holding) { held[0].events[ban].Verdict = store.Outlier }, true},
 		{"the ban is rejected", func(_ *world, held []holding) { held[0].events[ban].Verdict = store.Rejected }, true},
 		{"the ban is accepted, and no extremity", func(_ *world, held []holding) { held[0].events[ban].Verdict = store.Accepted }, true},
+		{"the ban waits, and what it rests on is held", func(w *world, held []holding) {
+			e := held[2].events[ban]
+			delete(held[0].events, ban)
+			if err := w.stations[0].fed.putInbox(w.ctx, []*store.InboxItem{{ID: ban, Room: w.room, Origin: w.stations[2].name, PDU: e.Raw()}}); err != nil {
+				t.Error(err)
+			}
+		}, true},
+		{"the further event waits for one that may be seen", func(w *world, held []holding) {
+			e := held[2].events[w.further[2]]
+			delete(held[0].events, e.ID())
+			delete(held[0].events, e.PrevEvents()[0])
+			if err := w.stations[0].fed.putInbox(w.ctx, []*store.InboxItem{{ID: e.ID(), Room: w.room, Origin: w.stations[2].name, PDU: e.Raw()}}); err != nil {
+				t.Error(err)
+			}
+		}, true},
 		{"the further event is withheld", func(w *world, held []holding) { delete(held[0].events, w.further[2]) }, true},
 		{"the further event is soft-failed and would not need to be", func(w *world, held []holding) {
 			held[2].events[w.further[0]].Verdict = store.SoftFailed
