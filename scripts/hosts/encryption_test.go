@@ -122,7 +122,7 @@ func TestEncryption(t *testing.T) {
 
 	// A second device of alice's: bob's next message is for it too, though nobody vouches for it yet.
 	a2 := sdkClient(t, p.hostA)
-	a2.logIn(p.fileA, "alice", args{"crypto": true})
+	a2.logIn(p.fileA, "alice", args{"crypto": true, "sliding": true})
 	b.do("waitTrust", args{"user": a.User, "want": args{"devices": args{a2.Device: args{"owner": false, "trusted": false}}}}, nil)
 	p.say(t, b, "for two devices", a, a2)
 
@@ -141,7 +141,7 @@ func TestEncryption(t *testing.T) {
 	a.do("logout", nil, nil)
 	b.do("waitTrust", args{"user": a.User, "want": args{"devices": args{a.Device: nil, a2.Device: trusted}}}, nil)
 	a3 := sdkClient(t, p.hostA)
-	a3.logIn(p.fileA, "alice", args{"crypto": true})
+	a3.logIn(p.fileA, "alice", args{"crypto": true, "sliding": true})
 	var removed struct{ Prompts []any }
 	a3.do("removeDevice", args{"device": a2.Device, "password": passwordOf("alice")}, &removed)
 	if len(removed.Prompts) != 1 {
@@ -172,8 +172,8 @@ func TestEncryption(t *testing.T) {
 	b.do("waitTrust", args{"user": a.User, "want": args{"verified": false, "was": true, "devices": args{a3.Device: args{"trusted": false}}}}, nil)
 }
 
-// TestEncryptedWhileAway: a message is sent while the other's node does not run, to a device that the sender knows, and a device is
-// made. When the node is back, the message is read, and the answer is for the new device too.
+// TestEncryptedWhileAway: a message is sent while the other's node does not run, to a device that the sender knows, the sender's node is
+// killed, and a device is made. When the node is back, the message is read, and the answer is for the new device too.
 func TestEncryptedWhileAway(t *testing.T) {
 	t.Parallel()
 	p := newCouple(t)
@@ -184,6 +184,11 @@ func TestEncryptedWhileAway(t *testing.T) {
 	}
 	p.a.do("newRoomKey", args{"room": p.room}, nil) // which is sent to bob's device
 	p.a.do("send", args{"room": p.room, "body": "while away"}, nil)
+	if err := p.hostA.Kill(); err != nil { // what was acknowledged is on its disk
+		t.Fatal(err)
+	}
+	p.hostA.start(t)
+	p.a.do("retry", nil, nil)
 	a2 := sdkClient(t, p.hostA)
 	a2.logIn(p.fileA, "alice", args{"crypto": true})
 	if file := p.hostB.start(t); file.ClientURL != p.fileB.ClientURL {

@@ -129,9 +129,14 @@ export function cryptoOps({ client, until, wake }) {
         },
         // newRoomKey makes the next message have a key of its own, as after somebody left.
         async newRoomKey({ room }) { await crypto().forceDiscardSession(room); },
+        // waitUnreadable shows the room, which is when a client decrypts, and waits for messages whose keys it lacks.
         async waitUnreadable({ room, count, timeout = 30000 }) {
-            const unreadable = () => client().getRoom(room)?.getLiveTimeline().getEvents().filter((e) => e.isDecryptionFailure()).length ?? 0;
-            await until(() => unreadable() >= count, timeout, () => `${count} messages that cannot be decrypted, ${unreadable()} came`);
+            let got = 0;
+            await until(async () => {
+                await client().getRoom(room)?.decryptAllEvents();
+                got = client().getRoom(room)?.getLiveTimeline().getEvents().filter((e) => e.isDecryptionFailure()).length ?? 0;
+                return got >= count;
+            }, timeout, () => `${count} messages that cannot be decrypted, ${got} came`);
         },
         // dehydrate takes over the device that waited for messages, if there is one, and leaves another in its place.
         async dehydrate() {
