@@ -60,12 +60,20 @@ func runNode(t testing.TB, peers ...string) (*node.Node, *logs) {
 // runNodeOn is runNode with a transport made by the test; nil: libp2p.
 func runNodeOn(t testing.TB, transport func(p2ptransport.Config) (p2ptransport.Transport, error), peers ...string) (*node.Node, *logs) {
 	t.Helper()
+	return runNodeWith(t, func(c *node.Config) { c.Peers, c.Transport = peers, transport })
+}
+
+// runNodeWith is runNode with a configuration that the test changes.
+func runNodeWith(t testing.TB, change func(*node.Config)) (*node.Node, *logs) {
+	t.Helper()
 	l := &logs{}
-	n, err := node.Open(t.Context(), node.Config{
-		Dir: t.TempDir(), ClientAddrs: []string{"127.0.0.1:0"}, P2PAddrs: []string{"/ip4/127.0.0.1/udp/0/quic-v1"}, NoMDNS: true, Peers: peers,
-		Registration: clientapi.RegistrationOpen, NoRateLimits: true, Transport: transport,
+	config := node.Config{
+		Dir: t.TempDir(), ClientAddrs: []string{"127.0.0.1:0"}, P2PAddrs: []string{"/ip4/127.0.0.1/udp/0/quic-v1"}, NoMDNS: true,
+		Registration: clientapi.RegistrationOpen, NoRateLimits: true,
 		Log: slog.New(slog.NewTextHandler(l, &slog.HandlerOptions{Level: slog.LevelDebug})),
-	})
+	}
+	change(&config)
+	n, err := node.Open(t.Context(), config)
 	if err != nil {
 		t.Fatal(err)
 	}

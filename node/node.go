@@ -22,6 +22,7 @@ import (
 	"github.com/plexus-p2p/plexus/node/ephemeral"
 	"github.com/plexus-p2p/plexus/node/federation"
 	"github.com/plexus-p2p/plexus/node/media"
+	"github.com/plexus-p2p/plexus/node/push"
 	"github.com/plexus-p2p/plexus/node/rooms"
 	"github.com/plexus-p2p/plexus/p2ptransport"
 	"github.com/plexus-p2p/plexus/store"
@@ -49,6 +50,8 @@ type Config struct {
 	NoRateLimits      bool
 	Media             media.Limits     // in bytes; 0: the defaults of package media
 	URLPreviews       bool             // previews of links in messages: their servers learn that somebody here reads them
+	PrivateGateways   bool             // users may have push gateways in private networks and on this machine, over HTTP too
+	TURN              *clientapi.TURN  // relays for calls, which clients are told of; nil: none
 	NoGossip          bool             // send each event of a large room to each of its servers
 	Log               *slog.Logger     // nil: none
 	Now               func() time.Time // nil: time.Now
@@ -74,6 +77,7 @@ type Node struct {
 	media     *media.Repository
 	rooms     *rooms.Rooms
 	api       *clientapi.API
+	push      *push.Sender
 	fed       *federation.Federation
 	transport p2ptransport.Transport
 	listeners []net.Listener
@@ -113,12 +117,14 @@ func Open(ctx context.Context, c Config) (_ *Node, err error) {
 	n.ephemeral = ephemeral.New(c.Now)
 	n.rooms = rooms.New(rooms.Config{Store: n.store, Key: n.keys.signing(), Now: c.Now, Log: c.Log})
 	n.media = media.New(media.Config{Store: n.store, Key: n.keys.signing(), Limits: c.Media, Now: c.Now})
+	gateways := push.Gateways{Private: c.PrivateGateways, LANOnly: c.LANOnly}
 	n.api = clientapi.New(clientapi.Config{
 		Store: n.store, Rooms: n.rooms, Ephemeral: n.ephemeral, Media: n.media, URLPreviews: c.URLPreviews,
 		Server: n.keys.server, Peer: n.keys.peer, Registration: c.Registration, RegistrationToken: n.token, RoomVersion: c.RoomVersion,
-		RateLimits: !c.NoRateLimits, PeersConnected: func() int { return len(n.transport.Peers()) },
+		RateLimits: !c.NoRateLimits, PushGateways: gateways, TURN: c.TURN, PeersConnected: func() int { return len(n.transport.Peers()) },
 		Hosts: hostsOf(c.ClientAddrs), Now: c.Now, Log: c.Log,
 	})
+	n.push = push.New(push.Config{Store: n.store, Source: n.api, Gateways: gateways, Now: c.Now, Log: c.Log})
 	if err := n.openFederation(); err != nil {
 		return nil, err
 	}
@@ -317,6 +323,7 @@ func (n *Node) Run(ctx context.Context) error {
 	if n.admin != nil {
 		n.serveHTTP(ctx, group, n.admin, n.adminHandler())
 	}
+	group.Go(func() error { return n.push.Run(ctx) })
 	group.Go(func() error { return n.rooms.RunMerging(ctx) })
 	group.Go(func() error { return n.api.RunDelayed(ctx) })
 	group.Go(func() error { collectTrieNodes(ctx, n.store, n.config.Now, n.log); return nil })

@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/BurntSushi/toml"
 
@@ -31,6 +32,10 @@ type settings struct {
 	maxUpload, userMedia                size
 	allMedia, mediaCache                size
 	urlPreviews                         bool
+	privateGateways                     bool
+	turnURIs                            list
+	turnUser, turnPassword, turnSecret  string
+	turnTTL                             time.Duration
 	verbose                             bool
 }
 
@@ -55,7 +60,7 @@ func (l *list) Set(v string) error {
 func (s *settings) flags(source *int, errOut io.Writer) *flag.FlagSet {
 	f := flag.NewFlagSet("plexus run", flag.ContinueOnError)
 	f.SetOutput(errOut)
-	for _, l := range []*list{&s.clientAddrs, &s.p2pAddrs, &s.peers, &s.appservices} {
+	for _, l := range []*list{&s.clientAddrs, &s.p2pAddrs, &s.peers, &s.appservices, &s.turnURIs} {
 		l.now = source
 	}
 	f.StringVar(&s.data, "data", defaultDir(), "data `directory`")
@@ -76,6 +81,12 @@ func (s *settings) flags(source *int, errOut io.Writer) *flag.FlagSet {
 	f.Var(&s.allMedia, "media-total", "what all users may upload in all, in `bytes`")
 	f.Var(&s.mediaCache, "media-cache", "what is kept of other servers' files, in `bytes`; the longest unused goes first")
 	f.BoolVar(&s.urlPreviews, "url-previews", false, "fetch what is shown of links in messages; their servers then see that somebody here reads them")
+	f.BoolVar(&s.privateGateways, "push-private-gateways", false, "let users have push gateways in private networks and on this machine, over http too")
+	f.Var(&s.turnURIs, "turn-uri", "turn: or turns: `URI` of a relay for calls that clients are told of, repeatable")
+	f.StringVar(&s.turnUser, "turn-user", "", "fixed `name` for that relay")
+	f.StringVar(&s.turnPassword, "turn-password", "", "fixed `password` for that relay; other users of this machine see flags, so better in the file or the environment")
+	f.StringVar(&s.turnSecret, "turn-secret", "", "`secret` shared with that relay, of which each client's password is made; likewise")
+	f.DurationVar(&s.turnTTL, "turn-ttl", 24*time.Hour, "how long a password made of the secret serves, as `duration` like 12h")
 	f.StringVar(&s.config, "config", "", "TOML `file` with the same names; flags win, PLEXUS_* variables come between")
 	f.BoolVar(&s.verbose, "verbose", false, "log more")
 	return f
@@ -200,6 +211,11 @@ func (s *settings) check() error {
 	if s.urlPreviews && s.lanOnly {
 		return errors.New("--url-previews calls public addresses, and --lan-only calls none: choose one")
 	}
+	if t := s.turn(); t != nil {
+		if err := t.Check(); err != nil {
+			return err
+		}
+	}
 	if s.mediaCache < s.maxUpload {
 		return errors.New("--media-cache must hold one file of --max-upload-size at least")
 	}
@@ -207,6 +223,14 @@ func (s *settings) check() error {
 		return errors.New("--appservice is not in this version of plexus; start without it")
 	}
 	return nil
+}
+
+// turn is the relay for calls; nil if none is named.
+func (s *settings) turn() *clientapi.TURN {
+	if len(s.turnURIs.values) == 0 && s.turnUser == "" && s.turnPassword == "" && s.turnSecret == "" {
+		return nil
+	}
+	return &clientapi.TURN{URIs: s.turnURIs.values, User: s.turnUser, Password: s.turnPassword, Secret: s.turnSecret, TTL: s.turnTTL}
 }
 
 // defaultDir is the per-user data directory of the operating system: XDG on Linux and other Unix systems,

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 // configFile writes a config file and returns its path.
@@ -118,6 +119,9 @@ func TestRefusedSettings(t *testing.T) {
 		"number in file":     {file: `client-addr = 8008`, word: "client-addr"},
 		"list for one value": {file: `data = ["/a", "/b"]`, word: "takes one value"},
 		"no TOML":            {file: `data = `, word: "read config"},
+		"relay for calls":    {args: []string{"--turn-secret", "s"}, word: "no URI"},
+		"two ways to it":     {args: []string{"--turn-uri", "turn:example.org", "--turn-secret", "s", "--turn-user", "u"}, word: "either"},
+		"turn-ttl":           {file: `turn-ttl = "soon"`, word: "turn-ttl"},
 		"no file":            {args: []string{"--config", "/no/such/file"}, word: "/no/such/file"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -134,5 +138,20 @@ func TestRefusedSettings(t *testing.T) {
 	}
 	if _, err := parse([]string{"-h"}, nil, io.Discard); !errors.Is(err, flag.ErrHelp) {
 		t.Errorf("-h: %v", err)
+	}
+}
+
+func TestTurnSettings(t *testing.T) {
+	t.Parallel()
+	file := configFile(t, "turn-uri = [\"turn:a.example.org\", \"turns:b.example.org\"]\nturn-secret = \"s\"\nturn-ttl = \"12h\"\npush-private-gateways = true")
+	got, err := parse([]string{"--config", file}, nil, io.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if turn := got.turn(); !got.privateGateways || len(turn.URIs) != 2 || turn.Secret != "s" || turn.TTL != 12*time.Hour {
+		t.Errorf("%+v, %+v", got, turn)
+	}
+	if got, err = parse(nil, nil, io.Discard); err != nil || got.turn() != nil || got.privateGateways {
+		t.Errorf("by default: %+v, %v", got, err)
 	}
 }

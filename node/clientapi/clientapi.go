@@ -59,6 +59,7 @@ type Config struct {
 	RoomVersion       eventgraph.RoomVersion // of rooms that clients make without naming one; "": eventgraph.DefaultRoomVersion
 	RateLimits        bool
 	PushGateways      push.Gateways // which users may have called
+	TURN              *TURN         // relays for calls; nil: none
 	PeersConnected    func() int    // for the page at GET /
 	// Hosts are the hosts (without port) of the configured client addresses: requests may name them beside localhost and
 	// loopback addresses. An unspecified address ("", "0.0.0.0", "::") allows every IP literal.
@@ -121,6 +122,7 @@ func New(c Config) *API {
 	a.keyRoutes()
 	a.mediaRoutes()
 	a.pusherRoutes()
+	a.callRoutes()
 	return a
 }
 

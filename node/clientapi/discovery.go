@@ -18,8 +18,6 @@ func (a *API) discoveryRoutes() {
 	a.route("GET", "/_matrix/client/versions", public, a.versions)
 	a.route("GET", "/.well-known/matrix/client", public, a.wellKnown)
 	a.route("GET", "/_matrix/client/v3/capabilities", authed, a.capabilities)
-	a.route("GET", "/_matrix/client/v3/voip/turnServer", authed, a.turnServer)
-	a.route("GET", "/_matrix/client/unstable/org.matrix.msc4143/rtc/transports", authed, a.rtcTransports)
 	a.route("GET", "/_matrix/client/v3/thirdparty/protocols", authed, a.thirdPartyProtocols)
 }
 
@@ -55,14 +53,6 @@ func (a *API) capabilities(*request) (any, error) {
 		"m.forget_forced_upon_leave": enabled(false),
 		delayedEventsLimit:           map[string]int64{"max_delay_ms": maxDelay.Milliseconds(), "max_scheduled": maxDelayed},
 	}}, nil
-}
-
-// turnServer offers none: calls between devices of one network need no relay.
-func (a *API) turnServer(*request) (any, error) { return nil, nil }
-
-// rtcTransports lists no selective forwarding unit (MSC4143).
-func (a *API) rtcTransports(*request) (any, error) {
-	return map[string]any{"rtc_transports": []any{}}, nil
 }
 
 // thirdPartyProtocols lists no bridged network.

@@ -72,7 +72,9 @@ func (a *API) notices(r *store.Reader, user eventgraph.UserID, id eventgraph.Roo
 	if n.unread, err = a.newUnread(r, user); err != nil {
 		return nil, err
 	}
-	if n.room, err = r.Room(id); err != nil {
+	if n.room, err = r.Room(id); errors.Is(err, store.ErrNotFound) {
+		return nil, nil
+	} else if err != nil {
 		return nil, err
 	}
 	if err := n.load(); err != nil {
@@ -202,5 +204,8 @@ func (a *API) Unread(r *store.Reader, user eventgraph.UserID, room eventgraph.Ro
 		return 0, err
 	}
 	counts, _, err := u.room(room, false)
+	if errors.Is(err, store.ErrNotFound) {
+		return 0, nil
+	}
 	return counts.Notifications, err
 }
