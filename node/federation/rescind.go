@@ -7,12 +7,13 @@ import (
 	"slices"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/node/rooms"
 	"github.com/plexus-p2p/plexus/store"
 )
 
 // takeRescinded takes out of a transaction's PDUs those that take back an invite to a room that we are not in: the invited user is no
 // longer shown it. Such an event cannot go through Accept, for nothing is held of its room; it is believed if its signature is right
-// and it comes from who brought the invite, who could as well not have invited.
+// and it comes from who brought the invite, who could as well not have invited, unless it is from before the invite.
 func (f *Federation) takeRescinded(ctx context.Context, origin eventgraph.ServerName, pdus []json.RawMessage) ([]json.RawMessage, error) {
 	var failed error
 	rest := slices.DeleteFunc(slices.Clone(pdus), func(raw json.RawMessage) bool {
@@ -48,7 +49,7 @@ func (f *Federation) rescind(ctx context.Context, origin eventgraph.ServerName, 
 		return false, nil
 	}
 	e, err := eventgraph.ParseEvent(strippedVersion(invited.Stripped), raw)
-	if err != nil || e.HashMismatch() || e.Sender().Server() != origin || e.Membership() != "leave" && e.Membership() != "ban" {
+	if err != nil || e.HashMismatch() || e.Sender().Server() != origin || e.Membership() != "leave" && e.Membership() != "ban" || !rooms.Follows(invited, e) {
 		return false, nil
 	}
 	if err := f.verifySignatures(ctx, e, origin); err != nil {

@@ -61,6 +61,56 @@ func TestRescind(t *testing.T) {
 	}
 }
 
+// An event from before the invite, such as the end of an earlier ban, does not take it back, though it comes after it.
+func TestRescindedByNothingOlder(t *testing.T) {
+	t.Parallel()
+	n := memnet.New()
+	a, b := newMemHost(t, n, "a"), newMemHost(t, n, "b")
+	a.start()
+	b.start()
+	a.meet(b.host)
+	room := a.create("12", "public", "shared")
+	alice, bob := a.user("alice"), b.user("bob")
+	key := string(bob)
+	set := func(membership string) eventgraph.EventID {
+		t.Helper()
+		id, err := a.Rooms.Send(t.Context(), rooms.Draft{
+			Room: room, Sender: alice, Type: "m.room.member", StateKey: &key, Content: json.RawMessage(`{"membership":"` + membership + `"}`),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return id
+	}
+	set("ban")
+	unban := set("leave")
+	if _, err := a.Invite(t.Context(), inviteOf(room, alice, bob)); err != nil {
+		t.Fatal(err)
+	}
+	var raw json.RawMessage
+	if err := a.Store.View(func(r *store.Reader) error {
+		e, err := r.Event(unban)
+		if err == nil {
+			raw = e.Raw()
+		}
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	body, err := marshal(transaction{Origin: a.server, PDUs: []json.RawMessage{raw}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := a.putTransaction(t.Context(), b.server, "late", body); err != nil {
+		t.Fatal(err)
+	}
+	if got := b.membership(room, bob); got != "invite" {
+		t.Errorf("bob has %q", got)
+	}
+	set("leave")
+	b.waitUntil("the invite to go", func() bool { return b.membership(room, bob) == "leave" })
+}
+
 // extremity is one of the room's forward extremities.
 func (h *memHost) extremity(room eventgraph.RoomID) (id eventgraph.EventID) {
 	h.t.Helper()

@@ -272,6 +272,9 @@ func (run *run) applyMember(tx *store.Tx, m memberChange, by *store.StoredEvent,
 	case "invite", "knock":
 		now.Forgotten = false
 	}
+	if waits(was) && (now.Membership == "leave" || now.Membership == "ban") && (by == nil || m.event != by.ID() || !Follows(was, by.Event)) {
+		return nil // the past of a room that the user was in, which says nothing of the invite
+	}
 	flipped := by == nil || m.event == "" || m.event != by.ID()
 	if flipped && m.user.Server() == run.r.key.Server {
 		// State resolution changed it: no event of the timeline says so to the user.

@@ -96,6 +96,15 @@ func waits(m *store.Member) bool {
 	return m.Outside && (m.Membership == "invite" || m.Membership == "knock")
 }
 
+// Follows says whether e came after the invite (or knock) that m is, so that it may end it: who was banned and let in again is invited
+// after the end of the ban, which may be heard of later. Depth is the word of who invites, and so is the invite.
+func Follows(m *store.Member, e *eventgraph.Event) bool {
+	var invite struct {
+		Depth int64 `json:"depth"`
+	}
+	return json.Unmarshal(m.Invite, &invite) == nil && e.Depth() > invite.Depth
+}
+
 func waitingInvites(tx *store.Tx, user eventgraph.UserID) (n int, err error) {
 	err = tx.RoomsOf(user, func(m *store.Member) (bool, error) {
 		if waits(m) {

@@ -212,6 +212,49 @@ func TestInviteFromOutside(t *testing.T) {
 	}
 }
 
+// Who was banned, and is invited again, has the invite, though the room's events from before it come here later.
+func TestInviteOutlastsWhatIsOlder(t *testing.T) {
+	t.Parallel()
+	a := newServer(t, "a")
+	b := newServer(t, "b", a)
+	alice, bob := a.user("alice"), b.user("bob")
+	room := a.create("12", alice)
+	b.join(a, room, bob)
+	ctx := context.Background()
+	key := string(bob)
+	change := func(membership string) *eventgraph.Event {
+		t.Helper()
+		e, err := a.Build(ctx, Draft{Room: room, Sender: alice, Type: "m.room.member", StateKey: &key, Content: json.RawMessage(`{"membership":"` + membership + `"}`)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		a.accept(e, Basis{}, store.Accepted)
+		return e
+	}
+	ban, unban := change("ban"), change("leave")
+	b.accept(pdu(t, ban), Basis{}, store.Accepted)
+	invite, err := a.Build(ctx, Draft{Room: room, Sender: alice, Type: "m.room.member", StateKey: &key, Content: json.RawMessage(`{"membership":"invite"}`)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := b.ReceiveInvite(ctx, pdu(t, invite), nil, a.Server(), false); err != nil {
+		t.Fatal(err)
+	}
+	b.accept(pdu(t, unban), Basis{}, store.Accepted)
+	if m := b.membership(room, bob); m.Membership != "invite" || !m.Outside {
+		t.Errorf("after the end of the ban bob is %+v", m)
+	}
+	if a.accept(invite, Basis{}, store.Accepted); t.Failed() {
+		return
+	}
+	kick := change("leave")
+	b.accept(pdu(t, invite), Basis{}, store.Accepted)
+	b.accept(pdu(t, kick), Basis{}, store.Accepted)
+	if m := b.membership(room, bob); m.Membership != "leave" {
+		t.Errorf("after the invite was taken back bob is %+v", m)
+	}
+}
+
 func TestRestrictedJoin(t *testing.T) {
 	t.Parallel()
 	a := newServer(t, "a")
