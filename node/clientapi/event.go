@@ -55,10 +55,7 @@ func (a *API) newViewer(user eventgraph.UserID, device store.DeviceID) *viewer {
 // clientEvent writes an event as clients see it (CS API, Room event format; definitions/client_event.yaml). Whether the
 // viewer may see it has been asked before (rooms.MaySeeUser).
 func (a *API) clientEvent(r *store.Reader, e *store.StoredEvent, v *viewer) (json.RawMessage, error) {
-	event, err := a.Rooms.ShownToUser(v.user, e)
-	if err != nil {
-		return nil, err
-	}
+	event := e.Shown()
 	if v.federation {
 		return event.Raw(), nil
 	}
@@ -85,7 +82,7 @@ func (a *API) clientEvent(r *store.Reader, e *store.StoredEvent, v *viewer) (jso
 	}
 	b = append(b, `,"type":`...)
 	b = appendString(b, event.Type())
-	b, err = a.appendUnsigned(b, r, e, v)
+	b, err := a.appendUnsigned(b, r, e, v)
 	if err != nil {
 		return nil, err
 	}
@@ -193,15 +190,11 @@ func (a *API) appendContext(b []byte, r *store.Reader, e *store.StoredEvent, v *
 	b = append(b, `,"replaces_state":`...)
 	b = appendString(b, string(replaced.ID()))
 	see, err := a.Rooms.MaySeeUser(v.user, replaced)
-	if !see || err != nil {
-		return b, err
+	if see {
+		b = append(b, `,"prev_content":`...)
+		b = append(b, replaced.Shown().Content()...)
 	}
-	shown, err := a.Rooms.ShownToUser(v.user, replaced)
-	if err != nil {
-		return nil, err
-	}
-	b = append(b, `,"prev_content":`...)
-	return append(b, shown.Content()...), nil
+	return b, err
 }
 
 // membershipAt is the viewer's membership after the event; "" where the state is not known.

@@ -28,7 +28,7 @@ import (
 	"github.com/plexus-p2p/plexus/store"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m, goleak.Cleanup(exit)) }
 
 // wire connects federations: each request passes through its bytes, as over a stream.
 type wire struct {
@@ -304,7 +304,7 @@ func idleHost(t *testing.T, w *wire, name string) *host {
 	})
 	h := &host{Federation: f, t: t, end: at, local: local, stop: func() {}}
 	w.mu.Lock()
-	at.handler = f.Handler()
+	at.handler = bySpecification(t, f.Handler())
 	for _, watcher := range w.watchers {
 		watcher.add(peer, true)
 	}

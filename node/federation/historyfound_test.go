@@ -77,16 +77,6 @@ join a4 0
 level a3 invite 100
 name a3 n20
 invite a4 b4`},
-	{"so were such power levels though others had taken their place, and who was given them rejected the others", `
-room 5 3 invite invited a3=100 b3=50 a4=50
-invite a0 a3
-join a3 0
-invite a3 b3
-join b3 3
-invite a0 a4
-join a4 0
-level a3 invite 100
-level b3 kick 0`},
 	{"an event of the room's state that history visibility hid was not given to who fetched the rest of that state by IDs", `
 room 4 12 invite world_readable a1=100 a2=100 b2=100 a3=100 b3=50
 invite a0 a3
@@ -132,27 +122,6 @@ join a6 7 late=query:2
 meet 3 5 break=:7
 ban a6 a4
 power b4 b4 50`},
-	{"an extremity of the past stayed one, as it was tied to the timeline by several events paged back for", `
-room 5 12 public shared a1=100 a2=100 a3=100 b3=50 a4=100
-join a2 0
-join a3 0
-join b3 0
-join a4 0
-unban a4 b3
-rule a4 knock
-power a2 a2 50
-say b3
-say a3
-rule a2 public
-split 0 2 | 1 3 4
-join a1 3
-invite b3 a3
-power b3 a1 50
-leave a1
-invite b3 a1 hold=invite:2
-invite a2 a1 answer=invite
-join a1 2 hold=query
-rule b3 knock`},
 }
 
 func TestFoundHistories(t *testing.T) { // not parallel, as TestHistories

@@ -170,7 +170,7 @@ func newMemHostIn(t *testing.T, n *memnet.Network, name, dir string) *memHost {
 func (h *memHost) renew(c Config) {
 	h.Federation = New(c)
 	h.federation.Store(h.Federation)
-	handler := h.Federation.Handler()
+	handler := bySpecification(h.t, h.Federation.Handler())
 	h.handler.Store(&handler)
 }
 

@@ -21,7 +21,12 @@ func (f *Federation) servePublicRooms(q *request) (any, error) {
 			return nil, err
 		}
 	} else {
-		ask.Limit, _ = strconv.Atoi(q.URL.Query().Get("limit"))
+		if limit := q.URL.Query().Get("limit"); limit != "" {
+			var err error
+			if ask.Limit, err = strconv.Atoi(limit); err != nil {
+				return nil, fail(http.StatusBadRequest, "M_INVALID_PARAM", "limit is no number")
+			}
+		}
 		ask.Since = q.URL.Query().Get("since")
 	}
 	return f.Rooms.Public(ask)
