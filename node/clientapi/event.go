@@ -193,6 +193,9 @@ func (a *API) appendContext(b []byte, r *store.Reader, e *store.StoredEvent, v *
 	if see {
 		b = append(b, `,"prev_content":`...)
 		b = append(b, replaced.Shown().Content()...)
+		// Not in the spec: matrix-js-sdk finds by it who has invited the user to a direct chat, once they have joined.
+		b = append(b, `,"prev_sender":`...)
+		b = appendString(b, string(replaced.Sender()))
 	}
 	return b, err
 }
