@@ -84,7 +84,7 @@ type Member struct {
 	Position   Position // of the change that made it so
 	Forgotten  bool
 	Outside    bool                  // not by a room we hold: Stripped tells what is known of the room
-	Invite     []byte                // the invite PDU, if Outside
+	Invite     []byte                // the PDU of the invite or knock, if Outside, or that of its end
 	Stripped   []byte                // JSON array of stripped state, if Outside
 	Via        eventgraph.ServerName // who brought it, if Outside
 	WasJoined  bool                  // the user has been joined to the room at some time

@@ -141,6 +141,10 @@ func (s *slidingRound) strippedState(l *listedRoom) ([]json.RawMessage, error) {
 		}
 		return []json.RawMessage{strippedEvent(e.Shown())}, nil
 	}
+	var end strippedState
+	if end.addMember(l.member.Invite, s.user); len(end.events) > 0 {
+		return end.events, nil
+	}
 	user, key := s.user, string(s.user)
 	raw, err := json.Marshal(&strippedFields{Type: "m.room.member", StateKey: &key, Sender: user, Content: json.RawMessage(`{"membership":"leave"}`)})
 	return []json.RawMessage{raw}, err

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/store"
 )
 
 // strippedTypes are the state events that stripped state should contain (CS API, Stripped state).
@@ -53,6 +54,27 @@ func (s *strippedState) addMember(pdu []byte, user eventgraph.UserID) {
 		s.sender = f.Sender
 		s.add(pdu)
 	}
+}
+
+// outsideEnd is the event by which an invite to a room that we are not in, or a knock on it, has ended; nil if none is held.
+func outsideEnd(m *store.Member, now int64) json.RawMessage {
+	var f strippedFields
+	var sent struct {
+		TS int64 `json:"origin_server_ts"`
+	}
+	if json.Unmarshal(m.Invite, &f) != nil || json.Unmarshal(m.Invite, &sent) != nil || !f.valid() {
+		return nil
+	}
+	raw, err := json.Marshal(struct {
+		strippedFields
+		ID       eventgraph.EventID `json:"event_id"`
+		TS       int64              `json:"origin_server_ts"`
+		Unsigned map[string]int64   `json:"unsigned"`
+	}{f, m.Event, sent.TS, map[string]int64{"age": now - sent.TS}})
+	if err != nil {
+		return nil
+	}
+	return raw
 }
 
 func (s *strippedState) add(raw json.RawMessage) {

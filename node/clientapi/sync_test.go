@@ -624,6 +624,37 @@ func TestSyncUnsigned(t *testing.T) {
 	}
 }
 
+// A client that has joined a direct chat learns from its join who invited it.
+func TestSyncWhoInvitedToADirectChat(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, nil)
+	alice, bob := s.newClient("alice"), s.newClient("bob")
+	room := alice.call(200, "POST", "/v3/createRoom", map[string]any{"preset": "trusted_private_chat", "is_direct": true, "invite": []string{string(bob.user)}}).text("room_id")
+	bob.join(eventgraph.RoomID(room))
+	joined := bob.call(200, "GET", "/v3/rooms/"+room+"/members?membership=join", nil)
+	var members struct {
+		Chunk []struct {
+			Sender   string
+			Unsigned struct {
+				Sender  string `json:"prev_sender"`
+				Content struct {
+					Membership string
+					Direct     bool `json:"is_direct"`
+				} `json:"prev_content"`
+			}
+		}
+	}
+	if err := json.Unmarshal([]byte(joined.raw), &members); err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range members.Chunk {
+		if u := m.Unsigned; m.Sender == string(bob.user) && u.Sender == string(alice.user) && u.Content.Membership == "invite" && u.Content.Direct {
+			return
+		}
+	}
+	t.Errorf("bob's join does not tell: %s", joined.raw)
+}
+
 func TestSyncBundledAggregations(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t, nil)
@@ -725,10 +756,20 @@ func TestSyncInvitesFromAfar(t *testing.T) {
 	if strings.Contains(body.raw, "notification") {
 		t.Errorf("an invite counts as unread: %s", body.raw)
 	}
-	put(store.Member{Room: room, Membership: "leave"})
+	// Its end is told with the event, if there is one.
+	kick := fmt.Sprintf(`{"type":"m.room.member","state_key":%q,"sender":"@b:far","content":{"membership":"leave","reason":"r"},"origin_server_ts":7,"depth":9}`, alice.user)
+	put(store.Member{Room: room, Membership: "leave", Event: "$kick", Invite: []byte(kick)})
+	put(store.Member{Room: knocked, Membership: "leave"})
 	next := alice.sync(body.NextBatch)
-	if _, ok := next.Rooms.Leave[room]; !ok || len(next.Rooms.Invite)+len(next.Rooms.Knock) > 0 {
-		t.Errorf("after rejecting: %s", next.raw)
+	if left, ok := next.Rooms.Leave[knocked]; !ok || len(left.Timeline.Events) > 0 || len(next.Rooms.Invite)+len(next.Rooms.Knock) > 0 {
+		t.Errorf("after withdrawing: %s", next.raw)
+	}
+	events := next.Rooms.Leave[room].Timeline.Events
+	if len(events) != 1 || events[0].ID != "$kick" || events[0].Content["reason"] != "r" || events[0].Sender != "@b:far" || strings.Contains(next.raw, "depth") {
+		t.Errorf("after being kicked: %s", next.raw)
+	}
+	if left := alice.sync("", `filter={"room":{"include_leave":true}}`).Rooms.Leave; len(left) != 2 || len(left[room].Timeline.Events) != 1 {
+		t.Errorf("a first sync with left rooms: %+v", left)
 	}
 }
 

@@ -285,6 +285,9 @@ func (s *syncRound) left(m *store.Member) (*leftRoom, error) {
 		if m.Forgotten || !s.filter.room(m.Room) {
 			return nil, nil
 		}
+		if end := outsideEnd(m, s.v.now); end != nil && s.filter.Room.Timeline.limit(usualTimeline, mostTimeline) > 0 {
+			room.Timeline.Events = append(room.Timeline.Events, end)
+		}
 		return room, nil
 	}
 	span, err := s.a.span(s.r, m, s.sincePosition(), s.changes.upTo, s.v)

@@ -49,7 +49,35 @@ func (f *Federation) Leave(ctx context.Context, room eventgraph.RoomID, user eve
 			return err
 		}
 	}
-	return f.Rooms.LeaveOutside(ctx, room, user)
+	return f.Rooms.LeaveOutside(ctx, room, user, f.rejection(member, reason))
+}
+
+// rejection is the event by which the user's other clients learn that an invite was rejected, or a knock withdrawn; nil if nothing is known of the
+// room's version. It stays here: the one that the room gets is made from a template of a server that is in it, which may be away.
+func (f *Federation) rejection(m *store.Member, reason string) *eventgraph.Event {
+	var before struct {
+		Depth int64 `json:"depth"`
+	}
+	if json.Unmarshal(m.Invite, &before) != nil {
+		return nil
+	}
+	content, err := marshal(struct {
+		Membership string `json:"membership"`
+		Reason     string `json:"reason,omitempty"`
+	}{"leave", reason})
+	if err != nil {
+		return nil
+	}
+	key, last := string(m.User), []eventgraph.EventID{m.Event}
+	e, err := eventgraph.Build(strippedVersion(m.Stripped), eventgraph.Draft{
+		RoomID: m.Room, Type: "m.room.member", StateKey: &key, Sender: m.User, Content: content,
+		PrevEvents: last, AuthEvents: last, Depth: before.Depth + 1, OriginServerTS: f.Rooms.SigningTime(0),
+	}, f.Key)
+	if err != nil {
+		f.Log.Debug("a rejected invite is shown without an event", "room", m.Room, "error", err)
+		return nil
+	}
+	return e
 }
 
 // queueLeave keeps what a server in the room is to be told, unless too much waits for it.

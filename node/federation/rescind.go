@@ -56,7 +56,7 @@ func (f *Federation) rescind(ctx context.Context, origin eventgraph.ServerName, 
 		f.Log.Info("an invite was not taken back", "room", frame.Room, "event", e.ID(), "origin", origin, "err", err)
 		return true, nil
 	}
-	return true, f.Rooms.LeaveOutside(ctx, frame.Room, frame.Key)
+	return true, f.Rooms.LeaveOutside(ctx, frame.Room, frame.Key, e)
 }
 
 // strippedVersion is the room's version by the stripped state of an invite; "1", which is not supported, where it says none (CS API,

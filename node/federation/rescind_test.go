@@ -57,6 +57,9 @@ func TestRescind(t *testing.T) {
 				t.Fatal(err)
 			}
 			b.waitUntil("the invite to go", func() bool { return b.membership(room, bob) == "leave" })
+			if end := b.memberEvent(room, bob); end.Sender != alice || end.Content.Membership != membership {
+				t.Errorf("bob is shown %+v", end)
+			}
 		})
 	}
 }
@@ -109,6 +112,50 @@ func TestRescindedByNothingOlder(t *testing.T) {
 	}
 	set("leave")
 	b.waitUntil("the invite to go", func() bool { return b.membership(room, bob) == "leave" })
+}
+
+// shownEnd is what of the end of an invite matters to the user.
+type shownEnd struct {
+	Sender  eventgraph.UserID
+	Depth   int64
+	Content struct{ Membership, Reason string }
+}
+
+// memberEvent is the event that is kept of a membership outside of any room.
+func (h *memHost) memberEvent(room eventgraph.RoomID, user eventgraph.UserID) (end shownEnd) {
+	h.t.Helper()
+	if err := h.Store.View(func(r *store.Reader) error {
+		m, err := r.Member(room, user)
+		if err != nil {
+			return err
+		}
+		return json.Unmarshal(m.Invite, &end)
+	}); err != nil {
+		h.t.Fatal(err)
+	}
+	return end
+}
+
+// An invite that its user rejects ends with an event of theirs, with their reason, though nobody can be asked for a template.
+func TestRejectionIsShown(t *testing.T) {
+	t.Parallel()
+	n := memnet.New()
+	a, b := newMemHost(t, n, "a"), newMemHost(t, n, "b")
+	a.start()
+	b.start()
+	a.meet(b.host)
+	room := a.create("12", "invite", "shared")
+	bob := b.user("bob")
+	if _, err := a.Invite(t.Context(), inviteOf(room, a.user("alice"), bob)); err != nil {
+		t.Fatal(err)
+	}
+	invite := b.memberEvent(room, bob)
+	if err := b.Leave(t.Context(), room, bob, "busy"); err != nil {
+		t.Fatal(err)
+	}
+	if end := b.memberEvent(room, bob); end.Sender != bob || end.Content.Membership != "leave" || end.Content.Reason != "busy" || end.Depth != invite.Depth+1 {
+		t.Errorf("bob's clients are shown %+v after %+v", end, invite)
+	}
 }
 
 // extremity is one of the room's forward extremities.

@@ -80,13 +80,20 @@ func strippedArray(stripped []json.RawMessage) ([]byte, error) {
 	return raw, nil
 }
 
-// LeaveOutside records that a local user has rejected an invite to (or withdrawn a knock from) a room that we are not in.
-func (r *Rooms) LeaveOutside(ctx context.Context, room eventgraph.RoomID, user eventgraph.UserID) error {
+// maxEnd bounds the event that is kept of the end of an invite: they stay.
+const maxEnd = 4 << 10
+
+// LeaveOutside records that a local user has rejected an invite to (or withdrawn a knock from) a room that we are not in, or that it was
+// taken back. end is the event that says so to the user's clients; nil if there is none.
+func (r *Rooms) LeaveOutside(ctx context.Context, room eventgraph.RoomID, user eventgraph.UserID, end *eventgraph.Event) error {
 	return r.setOutside(ctx, room, user, func(_ *store.Tx, m *store.Member) error {
 		if !waits(m) {
 			return refuse("M_NOT_FOUND", "%s has no invite to %s", user, room)
 		}
 		m.Membership, m.Invite, m.Stripped = "leave", nil, nil
+		if end != nil && len(end.Raw()) <= maxEnd {
+			m.Event, m.Invite = end.ID(), end.Raw()
+		}
 		return nil
 	})
 }

@@ -36,7 +36,7 @@ func TestInvitesAreBounded(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantRefusal(t, b.ReceiveInvite(ctx, pdu(t, invite), nil, a.Server(), false), "M_LIMIT_EXCEEDED")
-	if err := b.LeaveOutside(ctx, old, bob); err != nil {
+	if err := b.LeaveOutside(ctx, old, bob, nil); err != nil {
 		t.Fatal(err)
 	}
 	for range 2 { // the second time it waits already

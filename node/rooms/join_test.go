@@ -199,13 +199,13 @@ func TestInviteFromOutside(t *testing.T) {
 	if m := a.membership(room, bob); m.Membership != "invite" || m.Outside {
 		t.Errorf("for a bob is %+v", m)
 	}
-	if err := b.LeaveOutside(ctx, room, bob); err != nil {
+	if err := b.LeaveOutside(ctx, room, bob, nil); err != nil {
 		t.Fatal(err)
 	}
 	if m := b.membership(room, bob); m.Membership != "leave" || !m.Outside {
 		t.Errorf("after rejecting bob is %+v", m)
 	}
-	wantRefusal(t, b.LeaveOutside(ctx, room, bob), "M_NOT_FOUND")
+	wantRefusal(t, b.LeaveOutside(ctx, room, bob, nil), "M_NOT_FOUND")
 	b.join(a, room, bob)
 	if m := b.membership(room, bob); m.Membership != "join" || m.Outside {
 		t.Errorf("after joining bob is %+v", m)
