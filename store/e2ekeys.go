@@ -460,6 +460,22 @@ func (tx *Tx) PutFallbackKeys(user eventgraph.UserID, device DeviceID, keys []On
 	return err
 }
 
+// FallbackKeys are the current fallback keys of a local device, by algorithm, used or not.
+func (r *Reader) FallbackKeys(user eventgraph.UserID, device DeviceID) (keys []OneTimeKey, err error) {
+	err = r.scan(key(tableFallbackKey).str(string(user)).str(string(device)), nil, false, func(k, value []byte) (bool, error) {
+		p := parts(k)
+		p.str()
+		p.str()
+		var held fallbackKey
+		if err := json.Unmarshal(value, &held); err != nil {
+			return false, err
+		}
+		keys = append(keys, OneTimeKey{Algorithm: p.str(), ID: held.ID, Key: held.Key})
+		return true, nil
+	})
+	return keys, err
+}
+
 // insert puts s into the sorted list, once.
 func insert(list []string, s string) []string {
 	i, found := slices.BinarySearch(list, s)

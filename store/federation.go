@@ -292,10 +292,11 @@ func (tx *Tx) PutDestination(d *Destination) error {
 
 // Outbound is something durable for one server that is not a room event: a to-device EDU, an invite or leave it has not had.
 type Outbound struct {
-	Seq    uint64 // given by PutOutbound: greater than that of all before
-	Server eventgraph.ServerName
-	Kind   string // "m.direct_to_device", "invite", "leave", …
-	Body   []byte // JSON
+	Seq      uint64 // given by PutOutbound: greater than that of all before
+	Server   eventgraph.ServerName
+	Kind     string                  // "m.direct_to_device", "invite", "leave", …
+	Body     []byte                  // JSON
+	Carriers []eventgraph.ServerName // who keeps a copy for Server (PutCarriers)
 }
 
 // MaxOutboundBytes are queued for one server, and MaxAllOutboundBytes for all together; an item counts with outboundFrame beside its body.
@@ -312,7 +313,8 @@ const (
 var ErrOutboundFull = errors.New("too much waits to be sent to that server")
 
 type outboundRecord struct {
-	Kind string `json:"kind"`
+	Kind     string                  `json:"kind"`
+	Carriers []eventgraph.ServerName `json:"carriers,omitempty"`
 }
 
 func outboundKey(s eventgraph.ServerName) dbKey { return key(tableOutbound).str(string(s)) }
@@ -336,7 +338,7 @@ func (tx *Tx) PutOutbound(o *Outbound) (Position, error) {
 		return 0, err
 	}
 	o.Seq = uint64(p)
-	record, err := joinBody(outboundRecord{o.Kind}, o.Body)
+	record, err := joinBody(outboundRecord{Kind: o.Kind}, o.Body)
 	if err != nil {
 		return 0, err
 	}
@@ -345,18 +347,73 @@ func (tx *Tx) PutOutbound(o *Outbound) (Position, error) {
 
 // countOutbound adds to what is queued for the server, "" for all, unless it would be more than most then.
 func (tx *Tx) countOutbound(s eventgraph.ServerName, bytes, most int64) error {
-	before, err := tx.getNumber(outboundBytesKey(s))
+	return tx.countBytes(outboundBytesKey(s), bytes, most, ErrOutboundFull)
+}
+
+// countBytes adds to the number at k, unless it would be more than most then: full.
+func (tx *Tx) countBytes(k dbKey, bytes, most int64, full error) error {
+	before, err := tx.getNumber(k)
 	if err != nil {
 		return err
 	}
 	now := max(0, int64(before)+bytes)
 	if bytes > 0 && now > most {
-		return ErrOutboundFull
+		return full
 	}
 	if now == 0 {
-		return tx.delete(outboundBytesKey(s))
+		return tx.delete(k)
 	}
-	return tx.putNumber(outboundBytesKey(s), uint64(now))
+	return tx.putNumber(k, uint64(now))
+}
+
+// countHeld adds to what is held of a server and of all, under that name in tableMeta, unless either would be more than most: then it fails with full
+// and has changed nothing.
+func (tx *Tx) countHeld(name string, s eventgraph.ServerName, n, most, mostOfAll int64, full error) error {
+	of, all := key(tableMeta).str(name).str(string(s)), key(tableMeta).str(name).str("")
+	sum, err := tx.getNumber(all)
+	if err != nil {
+		return err
+	}
+	if n > 0 && int64(sum)+n > mostOfAll {
+		return full
+	}
+	if err := tx.countBytes(of, n, most, full); err != nil {
+		return err
+	}
+	return tx.countBytes(all, n, mostOfAll, full)
+}
+
+// OutboundServers calls f for each server for which something is queued, by name.
+func (r *Reader) OutboundServers(f func(eventgraph.ServerName) (bool, error)) error {
+	return r.scan(key(tableMeta).str("outbound"), nil, false, func(k, _ []byte) (bool, error) {
+		p := parts(k)
+		p.str()
+		if s := eventgraph.ServerName(p.str()); s != "" {
+			return f(s)
+		}
+		return true, nil
+	})
+}
+
+// PutCarriers notes who keeps a copy of the item for its server, if it is still queued.
+func (tx *Tx) PutCarriers(s eventgraph.ServerName, seq uint64, carriers []eventgraph.ServerName) error {
+	k := outboundKey(s).u64(seq)
+	record, err := tx.get(k)
+	if errors.Is(err, ErrNotFound) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	var h outboundRecord
+	body, err := splitBody(record, &h)
+	if err != nil {
+		return fmt.Errorf("outbound item for %s: %w", s, err)
+	}
+	h.Carriers = carriers
+	if record, err = joinBody(h, bytes.Clone(body)); err != nil {
+		return err
+	}
+	return tx.put(k, record)
 }
 
 // Outbound calls f for what is queued for the server with a Seq greater than after, in order.
@@ -372,7 +429,7 @@ func (r *Reader) Outbound(s eventgraph.ServerName, after uint64, f func(*Outboun
 		}
 		p := parts(k)
 		p.str()
-		return f(&Outbound{Seq: p.u64(), Server: s, Kind: h.Kind, Body: bytes.Clone(body)})
+		return f(&Outbound{Seq: p.u64(), Server: s, Kind: h.Kind, Body: bytes.Clone(body), Carriers: h.Carriers})
 	})
 }
 

@@ -16,6 +16,7 @@ import (
 //	table           rest of the key                       value
 //	tableMeta       str name                              see open.go, federation.go
 //	                "outbound", str server                u64 bytes queued for the server; "": for all servers
+//	                "handed keys", "carried", str server  u64 bytes held of the server's; "": of all servers'
 //	tableCommit     u64 commit number modulo commitRing   commitRecord, binary
 //	tableChange     u64 position                          Change, binary (changes.go)
 //	tableRoomChange str room, u64 position                event ID
@@ -49,6 +50,10 @@ import (
 //	tableAddress    str peer ID                           PeerAddresses, JSON
 //	tableInviteToken 32 bytes, hash of the token          InviteToken, JSON
 //	tableBlocked    str server                            u64 since when, ms
+//	tableHandedKeys str server, str user                  HandedKeys, JSON
+//	tableHandedSum  str server                            the sum of the last hand-over that came whole
+//	tableCarried    str destination, str origin,          Carried, JSON
+//	                u64 signed ms, str message ID
 //
 //	tableAccount    str user                              Account, JSON
 //	tableSession    32 bytes, hash of the token           Session, JSON
@@ -134,6 +139,9 @@ const (
 	tableAddress     table = 0x38
 	tableInviteToken table = 0x39
 	tableBlocked     table = 0x3a
+	tableHandedKeys  table = 0x3d
+	tableHandedSum   table = 0x3e
+	tableCarried     table = 0x3f
 
 	tableAccount     table = 0x40
 	tableSession     table = 0x41

@@ -31,6 +31,8 @@ type Remote interface {
 	QueryKeys(ctx context.Context, server eventgraph.ServerName, body json.RawMessage) (json.RawMessage, error)
 	ClaimKeys(ctx context.Context, server eventgraph.ServerName, body json.RawMessage) (json.RawMessage, error)
 	UserDevices(ctx context.Context, user eventgraph.UserID) (json.RawMessage, error)
+	IsConnected(server eventgraph.ServerName) bool
+	AskKeyBundles(ctx context.Context, users []eventgraph.UserID)
 	Backfill(ctx context.Context, room eventgraph.RoomID, limit int) (int, error)
 	EventNear(ctx context.Context, room eventgraph.RoomID, ts int64, forwards bool) (eventgraph.EventID, int64, error)
 	FetchMedia(ctx context.Context, id store.MediaID, user eventgraph.UserID, patience time.Duration) error

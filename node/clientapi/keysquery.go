@@ -353,8 +353,33 @@ func (a *API) claimLocal(ctx context.Context, wanted claims) (claimed, error) {
 	return got, nil
 }
 
-// claimRemote claims keys of one remote server's users; what was not asked for is dropped from the answer.
+// claimRemote claims keys of one remote server's users; while it is away, they are the fallback keys that it has handed over.
 func (a *API) claimRemote(ctx context.Context, server eventgraph.ServerName, wanted claims) (claimed, error) {
+	handed := true
+	for user := range wanted {
+		if b, err := a.handedBundle(user); b == nil || err != nil {
+			handed = false
+			break
+		}
+	}
+	asking, cancel := a.asking(ctx, server, handed)
+	defer cancel()
+	theirs, failure := a.askClaim(asking, server, wanted)
+	if failure == nil || answered(failure) {
+		return theirs, failure
+	}
+	theirs, whole, err := a.handedFallback(ctx, wanted)
+	if err != nil {
+		return nil, err
+	}
+	if whole {
+		failure = nil
+	}
+	return theirs, failure
+}
+
+// askClaim asks a server for keys; what was not asked for is dropped from the answer.
+func (a *API) askClaim(ctx context.Context, server eventgraph.ServerName, wanted claims) (claimed, error) {
 	body, err := json.Marshal(map[string]any{"one_time_keys": wanted})
 	if err != nil {
 		return nil, err

@@ -11,7 +11,6 @@ import (
 
 	"github.com/plexus-p2p/plexus/eventgraph"
 	"github.com/plexus-p2p/plexus/eventgraph/canonicaljson"
-	"github.com/plexus-p2p/plexus/node/rooms"
 	"github.com/plexus-p2p/plexus/store"
 )
 
@@ -24,11 +23,11 @@ import (
 //	   +----------------------------------------- stale --- fetched again --> current
 //
 // A list is fetched again when somebody asks for it: clients do at once when /sync tells them that it changed. While
-// its server is away a stale list is shown beside the failure, so that people on a split network go on
-// talking to the devices they know.
+// its server is away a stale list is shown, or what the server handed over when it was last met (handedkeys.go), so that people on a split network
+// go on talking to the devices they know.
 
-// remoteLists finds the lists of one server's users: from the cache, else from the server. failure tells that it could not
-// be asked for all of them; the lists that are held are returned all the same.
+// remoteLists finds the lists of one server's users: from the cache, else from the server, and if that is away those last seen. failure tells
+// that some are missing.
 func (a *API) remoteLists(ctx context.Context, server eventgraph.ServerName, users []eventgraph.UserID) (lists []*store.RemoteDevices, failure error) {
 	var fetch, ask []eventgraph.UserID // to be cached; not to be
 	held := map[eventgraph.UserID]*store.RemoteDevices{}
@@ -62,39 +61,65 @@ func (a *API) remoteLists(ctx context.Context, server eventgraph.ServerName, use
 		return nil, err
 	}
 
+	asking, cancel := a.asking(ctx, server, len(ask) == 0 && a.seenAll(fetch, held))
+	defer cancel()
 	fetched := make([]*store.RemoteDevices, len(fetch))
 	failed := make([]error, len(fetch))
 	var group errgroup.Group
 	group.SetLimit(maxAsked)
 	for i, user := range fetch {
 		group.Go(func() error {
-			fetched[i], failed[i] = a.fetchDevices(ctx, user)
+			fetched[i], failed[i] = a.fetchDevices(asking, user)
 			return nil
 		})
 	}
 	group.Wait()
+	var away []eventgraph.UserID // of whom nothing could be asked
 	for i, user := range fetch {
-		var refused *rooms.Refusal
 		switch {
 		case failed[i] == nil:
 			lists = append(lists, fetched[i])
-		case errors.As(failed[i], &refused): // perhaps a server that knows only the other call
+		case answered(failed[i]): // perhaps a server that knows only the other call
 			ask = append(ask, user)
 		default:
 			failure = failed[i]
-			if held[user] != nil {
-				lists = append(lists, held[user])
-			}
+			away = append(away, user)
 		}
 	}
 	if len(ask) > 0 {
-		asked, err := a.askKeys(ctx, server, ask)
+		asked, err := a.askKeys(asking, server, ask)
 		lists = append(lists, asked...)
 		if err != nil {
 			failure = err
+			if !answered(err) {
+				away = append(away, ask...)
+			}
 		}
 	}
-	return lists, failure
+	if len(away) == 0 {
+		return lists, failure
+	}
+	seen, whole, err := a.lastSeenLists(ctx, away, held)
+	if err != nil {
+		return nil, err
+	}
+	if whole && !answered(failure) {
+		failure = nil
+	}
+	return append(lists, seen...), failure
+}
+
+// seenAll says whether a list of each user is held, however old.
+func (a *API) seenAll(users []eventgraph.UserID, held map[eventgraph.UserID]*store.RemoteDevices) bool {
+	for _, user := range users {
+		if held[user] != nil {
+			continue
+		}
+		if b, err := a.handedBundle(user); b == nil || err != nil {
+			return false
+		}
+	}
+	return true
 }
 
 // presenceHere remembers for one call since when local users are in rooms.

@@ -311,6 +311,10 @@ func (u *unreachable) UserDevices(context.Context, eventgraph.UserID) (json.RawM
 	return nil, federation.ErrUnreachable
 }
 
+func (u *unreachable) IsConnected(eventgraph.ServerName) bool { return false }
+
+func (u *unreachable) AskKeyBundles(context.Context, []eventgraph.UserID) {}
+
 func (u *unreachable) Backfill(context.Context, eventgraph.RoomID, int) (int, error) {
 	return 0, federation.ErrUnreachable
 }

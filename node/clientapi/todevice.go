@@ -12,6 +12,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/eventgraph/canonicaljson"
 	"github.com/plexus-p2p/plexus/store"
 )
 
@@ -108,6 +109,9 @@ func (a *API) sendToDevice(q *request) (any, error) {
 		if server := m.user.Server(); server == a.Server {
 			local = append(local, m)
 		} else if _, err := eventgraph.ParseServerName(string(server)); err == nil { // others can never be reached
+			if _, err := canonicaljson.Canonicalize(m.content, canonicaljson.Strict); err != nil { // nor signed, and all behind it would wait
+				return nil, badJSON("A message to another server must have a canonical form: " + err.Error())
+			}
 			remote[server] = append(remote[server], m)
 		}
 	}

@@ -4,7 +4,7 @@
 // peers.go knows who speaks for whom. request.go asks other servers, verify.go checks who asks us, and the serve*.go files
 // answer. receive.go takes events in; what misses something waits in the inbox (inbox.go), fetch.go decides whom to ask for it and
 // obtain.go asks. send.go sends what is ours, which compose.go puts together. meet.go brings two servers level: collect.go fetches, compare.go and
-// summary.go find what differs, give.go answers; news.go says that it is worth while. gossip.go publishes for large rooms, gossipkeys.go and
+// summary.go find what differs, give.go answers; news.go says that it is worth while. handover.go hands keys over, and carrying.go messages, for the time when a server is away. gossip.go publishes for large rooms, gossipkeys.go and
 // gossipseal.go see to it that only their members can read that.
 package federation
 
@@ -81,7 +81,11 @@ type Local interface {
 	Devices(ctx context.Context, user eventgraph.UserID) (json.RawMessage, error)                             // GET user/devices
 	QueryKeys(ctx context.Context, from eventgraph.ServerName, body json.RawMessage) (json.RawMessage, error) // POST user/keys/query
 	ClaimKeys(ctx context.Context, from eventgraph.ServerName, body json.RawMessage) (json.RawMessage, error) // POST user/keys/claim
-	OpenIDUser(token string) (eventgraph.UserID, error)                                                       // GET openid/userinfo; store.ErrNotFound
+	// KeyBundle is what others need to write to a local user for the first time, in canonical JSON; nil if nothing. CheckKeyBundle says what is
+	// wrong with that of another server's user.
+	KeyBundle(user eventgraph.UserID) (json.RawMessage, error)
+	CheckKeyBundle(user eventgraph.UserID, bundle json.RawMessage) error
+	OpenIDUser(token string) (eventgraph.UserID, error) // GET openid/userinfo; store.ErrNotFound
 	// The EDUs m.direct_to_device (deduplicated by message_id), m.device_list_update, m.signing_key_update, m.receipt.
 	// origin has been checked to be the sender's server. For m.direct_to_device it returns only when durable.
 	ReceiveEDU(ctx context.Context, origin eventgraph.ServerName, eduType string, content json.RawMessage) error
@@ -198,6 +202,8 @@ func (f *Federation) Run(ctx context.Context) error {
 		f.runInbox,
 		f.runJoins,
 		f.runGossip,
+		f.runHandover,
+		f.runCarrying,
 	} {
 		group.Go(func() error {
 			if err := run(ctx); err != nil && ctx.Err() == nil {

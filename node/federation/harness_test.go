@@ -22,6 +22,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/eventgraph/canonicaljson"
 	"github.com/plexus-p2p/plexus/node/ephemeral"
 	"github.com/plexus-p2p/plexus/node/media"
 	"github.com/plexus-p2p/plexus/node/rooms"
@@ -198,8 +199,27 @@ func (e *end) Watch(ctx context.Context, f func(peer eventgraph.PeerID, connecte
 type people struct {
 	server eventgraph.ServerName
 
-	mu   sync.Mutex
-	edus []string // type and content of each that came
+	mu      sync.Mutex
+	edus    []string // type and content of each that came
+	bundles map[eventgraph.UserID]string
+}
+
+// KeyBundle of the users is made up; one is right if its "of" is the user.
+func (p *people) KeyBundle(user eventgraph.UserID) (json.RawMessage, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.bundles[user] == "" {
+		return nil, nil
+	}
+	return canonicaljson.Marshal(map[string]any{"of": user, "text": p.bundles[user]})
+}
+
+func (p *people) CheckKeyBundle(user eventgraph.UserID, bundle json.RawMessage) error {
+	var b struct{ Of eventgraph.UserID }
+	if json.Unmarshal(bundle, &b) != nil || b.Of != user {
+		return errors.New("of somebody else")
+	}
+	return nil
 }
 
 func (p *people) Profile(_ context.Context, user eventgraph.UserID, field string) (json.RawMessage, error) {

@@ -166,6 +166,16 @@ func (s *sharing) shares(server eventgraph.ServerName) (bool, error) {
 	return s.count[server] > 0, nil
 }
 
+// roomsWith is with, by ID alone.
+func (s *sharing) roomsWith(server eventgraph.ServerName) (map[eventgraph.RoomID]bool, error) {
+	shared, err := s.with(server)
+	rooms := make(map[eventgraph.RoomID]bool, len(shared))
+	for _, room := range shared {
+		rooms[room.id] = true
+	}
+	return rooms, err
+}
+
 // with lists the rooms that the server is in and is let into by their ACLs.
 func (s *sharing) with(server eventgraph.ServerName) (shared []*sharedRoom, err error) {
 	s.mu.Lock()

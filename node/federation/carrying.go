@@ -1,0 +1,629 @@
+package federation
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/eventgraph/canonicaljson"
+	"github.com/plexus-p2p/plexus/store"
+)
+
+// An encrypted to-device message for a server that is away is also given to others that meet it perhaps sooner than we do: up to maxCarriers servers in a
+// room with us and it. It is signed by us for that destination, so a carrier can neither change it nor give it to another.
+//
+//	origin   keep  messages, each signed           carrier  done  which it keeps
+//	carrier  give  them, when it meets their destination, which checks the signature and takes each message_id once
+//	         done  which the carrier may drop, because they were taken or never will be
+//
+// The origin's own outbox is as without: it delivers when it meets the destination, which knows the repeat by its message_id (SS API,
+// m.direct_to_device). Only m.room.encrypted is carried: what else goes from device to device could be read on the way, and is soon of no use.
+
+// protocolCarry is spoken on streams of its own, each for one message and its answer.
+const protocolCarry = "/plexus/carry/1"
+
+const (
+	// maxCarriers keep a copy of one message.
+	maxCarriers = 3
+	// carryFor is how long a carrier keeps it; a device that comes back later gets it from its origin.
+	carryFor = 30 * 24 * time.Hour
+	// carrySkew is how much longer its destination takes it, whose clock may be ahead. By then it was delivered, or is, by its origin.
+	carrySkew = 24 * time.Hour
+	// carryChunk is the size after which a protocol message ends: 16 s at 16 kbit/s. maxCarryMessage has a chunk and one message more.
+	carryChunk      = 32 << 10
+	maxCarryMessage = 256 << 10
+	// maxCarriedMessage bounds one: the EDU with at most maxEDUBytes of clientapi, or one content of 64 KiB, and signature and names.
+	maxCarriedMessage = 96 << 10
+	// maxCarriedAtOnce bounds the messages of one protocol message.
+	maxCarriedAtOnce = 64
+	// carryDelay gathers what is sent together, and is longer than a server is away that only changes its connection.
+	carryDelay = time.Second
+	// carryRetry and carrySeldom bound the time until a contact that did not take all is tried again.
+	carryRetry  = time.Minute
+	carrySeldom = 10 * time.Minute
+	// carryServed bounds the streams served at one time.
+	carryServed = 8
+	// sweepEvery is how often it is looked for what has been kept too long, or is kept for whom we share no room with any more.
+	sweepEvery = time.Hour
+)
+
+// carryMessage is any message of the protocol.
+type carryMessage struct {
+	Keep []json.RawMessage `json:"keep,omitempty"`
+	Give []json.RawMessage `json:"give,omitempty"`
+	Done []int             `json:"done,omitempty"` // the places of those that are done with
+}
+
+// carriedMessage is what the origin signs. Content is that of the EDU m.direct_to_device, the only Type.
+type carriedMessage struct {
+	Origin      eventgraph.ServerName `json:"origin"`
+	Destination eventgraph.ServerName `json:"destination"`
+	TS          int64                 `json:"origin_server_ts"`
+	Type        string                `json:"edu_type"`
+	Content     json.RawMessage       `json:"content"`
+}
+
+// directMessage is what is looked at of the EDU.
+type directMessage struct {
+	Sender    eventgraph.UserID `json:"sender"`
+	Type      string            `json:"type"`
+	MessageID string            `json:"message_id"`
+}
+
+// carrying gives messages to carriers, and carries those of others.
+type carrying struct {
+	f       *Federation
+	serving chan struct{}
+	changed chan struct{} // holds a token when there may be something to give
+
+	// Owned by the loop of runCarrying.
+	lastTS int64
+	with   map[eventgraph.PeerID]*carrier // connected peers
+}
+
+// carrier is a contact, over one connection.
+type carrier struct {
+	since  uint64
+	looked map[eventgraph.ServerName]uint64 // how far the outbox of a server was looked through for it
+	failed int
+	next   time.Time // not before, if it failed
+}
+
+// runCarrying gives to carriers and destinations, and takes from both, until ctx ends.
+func (f *Federation) runCarrying(ctx context.Context) error {
+	k := &carrying{f: f, serving: make(chan struct{}, carryServed), changed: make(chan struct{}, 1), with: map[eventgraph.PeerID]*carrier{}}
+	f.Transport.Handle(protocolCarry, func(ctx context.Context, peer eventgraph.PeerID, stream io.ReadWriteCloser) {
+		defer stream.Close()
+		defer context.AfterFunc(ctx, func() { reset(stream) })()
+		if err := k.serve(ctx, peer, idle{stream}); err != nil && ctx.Err() == nil {
+			reset(stream)
+			f.Log.Debug("messages not carried", "peer", peer, "err", err)
+		}
+	})
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return k.follow(ctx, f.Store.Position()) })
+	group.Go(func() error {
+		tick := time.NewTicker(sweepEvery)
+		defer tick.Stop()
+		for {
+			if err := f.sweepKept(ctx); err != nil && ctx.Err() == nil {
+				f.Log.Error("what is kept for others is not readable", "err", err)
+			}
+			select {
+			case <-tick.C:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+	})
+	group.Go(func() error {
+		for {
+			f.peers.mu.Lock()
+			news := f.peers.changed
+			f.peers.mu.Unlock()
+			again := time.NewTimer(k.round(ctx))
+			select {
+			case <-ctx.Done():
+			case <-news:
+			case <-k.changed:
+			case <-again.C:
+			}
+			again.Stop()
+			if !pause(ctx, carryDelay, nil) {
+				return ctx.Err()
+			}
+		}
+	})
+	return group.Wait()
+}
+
+// follow tells when something has been queued for another server.
+func (k *carrying) follow(ctx context.Context, from store.Position) error {
+	for {
+		upTo, err := k.f.Store.Wait(ctx, from)
+		if err != nil {
+			return err
+		}
+		news := false
+		err = k.f.Store.View(func(r *store.Reader) error {
+			return r.Changes(from, upTo, func(_ store.Position, c store.Change) (bool, error) {
+				news = c.Kind == store.ChangeOutbound
+				return !news, nil
+			})
+		})
+		if err != nil {
+			return err
+		}
+		if from = upTo; news {
+			signal(k.changed)
+		}
+	}
+}
+
+// round gives each contact what we carry for it, and what it may carry for others; and says when the next round is due.
+func (k *carrying) round(ctx context.Context) (wait time.Duration) {
+	f := k.f
+	contacts := f.peers.contacts()
+	maps.DeleteFunc(k.with, func(p eventgraph.PeerID, with *carrier) bool {
+		return !slices.ContainsFunc(contacts, func(c contact) bool { return c.Peer == p && c.Since == with.since })
+	})
+	away, err := f.awaited()
+	if err != nil {
+		f.Log.Error("outbox not readable", "err", err)
+		return carrySeldom
+	}
+	wait = carrySeldom
+	for _, c := range contacts {
+		with := k.with[c.Peer]
+		if with == nil {
+			with = &carrier{since: c.Since, looked: map[eventgraph.ServerName]uint64{}}
+			k.with[c.Peer] = with
+		}
+		if later := with.next.Sub(f.Now()); later > 0 {
+			wait = min(wait, later)
+			continue
+		}
+		err := k.giveAll(ctx, c)
+		for _, server := range away {
+			if err != nil || ctx.Err() != nil {
+				break
+			}
+			if server != c.Server && f.shareRoom(c.Server, server) {
+				err = k.handOn(ctx, c, with, server)
+			}
+		}
+		if err == nil {
+			with.failed = 0
+			continue
+		}
+		f.Log.Debug("a server does not carry", "server", c.Server, "peer", c.Peer, "err", err)
+		later := min(carryRetry<<min(with.failed, 10), carrySeldom)
+		with.failed++
+		with.next = f.Now().Add(later)
+		clear(with.looked)
+		wait = min(wait, later)
+	}
+	return wait
+}
+
+// awaited are the servers for which something is queued and that are not connected.
+func (f *Federation) awaited() (servers []eventgraph.ServerName, err error) {
+	err = f.Store.View(func(r *store.Reader) error {
+		return r.OutboundServers(func(s eventgraph.ServerName) (bool, error) {
+			if !f.peers.isConnected(s) && !f.peers.isBlocked(s) {
+				servers = append(servers, s)
+			}
+			return true, nil
+		})
+	})
+	return servers, err
+}
+
+// handOn gives a contact what waits for a server that is away.
+func (k *carrying) handOn(ctx context.Context, c contact, with *carrier, server eventgraph.ServerName) error {
+	for {
+		batch, upTo, err := k.f.toHandOn(c.Server, server, with.looked[server])
+		if err != nil {
+			return err
+		}
+		if len(batch) == 0 {
+			with.looked[server] = upTo
+			return nil
+		}
+		var m carryMessage
+		for _, o := range batch {
+			raw, err := k.sign(o)
+			if err != nil {
+				return err
+			}
+			m.Keep = append(m.Keep, raw)
+		}
+		done, err := k.ask(ctx, c, &m)
+		if err != nil {
+			return err
+		}
+		_, err = k.f.Store.Update(ctx, func(tx *store.Tx) error {
+			for i := range done {
+				if err := tx.PutCarriers(server, batch[i].Seq, append(slices.Clip(batch[i].Carriers), c.Server)); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		if len(done) < len(batch) {
+			return errors.New("it does not keep all")
+		}
+		with.looked[server] = upTo
+	}
+}
+
+// toHandOn lists what is queued for a server after the place given and can be carried by another that does not have it, as much as goes into one message,
+// and how far it has looked.
+func (f *Federation) toHandOn(by, server eventgraph.ServerName, after uint64) (batch []*store.Outbound, upTo uint64, err error) {
+	upTo = after
+	size := 0
+	err = f.Store.View(func(r *store.Reader) error {
+		return r.Outbound(server, after, func(o *store.Outbound) (bool, error) {
+			if carried(o) && len(o.Carriers) < maxCarriers && !slices.Contains(o.Carriers, by) {
+				if len(batch) == maxCarriedAtOnce || len(batch) > 0 && size+len(o.Body) > carryChunk {
+					return false, nil
+				}
+				batch = append(batch, o)
+				size += len(o.Body)
+			}
+			upTo = o.Seq
+			return true, nil
+		})
+	})
+	return batch, upTo, err
+}
+
+// carried says whether others may carry the item.
+func carried(o *store.Outbound) bool {
+	var m directMessage
+	return o.Kind == "m.direct_to_device" && len(o.Body) < maxCarriedMessage-requestFrame && json.Unmarshal(o.Body, &m) == nil &&
+		m.Type == "m.room.encrypted" && signable(o.Body)
+}
+
+// signable says whether the content has a canonical form: clients may send numbers that have none.
+func signable(content []byte) bool {
+	_, err := canonicaljson.Canonicalize(content, canonicaljson.Strict)
+	return err == nil
+}
+
+// sign signs an item for its server. No two are signed at the same time, so that carriers keep their order.
+func (k *carrying) sign(o *store.Outbound) (json.RawMessage, error) {
+	k.lastTS = max(k.lastTS+1, k.f.Now().UnixMilli())
+	object, err := marshal(carriedMessage{Origin: k.f.server, Destination: o.Server, TS: k.lastTS, Type: o.Kind, Content: o.Body})
+	if err != nil {
+		return nil, err
+	}
+	return eventgraph.SignJSON(object, k.f.Key)
+}
+
+// ask sends a message and returns which of it is done with.
+func (k *carrying) ask(ctx context.Context, c contact, m *carryMessage) (done map[int]bool, err error) {
+	s, stop, err := k.f.openIdle(ctx, c.Peer, protocolCarry)
+	if err != nil {
+		return nil, err
+	}
+	defer stop()
+	var answer carryMessage
+	if err := say(s, m, &answer); err != nil {
+		return nil, err
+	}
+	done = map[int]bool{}
+	for _, i := range answer.Done {
+		if i < 0 || i >= len(m.Keep)+len(m.Give) {
+			return nil, errors.New("an answer that is not in order")
+		}
+		done[i] = true
+	}
+	return done, nil
+}
+
+// giveAll gives a contact what we carry for it, and drops what it has taken.
+func (k *carrying) giveAll(ctx context.Context, c contact) error {
+	for {
+		batch, err := k.f.carriedFor(c.Server)
+		if err != nil || len(batch) == 0 {
+			return err
+		}
+		var m carryMessage
+		for _, kept := range batch {
+			m.Give = append(m.Give, kept.Signed)
+		}
+		done, err := k.ask(ctx, c, &m)
+		if err != nil {
+			return err
+		}
+		_, err = k.f.Store.Update(ctx, func(tx *store.Tx) error {
+			for i := range done {
+				if err := tx.DeleteCarried(batch[i]); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		if len(done) < len(batch) {
+			return errors.New("it does not take all")
+		}
+	}
+}
+
+// carriedFor lists what is kept for a server, as much as goes into one message.
+func (f *Federation) carriedFor(server eventgraph.ServerName) (batch []*store.Carried, err error) {
+	size, now := 0, f.Now()
+	shares := map[eventgraph.ServerName]bool{} // origins
+	err = f.Store.View(func(r *store.Reader) error {
+		return r.Carried(server, func(kept *store.Carried) (bool, error) {
+			share, known := shares[kept.Origin]
+			if !known {
+				share = f.carriesBetween(kept.Origin, server)
+				shares[kept.Origin] = share
+			}
+			if !share || tooOld(kept, now) {
+				return true, nil // sweepKept removes it
+			}
+			if len(batch) == maxCarriedAtOnce || len(batch) > 0 && size+len(kept.Signed) > carryChunk {
+				return false, nil
+			}
+			batch = append(batch, kept)
+			size += len(kept.Signed)
+			return true, nil
+		})
+	})
+	return batch, err
+}
+
+// carriesBetween says whether we carry from the origin to the destination: both are in a room with us, and neither is blocked.
+func (f *Federation) carriesBetween(origin, destination eventgraph.ServerName) bool {
+	return !f.peers.isBlocked(origin) && !f.peers.isBlocked(destination) && f.shareRoom(origin, destination)
+}
+
+// tooOld says whether a message has been kept for as long as it may be.
+func tooOld(kept *store.Carried, now time.Time) bool {
+	return now.Sub(time.UnixMilli(kept.Received)) > carryFor
+}
+
+// sweepKept removes messages kept for too long, or between servers for which we carry no more, and keys handed over by servers that share no room with us.
+func (f *Federation) sweepKept(ctx context.Context) error {
+	var drop []*store.Carried
+	var gone []eventgraph.UserID
+	var left []eventgraph.ServerName
+	type way struct{ from, to eventgraph.ServerName }
+	open := map[way]bool{}
+	now := f.Now()
+	err := f.Store.View(func(r *store.Reader) error {
+		err := r.Carried("", func(kept *store.Carried) (bool, error) {
+			w := way{kept.Origin, kept.Destination}
+			if _, known := open[w]; !known {
+				open[w] = f.carriesBetween(w.from, w.to)
+			}
+			if !open[w] || tooOld(kept, now) {
+				kept.Signed = nil
+				drop = append(drop, kept)
+			}
+			return true, nil
+		})
+		if err != nil {
+			return err
+		}
+		return r.HandedServers(func(s eventgraph.ServerName) (bool, error) {
+			if f.sharesRoom(s) {
+				return true, nil
+			}
+			left = append(left, s)
+			return true, r.HandedBy(s, func(h *store.HandedKeys) (bool, error) {
+				gone = append(gone, h.User)
+				return true, nil
+			})
+		})
+	})
+	if err != nil {
+		return err
+	}
+	for part := range slices.Chunk(drop, recordsAtOnce) {
+		_, err := f.Store.Update(ctx, func(tx *store.Tx) error {
+			for _, kept := range part {
+				if err := tx.DeleteCarried(kept); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	if len(left) == 0 {
+		return nil
+	}
+	for part := range slices.Chunk(gone, recordsAtOnce) {
+		_, err := f.Store.Update(ctx, func(tx *store.Tx) error {
+			for _, user := range part {
+				if err := tx.DeleteHandedKeys(user); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	_, err = f.Store.Update(ctx, func(tx *store.Tx) error {
+		for _, s := range left {
+			if err := tx.PutHandedSum(s, nil); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return err
+}
+
+// serve takes messages to carry, and those that are for us.
+func (k *carrying) serve(ctx context.Context, peer eventgraph.PeerID, s idle) error {
+	f := k.f
+	if err := f.admitStream(ctx, peer); err != nil {
+		return err
+	}
+	server, err := f.asker(ctx, peer)
+	if err != nil {
+		return err
+	}
+	if !f.sharesRoom(server) {
+		return errors.New("it shares no room with us")
+	}
+	release, err := take(ctx, k.serving)
+	if err != nil {
+		return err
+	}
+	defer release()
+	var m carryMessage
+	if err := readMessage(s, maxCarryMessage, &m); err != nil {
+		return err
+	}
+	if len(m.Keep)+len(m.Give) > maxCarriedAtOnce || len(m.Keep) > 0 && len(m.Give) > 0 {
+		return errTooLong
+	}
+	if err := f.spendOn(ctx, peer, costRequest+len(m.Keep)+len(m.Give)*costEDU); err != nil {
+		return err
+	}
+	answer := &carryMessage{}
+	if len(m.Keep) > 0 {
+		answer.Done, err = k.keep(ctx, server, m.Keep)
+	}
+	for i, raw := range m.Give {
+		if err != nil {
+			break
+		}
+		var done bool
+		if done, err = k.receive(ctx, server, raw); done {
+			answer.Done = append(answer.Done, i)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	return writeMessage(s, answer)
+}
+
+// parseCarried reads a message and checks all of it but the signature. Whether it is for whom, and for how long, is for the caller to ask.
+func parseCarried(raw json.RawMessage) (*carriedMessage, *directMessage, error) {
+	m, d := &carriedMessage{}, &directMessage{}
+	if len(raw) > maxCarriedMessage {
+		return nil, nil, errTooLong
+	}
+	if err := json.Unmarshal(raw, m); err != nil {
+		return nil, nil, err
+	}
+	if err := json.Unmarshal(m.Content, d); err != nil {
+		return nil, nil, err
+	}
+	_, originErr := eventgraph.ParseServerName(string(m.Origin))
+	_, destinationErr := eventgraph.ParseServerName(string(m.Destination))
+	switch {
+	case originErr != nil || destinationErr != nil:
+		return nil, nil, errors.Join(originErr, destinationErr)
+	case m.Type != "m.direct_to_device" || d.Type != "m.room.encrypted":
+		return nil, nil, fmt.Errorf("%.80q in %.80q is not carried", d.Type, m.Type)
+	case d.Sender.Server() != m.Origin || d.MessageID == "" || len(d.MessageID) > maxCarriedID || m.TS < 0:
+		return nil, nil, errors.New("it is not of the origin's user, or has no ID")
+	}
+	return m, d, nil
+}
+
+// maxCarriedID bounds a message_id in bytes; the spec has 32 codepoints.
+const maxCarriedID = 128
+
+// keep keeps messages of a server for others, and says which.
+func (k *carrying) keep(ctx context.Context, origin eventgraph.ServerName, all []json.RawMessage) (kept []int, err error) {
+	f := k.f
+	items := make([]*store.Carried, len(all))
+	for i, raw := range all {
+		m, d, err := parseCarried(raw)
+		switch {
+		case err != nil:
+		case m.Origin != origin || m.Destination == origin || m.Destination == f.server || !f.carriesBetween(origin, m.Destination):
+			err = errors.New("it is not ours to carry")
+		case f.Now().Sub(time.UnixMilli(m.TS)) > carryFor:
+			err = errors.New("it is too old")
+		default:
+			err = f.verifyObject(ctx, raw, origin, m.TS, origin)
+		}
+		if err != nil {
+			f.Log.Debug("a message is not carried", "origin", origin, "err", err)
+			continue
+		}
+		items[i] = &store.Carried{Destination: m.Destination, Origin: origin, TS: m.TS, MessageID: d.MessageID,
+			Received: f.Now().UnixMilli(), Signed: bytes.Clone(raw)}
+	}
+	_, err = f.Store.Update(ctx, func(tx *store.Tx) error {
+		kept = nil
+		for i, item := range items {
+			if item == nil {
+				continue
+			}
+			if err := tx.PutCarried(item); errors.Is(err, store.ErrCarriedFull) {
+				continue
+			} else if err != nil {
+				return err
+			}
+			kept = append(kept, i)
+		}
+		return nil
+	})
+	if err == nil {
+		f.Log.Debug("messages are kept for other servers", "origin", origin, "messages", len(kept))
+		signal(k.changed) // a destination may be connected to us
+	}
+	return kept, err
+}
+
+// receive takes in a message for us that another server carried. done says that it need not be given again; an error of the store is returned.
+func (k *carrying) receive(ctx context.Context, by eventgraph.ServerName, raw json.RawMessage) (done bool, err error) {
+	f := k.f
+	refuse := func(why any) (bool, error) {
+		f.Log.Info("a carried message was refused", "by", by, "why", why)
+		return true, nil
+	}
+	m, _, err := parseCarried(raw)
+	if err != nil {
+		return refuse(err)
+	}
+	if m.Destination != f.server || m.Origin == f.server {
+		return refuse("it is for another server")
+	}
+	if f.peers.isBlocked(m.Origin) || !f.shareRoom(m.Origin, f.server) {
+		return refuse("its origin shares no room with us")
+	}
+	if f.Now().Sub(time.UnixMilli(m.TS)) > carryFor+carrySkew {
+		return refuse("it is too old")
+	}
+	switch err := f.verifyObject(ctx, raw, m.Origin, m.TS, by); {
+	case errors.Is(err, eventgraph.ErrKeyUnknown) || errors.Is(err, eventgraph.ErrKeyNotValid):
+		f.Log.Debug("a carried message waits for its origin's key", "by", by, "origin", m.Origin, "err", err)
+		return false, nil
+	case err != nil:
+		return refuse(err)
+	}
+	f.Log.Debug("a carried message has come", "by", by, "origin", m.Origin)
+	return true, f.receiveEDU(ctx, m.Origin, edu{Type: m.Type, Content: m.Content})
+}

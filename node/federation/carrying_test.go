@@ -1,0 +1,307 @@
+package federation
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/p2ptransport/memnet"
+	"github.com/plexus-p2p/plexus/store"
+)
+
+// encrypted is an EDU of the host's alice that may be carried.
+func (h *memHost) encrypted(id string) string {
+	return fmt.Sprintf(`{"sender":%q,"type":"m.room.encrypted","message_id":%q,"messages":{}}`, h.user("alice"), id)
+}
+
+// carries counts what the host keeps for another.
+func (h *memHost) carries(destination *memHost) (n int) {
+	h.t.Helper()
+	err := h.Store.View(func(r *store.Reader) error {
+		return r.Carried(destination.server, func(*store.Carried) (bool, error) { n++; return true, nil })
+	})
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return n
+}
+
+// togetherIn makes a room of the first host's that all are in.
+func togetherIn(hosts ...*memHost) eventgraph.RoomID {
+	first := hosts[0]
+	room := first.create("12", "public", "shared")
+	for _, h := range hosts[1:] {
+		h.join(room, h.user("alice"), first.host)
+	}
+	for _, h := range hosts {
+		h.waitUntil("all to be in the room", func() bool {
+			for _, other := range hosts {
+				if !h.Rooms.InRoom(room, other.server) {
+					return false
+				}
+			}
+			return true
+		})
+	}
+	return room
+}
+
+// alone cuts a host off from all others.
+func alone(n *memnet.Network, h *memHost, others ...*memHost) {
+	for _, other := range others {
+		cut(n, h, other)
+	}
+	for _, other := range others {
+		h.gone(other)
+		other.gone(h)
+	}
+}
+
+// TestMessagesAreCarried: what is encrypted for a server that is away goes to at most three others, over a restart of theirs, and reaches it when it meets one; what is not
+// encrypted, or for a server with which the carrier shares no room, waits for the origin.
+func TestMessagesAreCarried(t *testing.T) {
+	t.Parallel()
+	n := memnet.New()
+	hosts := newMemHosts(t, n, "carry a", "carry b", "carry c", "carry d", "carry e", "carry f")
+	a, b, c := hosts[0], hosts[1], hosts[2]
+	togetherIn(hosts...)
+	alone(n, b, a, c, hosts[3], hosts[4], hosts[5])
+	a.queue(b.server, a.encrypted("one"))
+	a.queue(b.server, fmt.Sprintf(`{"sender":%q,"type":"m.key.verification.request","message_id":"plain"}`, a.user("alice")))
+	a.queue(b.server, a.encrypted("two"))
+	carriers := func() (all []*memHost) {
+		for _, h := range hosts[2:] {
+			if h.carries(b) > 0 {
+				all = append(all, h)
+			}
+		}
+		return all
+	}
+	a.waitUntil("three carriers", func() bool {
+		queued := a.outbound(b.server)
+		return len(queued[0].Carriers) == maxCarriers && len(queued[2].Carriers) == maxCarriers
+	})
+	if got := len(carriers()); got != maxCarriers {
+		t.Fatalf("%d carry", got)
+	}
+	for _, o := range a.outbound(b.server)[1:2] {
+		if len(o.Carriers) > 0 {
+			t.Errorf("%s is carried", o.Body)
+		}
+	}
+
+	// a goes, a carrier forgets all but its store, and b comes.
+	alone(n, a, hosts[2:]...)
+	carrier := carriers()[0]
+	carrier.restart()
+	for _, h := range hosts[2:] {
+		if h != carrier {
+			cut(n, h, carrier)
+		}
+	}
+	mend(n, b, carrier)
+	b.waitUntil("what was carried", func() bool { return len(b.local.came("m.direct_to_device")) == 2 })
+	for i, id := range []string{"one", "two"} {
+		if got := b.local.came("m.direct_to_device")[i]; !strings.Contains(got, id) {
+			t.Errorf("the message at %d is %s", i, got)
+		}
+	}
+	carrier.waitUntil("the carrier to forget it", func() bool { return carrier.carries(b) == 0 })
+	if got := len(a.outbound(b.server)); got != 3 {
+		t.Errorf("%d are left in the origin's outbox", got)
+	}
+	mend(n, a, b)
+	a.waitUntil("the origin to deliver all", func() bool { return len(a.outbound(b.server)) == 0 })
+	if got := len(b.local.came("m.direct_to_device")); got != 5 {
+		t.Errorf("%d came, of two twice", got)
+	}
+}
+
+// message is one as the host signs it, after change.
+func (h *memHost) message(to *memHost, change func(*carriedMessage)) json.RawMessage {
+	h.t.Helper()
+	m := &carriedMessage{Origin: h.server, Destination: to.server, TS: time.Now().UnixMilli(), Type: "m.direct_to_device",
+		Content: json.RawMessage(h.encrypted("an id"))}
+	if change != nil {
+		change(m)
+	}
+	object, err := marshal(m)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	raw, err := eventgraph.SignJSON(object, h.Key)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return raw
+}
+
+// tell sends a message of the protocol and says whether all of it is done with.
+func (h *memHost) tell(to *memHost, m *carryMessage) (done bool, err error) {
+	h.t.Helper()
+	k := &carrying{f: h.Federation}
+	got, err := k.ask(h.t.Context(), contact{Server: to.server, Peer: to.peer}, m)
+	return err == nil && len(got) == len(m.Keep)+len(m.Give), err
+}
+
+// TestCarryRefused: nothing is carried for a stranger, nor what is not the origin's, not for a third server in a room with us, not signed, or not encrypted;
+// and nothing is taken that its origin has not signed for us.
+func TestCarryRefused(t *testing.T) {
+	t.Parallel()
+	n := memnet.New()
+	hosts := newMemHosts(t, n, "refused a", "refused b", "refused c", "refused stranger")
+	a, b, c, stranger := hosts[0], hosts[1], hosts[2], hosts[3]
+	room := togetherIn(a, b, c)
+	alone(n, b, a, c, stranger)
+
+	changed := func(raw json.RawMessage, from, to string) json.RawMessage {
+		s := strings.Replace(string(raw), from, to, 1)
+		if s == string(raw) {
+			t.Fatalf("%s is not in it", from)
+		}
+		return json.RawMessage(s)
+	}
+	if _, err := stranger.tell(c, &carryMessage{Keep: []json.RawMessage{stranger.message(b, nil)}}); err == nil {
+		t.Error("a stranger is answered")
+	}
+	for what, raw := range map[string]json.RawMessage{
+		"changed":                 changed(a.message(b, nil), "an id", "other"),
+		"of another origin":       b.message(b, func(m *carriedMessage) { m.Destination = a.server }),
+		"for the origin itself":   a.message(a, nil),
+		"for the carrier":         a.message(c, nil),
+		"for a stranger":          a.message(stranger, nil),
+		"for a name that is none": a.message(b, func(m *carriedMessage) { m.Destination = "nobody" }),
+		"of another's user":       a.message(b, func(m *carriedMessage) { m.Content = json.RawMessage(b.encrypted("x")) }),
+		"not encrypted":           a.message(b, func(m *carriedMessage) { m.Content = json.RawMessage(changed(m.Content, "m.room.encrypted", "m.x")) }),
+		"another EDU":             a.message(b, func(m *carriedMessage) { m.Type = "m.receipt" }),
+		"too old":                 a.message(b, func(m *carriedMessage) { m.TS -= (carryFor + time.Minute).Milliseconds() }),
+		"too new":                 a.message(b, func(m *carriedMessage) { m.TS += carryFor.Milliseconds() }),
+		"without ID":              a.message(b, func(m *carriedMessage) { m.Content = json.RawMessage(a.encrypted("")) }),
+		"too large": a.message(b, func(m *carriedMessage) {
+			m.Content = json.RawMessage(a.encrypted(strings.Repeat("x", maxCarriedMessage)))
+		}),
+		"with a long ID":               a.message(b, func(m *carriedMessage) { m.Content = json.RawMessage(a.encrypted(strings.Repeat("x", maxCarriedID+1))) }),
+		"no message":                   json.RawMessage(`{}`),
+		"no message, but a signed one": json.RawMessage(`[]`),
+	} {
+		if done, err := a.tell(c, &carryMessage{Keep: []json.RawMessage{raw}}); done || err != nil {
+			t.Errorf("%s: kept %t, %v", what, done, err)
+		}
+	}
+	if c.carries(b) > 0 {
+		t.Error("something is carried")
+	}
+	many := &carryMessage{}
+	for range maxCarriedAtOnce + 1 {
+		many.Keep = append(many.Keep, json.RawMessage(`{}`))
+	}
+	if _, err := a.tell(c, many); err == nil {
+		t.Error("too many at once are answered")
+	}
+
+	// To the destination: a may say what it likes, but the message must be one that its origin has signed for c.
+	for what, raw := range map[string]json.RawMessage{
+		"forged":             changed(b.message(c, nil), "an id", "other"),
+		"signed by another":  changed(a.message(c, func(m *carriedMessage) { m.Content = json.RawMessage(b.encrypted("x")) }), `"origin":"`+string(a.server), `"origin":"`+string(b.server)),
+		"for another":        b.message(a, nil),
+		"of ourselves":       c.message(c, nil),
+		"of a stranger":      stranger.message(c, nil),
+		"very old":           b.message(c, func(m *carriedMessage) { m.TS -= (carryFor + 2*carrySkew).Milliseconds() }),
+		"not of its users'":  b.message(c, func(m *carriedMessage) { m.Content = json.RawMessage(a.encrypted("x")) }),
+		"nothing":            json.RawMessage(`{}`),
+		"of another type":    b.message(c, func(m *carriedMessage) { m.Type = "m.device_list_update" }),
+		"unencrypted, in it": b.message(c, func(m *carriedMessage) { m.Content = json.RawMessage(changed(m.Content, "m.room.encrypted", "m.x")) }),
+	} {
+		if done, err := a.tell(c, &carryMessage{Give: []json.RawMessage{raw}}); !done || err != nil {
+			t.Errorf("%s: done %t, %v", what, done, err)
+		}
+		if got := c.local.came("m.direct_to_device"); len(got) > 0 {
+			t.Errorf("%s: it was taken", what)
+		}
+	}
+	if done, err := a.tell(c, &carryMessage{Give: []json.RawMessage{b.message(c, nil)}}); !done || err != nil || len(c.local.came("m.direct_to_device")) != 1 {
+		t.Errorf("a right one: done %t, %v", done, err)
+	}
+	if _, err := stranger.tell(c, &carryMessage{Give: []json.RawMessage{b.message(c, nil)}}); err == nil {
+		t.Error("a stranger may give")
+	}
+
+	// Who is blocked or in no room any more is not carried for, nor is what was taken before.
+	if done, err := a.tell(c, &carryMessage{Keep: []json.RawMessage{a.message(b, nil)}}); !done || err != nil || c.carries(b) != 1 {
+		t.Fatalf("a right one: kept %t, %v", done, err)
+	}
+	if err := c.Block(t.Context(), b.server); err != nil {
+		t.Fatal(err)
+	}
+	if batch, err := c.carriedFor(b.server); err != nil || len(batch) > 0 {
+		t.Errorf("for a blocked server: %d, %v", len(batch), err)
+	}
+	if err := c.Unblock(t.Context(), b.server); err != nil {
+		t.Fatal(err)
+	}
+	if batch, err := c.carriedFor(b.server); err != nil || len(batch) != 1 {
+		t.Fatalf("again: %d, %v", len(batch), err)
+	}
+	a.setState(room, a.user("alice"), "m.room.member", string(b.user("alice")), `{"membership":"ban"}`)
+	c.waitUntil("the ban", func() bool { return !c.Rooms.InRoom(room, b.server) })
+	if batch, err := c.carriedFor(b.server); err != nil || len(batch) > 0 {
+		t.Errorf("for a banned server: %d, %v", len(batch), err)
+	}
+	if done, err := a.tell(c, &carryMessage{Keep: []json.RawMessage{a.message(b, nil)}}); done || err != nil {
+		t.Errorf("for a banned server: kept %t, %v", done, err)
+	}
+	if err := c.sweepKept(t.Context()); err != nil || c.carries(b) != 0 {
+		t.Errorf("%v; %d are left", err, c.carries(b))
+	}
+}
+
+// TestMessagesCarriedTooLong: after carryFor nothing is given, and it is removed; and an origin cannot fill a carrier.
+func TestMessagesCarriedTooLong(t *testing.T) {
+	t.Parallel()
+	n := memnet.New()
+	hosts := newMemHosts(t, n, "long a", "long b", "long c")
+	a, b, c := hosts[0], hosts[1], hosts[2]
+	togetherIn(a, b, c)
+	alone(n, b, a, c)
+	c.update(func(tx *store.Tx) error {
+		for i, received := range []time.Time{time.Now().Add(-carryFor - time.Hour), time.Now().Add(-carryFor + time.Hour)} {
+			err := tx.PutCarried(&store.Carried{Destination: b.server, Origin: a.server, TS: int64(i), MessageID: "x",
+				Received: received.UnixMilli(), Signed: a.message(b, nil)})
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if batch, err := c.carriedFor(b.server); err != nil || len(batch) != 1 {
+		t.Errorf("%d, %v", len(batch), err)
+	}
+	if err := c.sweepKept(t.Context()); err != nil || c.carries(b) != 1 {
+		t.Errorf("%v, %d are left", err, c.carries(b))
+	}
+
+	most := store.MaxCarriedBytes / (64 << 10)
+	filler := fmt.Sprintf(`,"y":%q}`, strings.Repeat("y", 64<<10))
+	for i := 0; ; i++ {
+		raw := a.message(b, func(m *carriedMessage) {
+			m.TS += int64(i)
+			m.Content = json.RawMessage(strings.TrimSuffix(a.encrypted("x"), "}") + filler)
+		})
+		done, err := a.tell(c, &carryMessage{Keep: []json.RawMessage{raw}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !done {
+			break
+		}
+		if i > most {
+			t.Fatalf("%d are kept for one origin", c.carries(b))
+		}
+	}
+	if c.carries(b) < most/2 {
+		t.Errorf("only %d are kept", c.carries(b))
+	}
+}
