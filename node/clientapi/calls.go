@@ -27,7 +27,7 @@ func (t *TURN) Check() error {
 	for _, uri := range t.URIs {
 		scheme, rest, _ := strings.Cut(uri, ":")
 		if scheme != "turn" && scheme != "turns" {
-			return fmt.Errorf("%q is no URI of a relay for calls: it begins with turn: or turns:", uri)
+			return fmt.Errorf("%q is no URI of a relay for calls: neither turn: nor turns: stands at its beginning", uri)
 		}
 		if rest == "" || strings.HasPrefix(rest, "//") { // RFC 7065
 			return fmt.Errorf("%q is no URI of a relay for calls: the host comes right after the colon", uri)

@@ -313,6 +313,7 @@ func (u *unread) evaluated(room *store.Room, read int64) (*notified, error) {
 func ruleEvent(e *eventgraph.Event) *pushrules.Event {
 	event := &pushrules.Event{
 		ID: string(e.ID()), Type: e.Type(), Sender: string(e.Sender()), RoomID: string(e.RoomID()), Content: e.Content(),
+		Redacts: string(e.Redacts()), OriginTS: e.OriginServerTS(),
 	}
 	if stateKey, ok := e.StateKey(); ok {
 		event.StateKey = &stateKey

@@ -318,9 +318,11 @@ func TestLongAbsence(t *testing.T) {
 		w.start()
 		w.events("!r", "old")
 		time.Sleep(30 * time.Hour)
-		if longest := int(24*time.Hour/retryLast) + 12; attempts > longest {
+		w.mu.Lock()
+		if longest := int(24*time.Hour/retryLast) + 12; attempts > longest || attempts < 90 {
 			t.Errorf("%d attempts, at most %d are expected", attempts, longest)
 		}
+		w.mu.Unlock()
 		var names []string
 		for i := range 3 * noticesOfRoom {
 			names = append(names, fmt.Sprint(i))
@@ -333,8 +335,11 @@ func TestLongAbsence(t *testing.T) {
 		w.mu.Unlock()
 		time.Sleep(retryLast)
 		synctest.Wait()
+		w.mu.Lock()
+		lines := w.got
+		w.mu.Unlock()
 		var told []string
-		for _, line := range w.got {
+		for _, line := range lines {
 			told = append(told, strings.Fields(line)[2])
 		}
 		var want []string

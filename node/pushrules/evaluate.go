@@ -15,6 +15,8 @@ type Event struct {
 	Sender   string
 	RoomID   string
 	StateKey *string
+	Redacts  string // "" if there is none
+	OriginTS int64  // origin_server_ts
 	Content  json.RawMessage
 
 	parsed  bool
@@ -189,6 +191,12 @@ func (e *Event) property(path string) any {
 			return e.RoomID
 		case "event_id":
 			return e.ID
+		case "origin_server_ts":
+			return json.Number(strconv.FormatInt(e.OriginTS, 10))
+		case "redacts":
+			if e.Redacts != "" {
+				return e.Redacts
+			}
 		case "state_key":
 			if e.StateKey != nil {
 				return *e.StateKey

@@ -380,3 +380,54 @@ func parse(t *testing.T, rule string) Rule {
 	}
 	return r
 }
+
+// Conditions look at what stands beside the content, too.
+func TestTopLevelProperties(t *testing.T) {
+	t.Parallel()
+	key := ""
+	e := &Event{ID: "$e", Type: "m.room.topic", Sender: "@a:s", RoomID: "!r", StateKey: &key, Redacts: "$r", OriginTS: 17, Content: json.RawMessage(`{}`)}
+	bare := &Event{Content: json.RawMessage(`{}`)}
+	for _, test := range []struct {
+		condition string
+		want      bool
+	}{
+		{`{"kind":"event_property_is","key":"event_id","value":"$e"}`, true},
+		{`{"kind":"event_property_is","key":"type","value":"m.room.topic"}`, true},
+		{`{"kind":"event_property_is","key":"sender","value":"@a:s"}`, true},
+		{`{"kind":"event_property_is","key":"room_id","value":"!r"}`, true},
+		{`{"kind":"event_property_is","key":"state_key","value":""}`, true},
+		{`{"kind":"event_property_is","key":"redacts","value":"$r"}`, true},
+		{`{"kind":"event_match","key":"redacts","pattern":"$?"}`, true},
+		{`{"kind":"event_property_is","key":"origin_server_ts","value":17}`, true},
+		{`{"kind":"event_property_is","key":"origin_server_ts","value":"17"}`, false},
+		{`{"kind":"event_match","key":"origin_server_ts","pattern":"*"}`, false},
+		{`{"kind":"event_property_is","key":"hashes","value":null}`, false},
+	} {
+		var c Condition
+		if err := json.Unmarshal([]byte(test.condition), &c); err != nil {
+			t.Fatal(err)
+		}
+		if got := c.holds(e, Context{}); got != test.want {
+			t.Errorf("%s: %v", test.condition, got)
+		}
+		if c.holds(bare, Context{}) {
+			t.Errorf("%s holds of an event without it", test.condition)
+		}
+	}
+}
+
+func TestTweaks(t *testing.T) {
+	t.Parallel()
+	o := Outcome{Actions: []Action{
+		Action(`"notify"`), Action(`{"set_tweak":"highlight"}`), Action(`{"set_tweak":"sound","value":"bing"}`), Action(`{"set_tweak":"light"}`),
+		Action(`{"set_tweak":"own","value":{"a":[1]}}`), Action(`"coalesce"`),
+	}}
+	got, err := json.Marshal(o.Tweaks())
+	if want := `{"highlight":true,"light":null,"own":{"a":[1]},"sound":"bing"}`; err != nil || string(got) != want {
+		t.Errorf("%s, %v, want %s", got, err, want)
+	}
+	o.Actions = []Action{Action(`{"set_tweak":"highlight","value":false}`)}
+	if got, _ := json.Marshal(o.Tweaks()); string(got) != `{"highlight":false}` {
+		t.Errorf("a highlight that is none: %s", got)
+	}
+}
