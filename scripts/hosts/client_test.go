@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -199,6 +200,8 @@ func (c *client) begin(session map[string]any, more args) {
 	c.t.Helper()
 	c.User, _ = session["user_id"].(string)
 	c.Device, _ = session["device_id"].(string)
+	local, _, _ := strings.Cut(c.User, ":")
+	c.name += fmt.Sprintf(" (%s, device %s)", local, c.Device)
 	start := args{"session": session, "limit": timelineLimit}
 	for k, v := range more {
 		start[k] = v
