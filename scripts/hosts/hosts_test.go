@@ -53,7 +53,7 @@ func lan(t *testing.T, n int) *LAN {
 			t.Error(err)
 		}
 		for _, h := range l.Hosts {
-			raw, _ := os.ReadFile(filepath.Join(dir, filepath.Base(h.Dir)+".log"))
+			raw, _ := os.ReadFile(h.logFile())
 			if logs != "" {
 				name := strings.NewReplacer("/", "-", " ", "-").Replace(t.Name())
 				_ = os.WriteFile(filepath.Join(logs, fmt.Sprintf("%s-%d.log", name, h.number)), raw, 0o600)

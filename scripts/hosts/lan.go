@@ -126,6 +126,11 @@ func (h *Host) Command(ctx context.Context, name string, args ...string) *exec.C
 	return exec.CommandContext(ctx, "ip", append([]string{"netns", "exec", h.Namespace, name}, args...)...)
 }
 
+// logFile has what the node prints, over all its starts.
+func (h *Host) logFile() string {
+	return filepath.Join(filepath.Dir(h.Dir), filepath.Base(h.Dir)+".log")
+}
+
 // Start starts the binary on the host and returns when it can serve. flags follow --data.
 func (h *Host) Start(ctx context.Context, binary string, flags ...string) (*node.NodeFile, error) {
 	h.mu.Lock()
@@ -137,7 +142,7 @@ func (h *Host) Start(ctx context.Context, binary string, flags ...string) (*node
 	if err := os.Remove(ready); err != nil && !errors.Is(err, os.ErrNotExist) { // left by a kill
 		return nil, err
 	}
-	log, err := os.OpenFile(filepath.Join(filepath.Dir(h.Dir), filepath.Base(h.Dir)+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	log, err := os.OpenFile(h.logFile(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return nil, err
 	}
