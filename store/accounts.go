@@ -18,7 +18,8 @@ type Account struct {
 	PasswordHash string // PHC string; "" : nobody can log in with a password
 	CreatedTS    int64  // ms
 	Deactivated  bool
-	Locked       bool `json:",omitzero"` // cannot be used until it is unlocked (CS API, Account locking)
+	Erased       Position `json:",omitzero"` // newest change when the user erased themself; 0: they have not
+	Locked       bool     `json:",omitzero"` // cannot be used until it is unlocked (CS API, Account locking)
 }
 
 // Account reads a local account; ErrNotFound.

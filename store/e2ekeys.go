@@ -672,3 +672,11 @@ func (tx *Tx) DeleteRemoteDevices(user eventgraph.UserID) error {
 func (tx *Tx) LogRemoteDevices(user eventgraph.UserID) (Position, error) {
 	return tx.Log(Change{Kind: ChangeDeviceList, User: user})
 }
+
+// DeleteCrossSigning removes a local user's cross-signing keys and the signatures on them, without logging it: their devices are gone.
+func (tx *Tx) DeleteCrossSigning(user eventgraph.UserID) error {
+	if err := tx.deletePrefix(key(tableCrossSigning).str(string(user))); err != nil {
+		return err
+	}
+	return tx.deletePrefix(key(tableKeySignature).str(string(user)))
+}

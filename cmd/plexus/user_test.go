@@ -2,26 +2,29 @@ package main
 
 import (
 	"encoding/json"
+	"fmt"
 	"strings"
 	"testing"
 
 	"github.com/plexus-p2p/plexus/node/clientapi"
 )
 
-// of runs subcommands for one node: they must end with the exit code, and their output hold the words.
+// of runs subcommands for one node, in this process: they must end with the exit code, and their output hold the words.
 func (b *binary) of(dir string) func(code int, stdin, line string, words ...string) string {
 	return func(code int, stdin, line string, words ...string) string {
 		b.t.Helper()
-		out, errOut, got := b.run(stdin, append(strings.Fields(line), "--data", dir)...)
-		if got != code {
-			b.t.Fatalf("plexus %s: exit code %d, want %d\n%s%s", line, got, code, out, errOut)
+		var out, errOut strings.Builder
+		err := command(b.t.Context(), append(strings.Fields(line), "--data", dir), strings.NewReader(stdin), &out, &errOut)
+		if (err != nil) != (code != 0) {
+			b.t.Fatalf("plexus %s: %v, want exit code %d\n%s%s", line, err, code, out.String(), errOut.String())
 		}
+		said := fmt.Sprint(out.String(), errOut.String(), err)
 		for _, w := range words {
-			if !strings.Contains(out+errOut, w) {
-				b.t.Errorf("plexus %s: %q is not in\n%s%s", line, w, out, errOut)
+			if !strings.Contains(said, w) {
+				b.t.Errorf("plexus %s: %q is not in\n%s", line, w, said)
 			}
 		}
-		return out
+		return out.String()
 	}
 }
 

@@ -120,8 +120,9 @@ func (a *API) setPassword(ctx context.Context, user eventgraph.UserID, password 
 	return nil
 }
 
-// deactivate is POST /account/deactivate: the account can never be used again, its name stays taken, and the user leaves all
-// rooms. With erase, what no event holds (profile, account data) is removed too.
+// deactivate is POST /account/deactivate: the account can never be used again, its name stays taken, its devices, keys, backups and pushers go, and
+// the user leaves all rooms and rejects invites. With erase, what else no event holds (profile, account data, uploads, reports) is removed too,
+// and who comes to a room later is shown what the user said there redacted (rooms.ShownToUser).
 func (a *API) deactivate(q *request) (any, error) {
 	var body struct {
 		Auth  *authData `json:"auth"`
@@ -134,13 +135,37 @@ func (a *API) deactivate(q *request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := a.deactivateAccount(q.Context(), user, body.Erase); err != nil {
+		return nil, err
+	}
+	ctx := context.WithoutCancel(q.Context()) // the client's tokens have ended: it could not ask again
+	a.sweepKeyBackups(ctx, user)
+	a.leaveAll(ctx, user)
+	if body.Erase {
+		theirs := func(m *store.Media) bool { return m.User == user && m.Server == a.Server }
+		if err := a.Media.Remove(ctx, theirs, func(int64) {}); err != nil {
+			a.Log.Error("uploads of an erased user stay", "error", err)
+		}
+	}
+	return map[string]string{"id_server_unbind_result": "success"}, nil
+}
+
+// deactivateAccount removes what is to go at once.
+func (a *API) deactivateAccount(ctx context.Context, user eventgraph.UserID, erase bool) error {
 	var ended []store.TokenHash
-	_, err = a.Store.Update(q.Context(), func(tx *store.Tx) error {
+	var erased store.Position
+	_, err := a.Store.Update(ctx, func(tx *store.Tx) error {
 		account, err := tx.Account(user)
 		if err != nil {
 			return err
 		}
 		account.Deactivated, account.PasswordHash = true, ""
+		if erase {
+			if erased, err = eraseUser(tx, user); err != nil {
+				return err
+			}
+			account.Erased = erased
+		}
 		if err := tx.PutAccount(account); err != nil {
 			return err
 		}
@@ -158,22 +183,37 @@ func (a *API) deactivate(q *request) (any, error) {
 		if err != nil {
 			return err
 		}
-		if ended, err = removeDevices(tx, user, ids); err != nil || !body.Erase {
-			return err
-		}
-		if err := tx.DeleteAllAccountData(user); err != nil {
-			return err
-		}
-		_, err = tx.PutProfile(user, nil)
+		ended, err = removeDevices(tx, user, ids)
 		return err
 	})
 	if err != nil {
-		return nil, err
+		return err
 	}
 	a.tokens.drop(ended...)
-	a.sweepKeyBackups(q.Context(), user)
-	a.leaveAll(q.Context(), user)
-	return map[string]string{"id_server_unbind_result": "success"}, nil
+	if erase {
+		a.Rooms.NoteErased(user, erased)
+	}
+	return nil
+}
+
+// eraseUser removes what is kept of a user beside events, devices and files, and returns the position of that change.
+func eraseUser(tx *store.Tx, user eventgraph.UserID) (store.Position, error) {
+	if err := tx.DeleteAllAccountData(user); err != nil {
+		return 0, err
+	}
+	if err := tx.DeleteCrossSigning(user); err != nil {
+		return 0, err
+	}
+	err := tx.Reports(func(report *store.Report) (bool, error) {
+		if report.Reporter != user {
+			return true, nil
+		}
+		return true, tx.DeleteReport(report.ID)
+	})
+	if err != nil {
+		return 0, err
+	}
+	return tx.PutProfile(user, nil)
 }
 
 // leaveAll lets the user leave every room that they are in or invited to. A room that cannot be left is logged and passed

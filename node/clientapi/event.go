@@ -55,7 +55,10 @@ func (a *API) newViewer(user eventgraph.UserID, device store.DeviceID) *viewer {
 // clientEvent writes an event as clients see it (CS API, Room event format; definitions/client_event.yaml). Whether the
 // viewer may see it has been asked before (rooms.MaySeeUser).
 func (a *API) clientEvent(r *store.Reader, e *store.StoredEvent, v *viewer) (json.RawMessage, error) {
-	event := e.Shown()
+	event, err := a.Rooms.ShownToUser(v.user, e)
+	if err != nil {
+		return nil, err
+	}
 	if v.federation {
 		return event.Raw(), nil
 	}
@@ -82,7 +85,7 @@ func (a *API) clientEvent(r *store.Reader, e *store.StoredEvent, v *viewer) (jso
 	}
 	b = append(b, `,"type":`...)
 	b = appendString(b, event.Type())
-	b, err := a.appendUnsigned(b, r, e, v)
+	b, err = a.appendUnsigned(b, r, e, v)
 	if err != nil {
 		return nil, err
 	}
@@ -190,14 +193,18 @@ func (a *API) appendContext(b []byte, r *store.Reader, e *store.StoredEvent, v *
 	b = append(b, `,"replaces_state":`...)
 	b = appendString(b, string(replaced.ID()))
 	see, err := a.Rooms.MaySeeUser(v.user, replaced)
-	if see {
-		b = append(b, `,"prev_content":`...)
-		b = append(b, replaced.Shown().Content()...)
-		// Not in the spec: matrix-js-sdk finds by it who has invited the user to a direct chat, once they have joined.
-		b = append(b, `,"prev_sender":`...)
-		b = appendString(b, string(replaced.Sender()))
+	if !see || err != nil {
+		return b, err
 	}
-	return b, err
+	shown, err := a.Rooms.ShownToUser(v.user, replaced)
+	if err != nil {
+		return nil, err
+	}
+	b = append(b, `,"prev_content":`...)
+	b = append(b, shown.Content()...)
+	// Not in the spec: matrix-js-sdk finds by it who has invited the user to a direct chat, once they have joined.
+	b = append(b, `,"prev_sender":`...)
+	return appendString(b, string(replaced.Sender())), nil
 }
 
 // membershipAt is the viewer's membership after the event; "" where the state is not known.

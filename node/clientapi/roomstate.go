@@ -150,8 +150,11 @@ func (a *API) getStateEvent(q *request) (any, error) {
 			answer, err = a.clientEvent(r, e, a.viewerOf(q))
 			return err
 		}
-		answer = e.Shown().Content()
-		return nil
+		shown, err := a.Rooms.ShownToUser(q.user, e)
+		if err == nil {
+			answer = shown.Content()
+		}
+		return err
 	})
 	return answer, err
 }

@@ -157,7 +157,11 @@ func (a *API) find(q *request, r *store.Reader, s *searchQuery) (all []found, hi
 		left := max(minSearchedEvents, maxSearchedEvents/len(in))
 		err := r.Timeline(room, math.MaxInt64, true, func(e *store.StoredEvent) (bool, error) {
 			left--
-			rank := s.match(e, highlighted)
+			shown, err := a.Rooms.ShownToUser(q.user, e)
+			if err != nil {
+				return false, err
+			}
+			rank := s.match(shown, highlighted)
 			if rank > 0 {
 				see, err := a.Rooms.MaySeeUser(q.user, e)
 				if err != nil {
@@ -182,8 +186,7 @@ func (a *API) find(q *request, r *store.Reader, s *searchQuery) (all []found, hi
 
 // match says how well the event fits, 0 if not: all words of the term must be in it, each as the beginning of a word. What of the event
 // was redacted is not looked at.
-func (s *searchQuery) match(e *store.StoredEvent, highlighted map[string]bool) float64 {
-	shown := e.Shown()
+func (s *searchQuery) match(shown *eventgraph.Event, highlighted map[string]bool) float64 {
 	var key string
 	switch shown.Type() {
 	case "m.room.name", "m.room.topic":

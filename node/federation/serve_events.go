@@ -120,7 +120,7 @@ func (f *Federation) seen(server eventgraph.ServerName, e *store.StoredEvent) (*
 	if may, err := f.Rooms.MaySeeServer(server, e); !may || err != nil {
 		return nil, err
 	}
-	return e.Shown(), nil
+	return f.Rooms.ShownToServer(server, e)
 }
 
 // eventInRoom is an event that has its place in the room and that the origin may see.

@@ -44,6 +44,7 @@ type Rooms struct {
 	summaries *lru.Cache[eventgraph.RoomID, summarized] // see summary.go
 
 	clocks clocks
+	erased erased
 	crowds *crowds // rooms with many extremities: see merging.go
 
 	mu     sync.Mutex

@@ -65,7 +65,7 @@ func (r *Rooms) GivenToServer(server eventgraph.ServerName, e *store.StoredEvent
 	case err != nil:
 		return nil, err
 	case may:
-		return e.Shown(), nil
+		return r.ShownToServer(server, e)
 	case e.Verdict == store.Rejected || !r.InRoom(e.RoomID(), server):
 		return nil, nil
 	}
