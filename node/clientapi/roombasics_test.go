@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/node/rooms"
 )
 
 // stateOf is the content of a state event.
@@ -316,4 +317,138 @@ func TestFetchEvent(t *testing.T) {
 		get(third, c.after, "of after the join")
 		get(eventgraph.EventID("$"+strings.Repeat("a", 43)), 404, "that is none")
 	}
+}
+
+// User names are of the spec's alphabet, and lower case whatever is typed (Appendices, User Identifiers; CS API, register).
+func TestUserNames(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, func(c *Config) { c.Registration = RegistrationOpen })
+	register := func(name string) answer {
+		return s.send("POST", "/_matrix/client/v3/register", "", map[string]any{"username": name, "password": "ünïcode", "auth": map[string]any{"type": stageDummy}})
+	}
+	for _, name := range []string{"qx", "q-x", "q.x", "q/x", "q3x", "q=x", "q_x", "UPPER"} {
+		if a := register(name); a.status != 200 || a.text("user_id") != "@"+strings.ToLower(name)+":"+string(s.Server) {
+			t.Errorf("%s: %d %s", name, a.status, a.raw)
+		}
+	}
+	for _, c := range "!\":?\\@[]{|}£é\n'" {
+		if a := register("q" + string(c) + "x"); a.status != 400 || a.code() != "M_INVALID_USERNAME" {
+			t.Errorf("%q: %d %s", c, a.status, a.raw)
+		}
+	}
+}
+
+// A room's canonical alias and its others must be aliases, and lead to the room, when they are set (CS API, m.room.canonical_alias).
+func TestCanonicalAlias(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, nil)
+	alice := s.newClient("alice")
+	room, other := string(alice.room()), string(alice.room())
+	alias := func(name string) string { return "#" + name + ":" + string(s.Server) }
+	at := func(name string) string { return "/v3/directory/room/" + url.PathEscape(alias(name)) }
+	const unicode = "老虎Â£я🤨👉ඞ"
+	for name, to := range map[string]string{"mine": room, "other": other, "gone": room, unicode: room} {
+		alice.call(200, "PUT", at(name), map[string]string{"room_id": to})
+	}
+	if a := alice.call(200, "GET", at(unicode), nil); a.text("room_id") != room {
+		t.Errorf("an alias in Unicode: %s", a.raw)
+	}
+	alice.call(200, "DELETE", at("gone"), nil)
+	path := "/v3/rooms/" + room + "/state/m.room.canonical_alias"
+	alice.call(200, "PUT", path, map[string]any{"alias": alias("mine"), "alt_aliases": []string{alias(unicode)}})
+	for name, code := range map[string]string{
+		alias("none"): "M_BAD_ALIAS", alias("other"): "M_BAD_ALIAS", alias("gone"): "M_BAD_ALIAS", "mine": "M_INVALID_PARAM", "%": "M_INVALID_PARAM",
+	} {
+		for _, body := range []map[string]any{{"alias": name}, {"alt_aliases": []string{name}}} {
+			if a := alice.call(400, "PUT", path, body); a.code() != code {
+				t.Errorf("%v: %s, want %s", body, a.raw, code)
+			}
+		}
+	}
+}
+
+// Numbers that canonical JSON has not, and what is no JSON, are refused where an event is sent (room versions from 6 on).
+func TestEventsWithoutCanonicalJSON(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, nil)
+	alice := s.newClient("alice")
+	path := "/v3/rooms/" + string(alice.room()) + "/send/complement.dummy/"
+	for i, c := range []struct{ body, code string }{
+		{`{"a":1.1}`, "M_BAD_JSON"}, {`{"a":9007199254740992}`, "M_BAD_JSON"}, {`{"a":-9007199254740992}`, "M_BAD_JSON"}, {`{"a":1e5}`, "M_BAD_JSON"},
+		{`{"a":NaN}`, "M_NOT_JSON"}, {`{"a":Infinity}`, "M_NOT_JSON"}, {`{"a":-Infinity}`, "M_NOT_JSON"}, {"{\"a\":\"\x81\"}", "M_NOT_JSON"},
+	} {
+		if a := alice.call(400, "PUT", path+fmt.Sprint(i), c.body); a.code() != c.code {
+			t.Errorf("%q: %s, want %s", c.body, a.raw, c.code)
+		}
+	}
+}
+
+// Receipts in threads and for the whole room, as they take away notifications: A, then B and C (which mentions) in its thread, D (which mentions) and F,
+// a reference to A, outside of it, and E in the thread again. A reaction counts nowhere.
+func TestThreadedReceipts(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, nil)
+	alice, bob := s.newClient("alice"), s.newClient("bob")
+	room := alice.room()
+	bob.join(room)
+	send := func(body string) eventgraph.EventID { return alice.message(room, `{"msgtype":"m.text",`+body+`}`) }
+	mention := `"m.mentions":{"user_ids":["` + string(bob.user) + `"]}`
+	since := bob.sync("").NextBatch
+	a := send(`"body":"A"`)
+	thread := `"m.relates_to":{"rel_type":"m.thread","event_id":"` + string(a) + `"}`
+	b := send(`"body":"B",` + thread)
+	send(`"body":"C",` + mention + `,` + thread)
+	d := send(`"body":"D",` + mention)
+	send(`"body":"E",` + thread)
+	f := send(`"body":"F","m.relates_to":{"rel_type":"m.reference","event_id":"` + string(a) + `"}`)
+	g := alice.event(draftOf(room, "m.reaction", `{"m.relates_to":{"rel_type":"m.annotation","event_id":"`+string(f)+`","key":"x"}}`))
+
+	check := func(when string, all, main, inThread [2]int) {
+		t.Helper()
+		var answer struct {
+			Rooms struct {
+				Join map[eventgraph.RoomID]struct {
+					Unread  unreadJSON                        `json:"unread_notifications"`
+					Threads map[eventgraph.EventID]unreadJSON `json:"unread_thread_notifications"`
+				}
+			}
+		}
+		for filter, want := range map[string][2]int{"": all, `filter={"room":{"timeline":{"unread_thread_notifications":true}}}`: main} {
+			clear(answer.Rooms.Join)
+			if err := json.Unmarshal([]byte(bob.sync(since, filter).raw), &answer); err != nil {
+				t.Fatal(err)
+			}
+			got := answer.Rooms.Join[room]
+			if n := ([2]int{got.Unread.Count, got.Unread.Highlights}); n != want {
+				t.Errorf("%s %s: %v, want %v", when, filter, n, want)
+			}
+			if n := ([2]int{got.Threads[a].Count, got.Threads[a].Highlights}); filter != "" && n != inThread || filter == "" && got.Threads != nil {
+				t.Errorf("%s %s: in the thread %v, want %v", when, filter, n, inThread)
+			}
+		}
+	}
+	read := func(id eventgraph.EventID, body string) {
+		t.Helper()
+		bob.call(200, "POST", "/v3/rooms/"+string(room)+"/receipt/m.read/"+string(id), body)
+	}
+	check("unread", [2]int{6, 2}, [2]int{3, 1}, [2]int{3, 1})
+	read(a, `{"thread_id":"main"}`)
+	check("A in main", [2]int{5, 2}, [2]int{2, 1}, [2]int{3, 1})
+	read(b, `{"thread_id":"`+string(a)+`"}`)
+	check("B in the thread", [2]int{4, 2}, [2]int{2, 1}, [2]int{2, 1})
+	read(d, `{}`)
+	check("all up to D", [2]int{2, 0}, [2]int{1, 0}, [2]int{1, 0})
+	read(g, `{"thread_id":"main"}`)
+	check("G in main", [2]int{1, 0}, [2]int{0, 0}, [2]int{1, 0})
+	read(g, `{}`)
+	check("all", [2]int{0, 0}, [2]int{0, 0}, [2]int{0, 0})
+}
+
+type unreadJSON struct {
+	Count      int `json:"notification_count"`
+	Highlights int `json:"highlight_count"`
+}
+
+func draftOf(room eventgraph.RoomID, eventType, content string) rooms.Draft {
+	return rooms.Draft{Room: room, Type: eventType, Content: json.RawMessage(content)}
 }
