@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/node/appservice"
 	"github.com/plexus-p2p/plexus/node/clientapi"
 	"github.com/plexus-p2p/plexus/node/ephemeral"
 	"github.com/plexus-p2p/plexus/node/federation"
@@ -48,6 +49,7 @@ type Config struct {
 	RegistrationToken string                 // "": made at first start and kept in Dir
 	RoomVersion       eventgraph.RoomVersion // of rooms that clients make without naming one; "": eventgraph.DefaultRoomVersion
 	NoRateLimits      bool
+	AppServices       []string         // files with registrations of application services
 	Media             media.Limits     // in bytes; 0: the defaults of package media
 	URLPreviews       bool             // previews of links in messages: their servers learn that somebody here reads them
 	PrivateGateways   bool             // users may have push gateways in private networks and on this machine, over HTTP too
@@ -76,6 +78,8 @@ type Node struct {
 	ephemeral *ephemeral.State
 	media     *media.Repository
 	rooms     *rooms.Rooms
+	services  *appservice.Services
+	sender    *appservice.Sender
 	api       *clientapi.API
 	push      *push.Sender
 	fed       *federation.Federation
@@ -116,15 +120,21 @@ func Open(ctx context.Context, c Config) (_ *Node, err error) {
 	}
 	n.ephemeral = ephemeral.New(c.Now)
 	n.rooms = rooms.New(rooms.Config{Store: n.store, Key: n.keys.signing(), Now: c.Now, Log: c.Log})
+	if n.services, err = appservice.Load(c.AppServices, n.keys.server, c.LANOnly); err != nil {
+		return nil, err
+	}
 	n.media = media.New(media.Config{Store: n.store, Key: n.keys.signing(), Limits: c.Media, Now: c.Now})
 	gateways := push.Gateways{Private: c.PrivateGateways, LANOnly: c.LANOnly}
 	n.api = clientapi.New(clientapi.Config{
 		Store: n.store, Rooms: n.rooms, Ephemeral: n.ephemeral, Media: n.media, URLPreviews: c.URLPreviews,
 		Server: n.keys.server, Peer: n.keys.peer, Registration: c.Registration, RegistrationToken: n.token, RoomVersion: c.RoomVersion,
-		RateLimits: !c.NoRateLimits, PushGateways: gateways, TURN: c.TURN, PeersConnected: func() int { return len(n.transport.Peers()) },
+		RateLimits: !c.NoRateLimits, Services: n.services, PushGateways: gateways, TURN: c.TURN, PeersConnected: func() int { return len(n.transport.Peers()) },
 		Hosts: hostsOf(c.ClientAddrs), Now: c.Now, Log: c.Log,
 	})
 	n.push = push.New(push.Config{Store: n.store, Source: n.api, Gateways: gateways, Now: c.Now, Log: c.Log})
+	if err := n.openServices(ctx); err != nil {
+		return nil, err
+	}
 	if err := n.openFederation(); err != nil {
 		return nil, err
 	}
@@ -208,6 +218,17 @@ func (n *Node) openStore(ctx context.Context) (err error) {
 		return fmt.Errorf("open store: %w", err)
 	}
 	return nil
+}
+
+// openServices makes ready what application services need.
+func (n *Node) openServices(ctx context.Context) (err error) {
+	if err := n.api.EnsureServiceUsers(ctx); err != nil {
+		return fmt.Errorf("make the users of application services: %w", err)
+	}
+	n.sender, err = appservice.NewSender(ctx, appservice.Config{
+		Store: n.store, Ephemeral: n.ephemeral, Services: n.services, Local: n.api, Log: n.log,
+	})
+	return err
 }
 
 // openFederation composes transport and federation. The transport serves requests from its first moment; what it serves waits
@@ -317,6 +338,7 @@ const (
 func (n *Node) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return n.fed.Run(ctx) })
+	group.Go(func() error { return n.sender.Run(ctx) })
 	for _, l := range n.listeners {
 		n.serveHTTP(ctx, group, l, n.api.Handler())
 	}

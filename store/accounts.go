@@ -18,6 +18,7 @@ type Account struct {
 	PasswordHash string // PHC string; "" : nobody can log in with a password
 	CreatedTS    int64  // ms
 	Deactivated  bool
+	Service      string   `json:",omitzero"` // the ID of the application service that made it; "": a person or an administrator
 	Erased       Position `json:",omitzero"` // newest change when the user erased themself; 0: they have not
 	Locked       bool     `json:",omitzero"` // cannot be used until it is unlocked (CS API, Account locking)
 }

@@ -54,6 +54,10 @@ import (
 //	tableHandedSum  str server                            the sum of the last hand-over that came whole
 //	tableCarried    str destination, str origin,          Carried, JSON
 //	                u64 signed ms, str message ID
+//	tableService    str application service               destRecord, JSON, and the body of the transaction in flight
+//	tableNetworkRoom str application service, str network, empty: it stands in the service's directory
+//	                str room
+//	tableNetworkCount str application service             u64 rooms in its directories
 //
 //	tableAccount    str user                              Account, JSON
 //	tableSession    32 bytes, hash of the token           Session, JSON
@@ -179,6 +183,10 @@ const (
 	tableMediaThumb   table = 0x73
 	tableMediaPending table = 0x74
 	tableMediaUsed    table = 0x75
+
+	tableService      table = 0x78
+	tableNetworkRoom  table = 0x79
+	tableNetworkCount table = 0x7a
 	tableSliding      table = 0x61
 	tablePusher       table = 0x68
 	tablePusherCursor table = 0x69

@@ -74,7 +74,7 @@ func (s *settings) flags(source *int, errOut io.Writer) *flag.FlagSet {
 	f.BoolVar(&s.relay, "relay", false, "carry connections between nodes that share rooms with this one and cannot reach each other")
 	f.StringVar(&s.meshKey, "mesh-key", "", "`file` with the key of a private mesh, made by \"plexus mesh-key FILE\": nodes without it are not talked to; TCP and WebSocket only")
 	f.BoolVar(&s.lanOnly, "lan-only", false, "never send a packet outside of private address ranges, and look up no names")
-	f.Var(&s.appservices, "appservice", "application service registration `file`, repeatable (not in this version)")
+	f.Var(&s.appservices, "appservice", "application service registration `file` in YAML, repeatable")
 	s.maxUpload, s.userMedia, s.allMedia, s.mediaCache = media.DefaultUploadSize, media.DefaultUserBytes, media.DefaultLocalBytes, media.DefaultCacheBytes
 	f.Var(&s.maxUpload, "max-upload-size", "the largest file that is taken, in `bytes`, or with K, M or G")
 	f.Var(&s.userMedia, "media-quota", "what one user may upload in all, in `bytes`")
@@ -218,9 +218,6 @@ func (s *settings) check() error {
 	}
 	if s.mediaCache < s.maxUpload {
 		return errors.New("--media-cache must hold one file of --max-upload-size at least")
-	}
-	if len(s.appservices.values) > 0 {
-		return errors.New("--appservice is not in this version of plexus; start without it")
 	}
 	return nil
 }

@@ -108,7 +108,6 @@ func TestRefusedSettings(t *testing.T) {
 	}{
 		"lan-only":           {file: `lan-only = "perhaps"`, word: "lan-only"},
 		"relay":              {env: []string{"PLEXUS_RELAY=perhaps"}, word: "relay"},
-		"appservice":         {args: []string{"--appservice", "x.yaml"}, word: "--appservice is not in this version"},
 		"registration":       {args: []string{"--registration", "everybody"}, word: "everybody"},
 		"room version 2":     {args: []string{"--default-room-version", "2"}, word: `3 to 12, not "2"`},
 		"room version 13":    {file: `default-room-version = "13"`, word: "--default-room-version"},

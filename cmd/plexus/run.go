@@ -48,7 +48,7 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) error {
 	}
 	n, err := node.Open(ctx, node.Config{
 		Dir: s.data, ClientAddrs: s.clientAddrs.values, P2PAddrs: s.p2pAddrs.values, Peers: s.peers.values, NoMDNS: !s.mdns,
-		Registration: clientapi.Registration(s.registration), RoomVersion: eventgraph.RoomVersion(s.roomVersion), NoRateLimits: !s.rateLimits,
+		Registration: clientapi.Registration(s.registration), RoomVersion: eventgraph.RoomVersion(s.roomVersion), NoRateLimits: !s.rateLimits, AppServices: s.appservices.values,
 		Relay: s.relay, MeshKey: key, LANOnly: s.lanOnly, URLPreviews: s.urlPreviews, PrivateGateways: s.privateGateways, TURN: s.turn(),
 		Media: media.Limits{Upload: int64(s.maxUpload), User: int64(s.userMedia), Local: int64(s.allMedia), Cache: int64(s.mediaCache)},
 		Log:   slog.New(slog.NewTextHandler(errOut, &slog.HandlerOptions{Level: level})),

@@ -18,14 +18,7 @@ func (a *API) resolveAlias(ctx context.Context, alias eventgraph.RoomAlias) (roo
 	if alias.Server() != a.Server {
 		return a.remote.ResolveAlias(ctx, alias)
 	}
-	err = a.Store.View(func(r *store.Reader) error {
-		held, err := r.Alias(alias)
-		if err == nil {
-			room = held.Room
-		}
-		return err
-	})
-	if errors.Is(err, store.ErrNotFound) {
+	if room, err = a.localAlias(ctx, alias); errors.Is(err, store.ErrNotFound) {
 		return "", nil, notFound("There is no room with that alias.")
 	}
 	if err != nil {
@@ -74,6 +67,9 @@ func (a *API) putAlias(q *request) (any, error) {
 	if alias.Server() != a.Server {
 		return nil, invalidParam("Aliases of other servers are made there.")
 	}
+	if err := a.mayMakeAlias(q, alias); err != nil {
+		return nil, err
+	}
 	var body struct {
 		Room string `json:"room_id"`
 	}
@@ -108,7 +104,8 @@ func (a *API) putAlias(q *request) (any, error) {
 	return nil, err
 }
 
-// deleteAlias is DELETE /directory/room/{roomAlias}: by who made it, or who may change the room's canonical alias.
+// deleteAlias is DELETE /directory/room/{roomAlias}: by who made it, or who may change the room's canonical alias, or the application service in
+// whose namespace it is.
 func (a *API) deleteAlias(q *request) (any, error) {
 	alias, err := aliasOf(q)
 	if err != nil {
@@ -125,7 +122,10 @@ func (a *API) deleteAlias(q *request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	if held.Creator != q.user {
+	if a.Services.AliasTaken(alias, q.service) != nil {
+		return nil, errAliasExclusive
+	}
+	if held.Creator != q.user && (q.service == nil || !q.service.HasAlias(alias)) {
 		may, err := a.maySetState(held.Room, q.user, "m.room.canonical_alias")
 		if err != nil {
 			return nil, err

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/node/appservice"
 	"github.com/plexus-p2p/plexus/node/ephemeral"
 	"github.com/plexus-p2p/plexus/node/federation"
 	"github.com/plexus-p2p/plexus/node/media"
@@ -47,7 +48,7 @@ const (
 	RegistrationClosed Registration = "closed"
 )
 
-// Config of New. All fields but Log, Peer, RoomVersion and Hosts are required.
+// Config of New. All fields but Log, Peer, RoomVersion, Services and Hosts are required.
 type Config struct {
 	Store             *store.Store
 	Rooms             *rooms.Rooms
@@ -60,9 +61,10 @@ type Config struct {
 	RegistrationToken string
 	RoomVersion       eventgraph.RoomVersion // of rooms that clients make without naming one; "": eventgraph.DefaultRoomVersion
 	RateLimits        bool
-	PushGateways      push.Gateways // which users may have called
-	TURN              *TURN         // relays for calls; nil: none
-	PeersConnected    func() int    // for the page at GET /
+	PushGateways      push.Gateways        // which users may have called
+	TURN              *TURN                // relays for calls; nil: none
+	Services          *appservice.Services // nil: none
+	PeersConnected    func() int           // for the page at GET /
 	// Hosts are the hosts (without port) of the configured client addresses: requests may name them beside localhost and
 	// loopback addresses. An unspecified address ("", "0.0.0.0", "::") allows every IP literal.
 	Hosts []string
@@ -125,6 +127,7 @@ func New(c Config) *API {
 	a.mediaRoutes()
 	a.pusherRoutes()
 	a.callRoutes()
+	a.serviceRoutes()
 	return a
 }
 

@@ -95,12 +95,18 @@ func (a *API) createRoom(q *request) (any, error) {
 		if create.Alias, err = eventgraph.ParseRoomAlias("#" + body.AliasName + ":" + string(a.Server)); err != nil {
 			return nil, invalidParam("The alias is not well formed.")
 		}
+		if err := a.mayMakeAlias(q, create.Alias); err != nil {
+			return nil, err
+		}
 	}
 	if create.Then, err = initialState(&body, create.Alias, chosen, traits, q.user, invited, trusted); err != nil {
 		return nil, err
 	}
 	var remote []rooms.Draft
 	for _, user := range invited {
+		if err := a.findInvited(q.Context(), user); err != nil {
+			return nil, err
+		}
 		d, err := a.inviteDraft("", q.user, user, "", body.IsDirect)
 		if err != nil {
 			return nil, err

@@ -58,8 +58,15 @@ func (a *API) putDevice(q *request) (any, error) {
 	if body.DisplayName != nil && len(*body.DisplayName) > maxDeviceName {
 		return nil, invalidParam("display_name is too long.")
 	}
+	id := store.DeviceID(q.path("deviceId"))
+	if q.service != nil {
+		made, err := a.deviceByService(q, id, body.DisplayName)
+		if made || err != nil {
+			return written{}, err
+		}
+	}
 	_, err := a.Store.Update(q.Context(), func(tx *store.Tx) error {
-		d, err := tx.Device(q.user, store.DeviceID(q.path("deviceId")))
+		d, err := tx.Device(q.user, id)
 		if err != nil || body.DisplayName == nil || *body.DisplayName == d.DisplayName {
 			return err
 		}

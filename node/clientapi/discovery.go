@@ -18,7 +18,6 @@ func (a *API) discoveryRoutes() {
 	a.route("GET", "/_matrix/client/versions", public, a.versions)
 	a.route("GET", "/.well-known/matrix/client", public, a.wellKnown)
 	a.route("GET", "/_matrix/client/v3/capabilities", authed, a.capabilities)
-	a.route("GET", "/_matrix/client/v3/thirdparty/protocols", authed, a.thirdPartyProtocols)
 }
 
 func (a *API) versions(*request) (any, error) {
@@ -54,9 +53,6 @@ func (a *API) capabilities(*request) (any, error) {
 		delayedEventsLimit:           map[string]int64{"max_delay_ms": maxDelay.Milliseconds(), "max_scheduled": maxDelayed},
 	}}, nil
 }
-
-// thirdPartyProtocols lists no bridged network.
-func (a *API) thirdPartyProtocols(*request) (any, error) { return nil, nil }
 
 // page is what a person sees who opens the address in a browser. Any web page can make a browser load it, so it says
 // nothing that names an identity, user, room or peer, and no page may frame or read it.

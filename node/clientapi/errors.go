@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/plexus-p2p/plexus/node/appservice"
 	"github.com/plexus-p2p/plexus/node/federation"
 	"github.com/plexus-p2p/plexus/node/rooms"
 	"github.com/plexus-p2p/plexus/store"
@@ -75,6 +76,8 @@ func asMatrixError(err error) *matrixError {
 		return &matrixError{Status: http.StatusBadRequest, Code: "M_UNKNOWN", Message: refusal.Reason}
 	case errors.As(err, &missing):
 		return &matrixError{Status: http.StatusServiceUnavailable, Code: "M_UNKNOWN", Message: "Not all that this needs could be had from other servers yet."}
+	case errors.Is(err, appservice.ErrNoAnswer):
+		return &matrixError{Status: http.StatusRequestTimeout, Code: "M_UNKNOWN", Message: "The application service that would know does not answer."}
 	case errors.Is(err, store.ErrNotFound):
 		return &matrixError{Status: http.StatusNotFound, Code: "M_NOT_FOUND", Message: "Not found."}
 	case errors.Is(err, store.ErrDiskFull):

@@ -19,6 +19,7 @@ type viewer struct {
 	because     bool  // inside a redacted_because
 	bare        bool  // state beside a timeline: without what was replaced and the viewer's membership
 
+	service bool // for an application service: without what is a user's own, and with whatever was replaced
 	bundle  bool // with aggregations of child events
 	nested  int  // inside how many aggregations
 	ignored map[eventgraph.UserID]bool
@@ -131,7 +132,7 @@ func appendContent(b []byte, e *eventgraph.Event) []byte {
 func (a *API) appendUnsigned(b []byte, r *store.Reader, e *store.StoredEvent, v *viewer) ([]byte, error) {
 	b = append(b, `,"unsigned":{"age":`...)
 	b = strconv.AppendInt(b, v.now-e.OriginServerTS(), 10)
-	if t := e.SentBy; t != nil && t.User == v.user && t.Device == v.device {
+	if t := e.SentBy; t != nil && !v.service && t.User == v.user && t.Device == v.device {
 		b = append(b, `,"transaction_id":`...)
 		b = appendString(b, t.TxnID)
 	} else if t != nil && t.User == v.user && t.Device == delayedDevice {
@@ -178,9 +179,12 @@ func (a *API) appendUnsigned(b []byte, r *store.Reader, e *store.StoredEvent, v 
 
 // appendContext writes those parts of UnsignedData that follow from the room's state around the event.
 func (a *API) appendContext(b []byte, r *store.Reader, e *store.StoredEvent, v *viewer) ([]byte, error) {
-	membership, err := v.membershipAt(r, e)
-	if err != nil {
-		return nil, err
+	var membership string
+	var err error
+	if !v.service {
+		if membership, err = v.membershipAt(r, e); err != nil {
+			return nil, err
+		}
 	}
 	if membership != "" {
 		b = append(b, `,"membership":`...)
@@ -192,7 +196,10 @@ func (a *API) appendContext(b []byte, r *store.Reader, e *store.StoredEvent, v *
 	}
 	b = append(b, `,"replaces_state":`...)
 	b = appendString(b, string(replaced.ID()))
-	see, err := a.Rooms.MaySeeUser(v.user, replaced)
+	see := v.service
+	if !see {
+		see, err = a.Rooms.MaySeeUser(v.user, replaced)
+	}
 	if !see || err != nil {
 		return b, err
 	}

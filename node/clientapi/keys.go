@@ -49,6 +49,9 @@ func (a *API) uploadKeys(q *request) (any, error) {
 	if len(body.OneTimeKeys)+len(body.FallbackKeys) > maxUploadKeys {
 		return nil, fail(http.StatusRequestEntityTooLarge, "M_TOO_LARGE", "Too many keys in one upload.")
 	}
+	if q.device == "" {
+		return nil, missingParam("An application service must say for which device: device_id is missing.")
+	}
 	var held json.RawMessage
 	err := a.Store.View(func(r *store.Reader) (err error) {
 		held, err = r.DeviceKeys(q.user, q.device)

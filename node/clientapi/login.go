@@ -20,13 +20,18 @@ const (
 
 // loginFlows is GET /login.
 func (a *API) loginFlows(*request) (any, error) {
-	return map[string]any{"flows": []any{
+	flows := []any{
 		map[string]any{"type": stagePassword},
 		map[string]any{"type": loginToken, "get_login_token": true},
-	}}, nil
+	}
+	if len(a.Services.All()) > 0 {
+		flows = append(flows, map[string]any{"type": loginService})
+	}
+	return map[string]any{"flows": flows}, nil
 }
 
-// login is POST /login (CS API, Login), by password or by a token that another device of the user has got.
+// login is POST /login (CS API, Login), by password, by a token that another device of the user has got, or by an
+// application service.
 func (a *API) login(q *request) (any, error) {
 	var body struct {
 		authData
@@ -42,6 +47,12 @@ func (a *API) login(q *request) (any, error) {
 	case stagePassword:
 	case loginToken:
 		user, err := a.redeemLoginToken(body.Token)
+		if err != nil {
+			return nil, err
+		}
+		return a.logIn(q, user, body.newDevice)
+	case loginService:
+		user, err := a.loginByService(q, body.named())
 		if err != nil {
 			return nil, err
 		}
@@ -118,17 +129,9 @@ func (a *API) logIn(q *request, user eventgraph.UserID, d newDevice) (any, error
 		case err == nil:
 			ended = append(ended, device.Tokens()...)
 		case errors.Is(err, store.ErrNotFound):
-			if err := notCrossSigningKey(tx, user, d.DeviceID); err != nil {
+			if device, err = a.addDevice(tx, user, d); err != nil {
 				return err
 			}
-			count := 0
-			if err := tx.Devices(user, func(*store.Device) (bool, error) { count++; return true, nil }); err != nil {
-				return err
-			}
-			if count >= maxDevices {
-				return forbidden("The account has too many devices: log one out first.")
-			}
-			device = &store.Device{User: user, ID: d.DeviceID, CreatedTS: a.Now().UnixMilli(), DisplayName: d.DisplayName}
 		default:
 			return err
 		}
@@ -142,6 +145,21 @@ func (a *API) logIn(q *request, user eventgraph.UserID, d newDevice) (any, error
 	}
 	a.tokens.drop(ended...)
 	return answer, nil
+}
+
+// addDevice makes a device that the user does not have yet. The caller stores it.
+func (a *API) addDevice(tx *store.Tx, user eventgraph.UserID, d newDevice) (*store.Device, error) {
+	if err := notCrossSigningKey(tx, user, d.DeviceID); err != nil {
+		return nil, err
+	}
+	count := 0
+	if err := tx.Devices(user, func(*store.Device) (bool, error) { count++; return true, nil }); err != nil {
+		return nil, err
+	}
+	if count >= maxDevices {
+		return nil, forbidden("The account has too many devices: log one out first.")
+	}
+	return &store.Device{User: user, ID: d.DeviceID, CreatedTS: a.Now().UnixMilli(), DisplayName: d.DisplayName}, nil
 }
 
 // notCrossSigningKey refuses a device ID that is a cross-signing key's: signatures could not tell them apart (CS API,

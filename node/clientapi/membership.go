@@ -261,6 +261,9 @@ func (a *API) invite(q *request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := a.findInvited(q.Context(), target); err != nil {
+		return nil, err
+	}
 	d, err := a.inviteDraft(room, q.user, target, reason, false)
 	if err != nil {
 		return nil, err

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/node/appservice"
 	"github.com/plexus-p2p/plexus/node/rooms"
 	"github.com/plexus-p2p/plexus/store"
 )
@@ -26,8 +27,11 @@ const (
 var profileKey = regexp.MustCompile(`^(avatar_url|displayname|[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+)$`)
 
 // Profile answers federation.Local: what others may know of a local user, all of it or one field; store.ErrNotFound.
-func (a *API) Profile(_ context.Context, user eventgraph.UserID, field string) (json.RawMessage, error) {
-	profile, err := a.localProfile(user)
+func (a *API) Profile(ctx context.Context, user eventgraph.UserID, field string) (json.RawMessage, error) {
+	profile, err := a.localProfile(ctx, user)
+	if errors.Is(err, appservice.ErrNoAnswer) {
+		err = store.ErrNotFound // other servers are not told that an application service is silent
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -41,8 +45,12 @@ func (a *API) Profile(_ context.Context, user eventgraph.UserID, field string) (
 	return json.Marshal(profile)
 }
 
-// localProfile reads the profile of an account that can still be used; store.ErrNotFound.
-func (a *API) localProfile(user eventgraph.UserID) (profile map[string]json.RawMessage, err error) {
+// localProfile reads the profile of an account that can still be used; store.ErrNotFound. An application service may make one that is looked
+// for; appservice.ErrNoAnswer.
+func (a *API) localProfile(ctx context.Context, user eventgraph.UserID) (profile map[string]json.RawMessage, err error) {
+	if err := a.findUser(ctx, user); err != nil {
+		return nil, err
+	}
 	err = a.Store.View(func(r *store.Reader) error {
 		account, err := r.Account(user)
 		if err != nil {
@@ -88,7 +96,7 @@ func (a *API) profileOf(q *request, field string) (map[string]json.RawMessage, e
 		return nil, invalidParam("That is not a user ID.")
 	}
 	if a.isLocal(user) {
-		return a.localProfile(user)
+		return a.localProfile(q.Context(), user)
 	}
 	if q.user == "" {
 		return nil, errMissingToken

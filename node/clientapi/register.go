@@ -10,11 +10,13 @@ import (
 	"strings"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/node/appservice"
 	"github.com/plexus-p2p/plexus/node/pushrules"
 	"github.com/plexus-p2p/plexus/store"
 )
 
-// maxAccounts is far more than the people of one device; it bounds what open registration can fill.
+// maxAccounts is far more than the people of one device; it bounds what open registration can fill. Users of application services are not
+// counted: bridges make one for each person on the other side, and who may register as a service the owner of the node has said.
 const maxAccounts = 1000
 
 // register is POST /register.
@@ -26,10 +28,8 @@ func (a *API) register(q *request) (any, error) {
 	default:
 		return nil, invalidParam("kind must be user or guest.")
 	}
-	if a.Registration == RegistrationClosed {
-		return nil, forbidden("Registration is closed.")
-	}
 	var body struct {
+		Type         string    `json:"type"`
 		Auth         *authData `json:"auth"`
 		Username     *string   `json:"username"`
 		Password     string    `json:"password"`
@@ -39,6 +39,12 @@ func (a *API) register(q *request) (any, error) {
 	if err := q.decode(&body); err != nil {
 		return nil, err
 	}
+	if body.Type == loginService {
+		return a.registerByService(q, body.Username, body.newDevice, body.InhibitLogin)
+	}
+	if a.Registration == RegistrationClosed {
+		return nil, forbidden("Registration is closed.")
+	}
 	// The name is checked before authentication, so that nobody proves anything in vain.
 	var user eventgraph.UserID
 	if body.Username != nil {
@@ -46,7 +52,7 @@ func (a *API) register(q *request) (any, error) {
 		if user, err = a.newUserID(strings.ToLower(*body.Username)); err != nil { // phones type capitals
 			return nil, err
 		}
-		if err := a.available(user); err != nil {
+		if err := a.available(user, nil); err != nil {
 			return nil, err
 		}
 	}
@@ -68,10 +74,15 @@ func (a *API) register(q *request) (any, error) {
 	if err := a.createAccount(q.Context(), user, body.Password); err != nil {
 		return nil, err
 	}
-	if body.InhibitLogin {
+	return a.registered(q, user, body.newDevice, body.InhibitLogin)
+}
+
+// registered answers with the new user, and logs them in unless the client wants none of that.
+func (a *API) registered(q *request, user eventgraph.UserID, d newDevice, inhibitLogin bool) (any, error) {
+	if inhibitLogin {
 		return map[string]any{"user_id": user, "home_server": a.Server}, nil
 	}
-	return a.logIn(q, user, body.newDevice)
+	return a.logIn(q, user, d)
 }
 
 // CreateUser makes an account without a client (plexus user add).
@@ -79,6 +90,9 @@ func (a *API) CreateUser(ctx context.Context, localpart, password string) (event
 	user, err := a.newUserID(localpart)
 	if err != nil {
 		return "", err
+	}
+	if a.Services.UserTaken(user, nil) != nil {
+		return "", errUserExclusive
 	}
 	return user, a.createAccount(ctx, user, password)
 }
@@ -97,8 +111,12 @@ func (a *API) newUserID(localpart string) (eventgraph.UserID, error) {
 
 var errUserInUse = fail(http.StatusBadRequest, "M_USER_IN_USE", "That user name is taken.")
 
-// available answers M_USER_IN_USE if the account exists, deactivated or not.
-func (a *API) available(user eventgraph.UserID) error {
+// available answers M_USER_IN_USE if the account exists, deactivated or not, and M_EXCLUSIVE if an application service other than by, who asks
+// (nil: a person), alone may make it.
+func (a *API) available(user eventgraph.UserID, by *appservice.Service) error {
+	if a.Services.UserTaken(user, by) != nil {
+		return errUserExclusive
+	}
 	_, err := a.account(user)
 	switch {
 	case err == nil:
@@ -116,7 +134,7 @@ func (a *API) registerAvailable(q *request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := a.available(user); err != nil {
+	if err := a.available(user, nil); err != nil {
 		return nil, err
 	}
 	return map[string]bool{"available": true}, nil
@@ -160,6 +178,12 @@ func (a *API) createAccount(ctx context.Context, user eventgraph.UserID, passwor
 	if err != nil {
 		return err
 	}
+	return a.putNewAccount(ctx, &store.Account{User: user, PasswordHash: hash})
+}
+
+// putNewAccount stores the account, and what comes with it.
+func (a *API) putNewAccount(ctx context.Context, account *store.Account) error {
+	user := account.User
 	name, err := json.Marshal(user.Localpart())
 	if err != nil {
 		return err
@@ -172,13 +196,21 @@ func (a *API) createAccount(ctx context.Context, user eventgraph.UserID, passwor
 			return err
 		}
 		count := 0
-		if err := tx.Accounts(func(*store.Account) (bool, error) { count++; return true, nil }); err != nil {
-			return err
+		if account.Service == "" {
+			if err := tx.Accounts(func(other *store.Account) (bool, error) {
+				if other.Service == "" {
+					count++
+				}
+				return true, nil
+			}); err != nil {
+				return err
+			}
 		}
 		if count >= maxAccounts {
 			return forbidden("There are as many accounts as this server keeps.")
 		}
-		if err := tx.PutAccount(&store.Account{User: user, PasswordHash: hash, CreatedTS: a.Now().UnixMilli()}); err != nil {
+		account.CreatedTS = a.Now().UnixMilli()
+		if err := tx.PutAccount(account); err != nil {
 			return err
 		}
 		if err := a.putPushRules(tx, user, pushrules.Default(string(user))); err != nil {

@@ -15,6 +15,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/node/appservice"
 	"github.com/plexus-p2p/plexus/store"
 )
 
@@ -32,6 +33,8 @@ type request struct {
 	// deviceCreated is the time, in ms, that tells the device from an earlier one of the same ID.
 	deviceCreated int64
 	locked        bool // the account is
+
+	service *appservice.Service // that acts as user; nil: the user does
 
 	w      http.ResponseWriter // for the few that stream or set headers
 	params []param
@@ -305,7 +308,7 @@ func (a *API) admit(q *request, c *call) error {
 			return errMissingToken
 		}
 	}
-	if a.RateLimits {
+	if a.RateLimits && !q.unlimited() {
 		return a.limits.request(q.user)
 	}
 	return nil

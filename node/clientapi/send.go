@@ -45,7 +45,11 @@ func (a *API) sendEvent(q *request) (any, error) {
 	} else if delayed {
 		return a.schedule(q, &store.DelayedEvent{User: q.user, Room: room, Type: eventType, Content: content, DelayMS: ms}, txn)
 	}
-	return sent(a.sendMessage(q.Context(), rooms.Draft{Room: room, Sender: q.user, Type: eventType, Content: content, Txn: txn}))
+	ts, err := q.massagedTime()
+	if err != nil {
+		return nil, err
+	}
+	return sent(a.sendMessage(q.Context(), rooms.Draft{Room: room, Sender: q.user, Type: eventType, Content: content, Txn: txn, TS: ts}))
 }
 
 // sendMessage sends an event that is no state.
@@ -127,7 +131,11 @@ func (a *API) putState(q *request) (any, error) {
 	} else if delayed {
 		return a.schedule(q, &store.DelayedEvent{User: q.user, Room: room, Type: eventType, StateKey: &key, Content: content, DelayMS: ms}, nil)
 	}
-	return sent(a.sendState(q.Context(), rooms.Draft{Room: room, Sender: q.user, Type: eventType, StateKey: &key, Content: content}))
+	ts, err := q.massagedTime()
+	if err != nil {
+		return nil, err
+	}
+	return sent(a.sendState(q.Context(), rooms.Draft{Room: room, Sender: q.user, Type: eventType, StateKey: &key, Content: content, TS: ts}))
 }
 
 // sendState sends a state event.

@@ -80,8 +80,11 @@ func newToken() (string, store.TokenHash) {
 
 func hashOf(token string) store.TokenHash { return sha256.Sum256([]byte(token)) }
 
-// authenticate finds the session of the token.
+// authenticate finds the session of the token, or the application service whose token it is.
 func (a *API) authenticate(q *request, token string) error {
+	if s := a.Services.ByToken(token); s != nil {
+		return a.actAs(q, s)
+	}
 	hash := hashOf(token)
 	session, ended, cached := a.tokens.get(hash)
 	keep := !cached

@@ -131,6 +131,9 @@ func (a *API) interactive(auth *authData, operation, stage string, check func(*a
 // confirm asks the caller to prove by password that they are the user of their access token. The operation need not name the
 // user.
 func (a *API) confirm(q *request, auth *authData, operation string) error {
+	if q.service != nil {
+		return nil // AS API, Device management, Cross-signing: no User-Interactive Authentication
+	}
 	if auth != nil {
 		if name := auth.named(); name != "" && a.userNamed(name) != q.user {
 			return forbidden("That is another user: only the one logged in here can confirm this.")
@@ -144,6 +147,9 @@ func (a *API) confirm(q *request, auth *authData, operation string) error {
 
 // confirmUser is confirm for requests that need no access token: without one the proof says who the caller is.
 func (a *API) confirmUser(q *request, auth *authData, operation string) (user eventgraph.UserID, err error) {
+	if q.service != nil {
+		return "", errServiceAccount
+	}
 	if q.user != "" {
 		return q.user, a.confirm(q, auth, operation)
 	}

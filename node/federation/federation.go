@@ -78,6 +78,7 @@ type Config struct {
 // Local is what peers may ask about local users, and where EDUs for them go; clientapi implements it. Bodies as in the SS API.
 type Local interface {
 	Profile(ctx context.Context, user eventgraph.UserID, field string) (json.RawMessage, error)               // store.ErrNotFound
+	FindAlias(ctx context.Context, alias eventgraph.RoomAlias) (eventgraph.RoomID, error)                     // of an alias that the store has not; store.ErrNotFound
 	Devices(ctx context.Context, user eventgraph.UserID) (json.RawMessage, error)                             // GET user/devices
 	QueryKeys(ctx context.Context, from eventgraph.ServerName, body json.RawMessage) (json.RawMessage, error) // POST user/keys/query
 	ClaimKeys(ctx context.Context, from eventgraph.ServerName, body json.RawMessage) (json.RawMessage, error) // POST user/keys/claim

@@ -229,6 +229,10 @@ func (p *people) Profile(_ context.Context, user eventgraph.UserID, field string
 	return json.Marshal(map[string]string{"displayname": strings.ToUpper(user.Localpart())})
 }
 
+func (p *people) FindAlias(context.Context, eventgraph.RoomAlias) (eventgraph.RoomID, error) {
+	return "", store.ErrNotFound
+}
+
 func (p *people) Devices(_ context.Context, user eventgraph.UserID) (json.RawMessage, error) {
 	return json.Marshal(map[string]any{"user_id": user, "stream_id": 1, "devices": []string{}})
 }

@@ -75,21 +75,28 @@ func (f *Federation) serveDirectory(q *request) (any, error) {
 	if alias.Server() != f.server {
 		return nil, fail(http.StatusNotFound, "M_NOT_FOUND", "the alias is not of this server")
 	}
-	var found *store.Alias
-	if err := f.Store.View(func(r *store.Reader) error {
-		found, err = r.Alias(alias)
+	var room eventgraph.RoomID
+	err = f.Store.View(func(r *store.Reader) error {
+		found, err := r.Alias(alias)
+		if err == nil {
+			room = found.Room
+		}
 		return err
-	}); err != nil {
+	})
+	if errors.Is(err, store.ErrNotFound) {
+		room, err = f.Local.FindAlias(q.Context(), alias)
+	}
+	if err != nil {
 		return nil, err
 	}
-	servers, err := f.Rooms.Servers(found.Room)
+	servers, err := f.Rooms.Servers(room)
 	if err != nil {
 		return nil, err
 	}
 	return struct {
 		Room    eventgraph.RoomID       `json:"room_id"`
 		Servers []eventgraph.ServerName `json:"servers"`
-	}{found.Room, f.named(servers)}, nil
+	}{room, f.named(servers)}, nil
 }
 
 // named shortens a list of a room's servers for others, ourselves first if we are among them.

@@ -134,6 +134,8 @@ type PublicQuery struct {
 		Term      string    `json:"generic_search_term,omitempty"`
 		RoomTypes []*string `json:"room_types,omitempty"` // null: rooms without a type; absent: all
 	} `json:"filter"`
+	AllNetworks bool   `json:"include_all_networks,omitempty"`    // those that application services publish, too
+	Network     string `json:"third_party_instance_id,omitempty"` // those of one of their networks alone
 }
 
 // PublicPage is a page of the directory (public_rooms_response.yaml).
@@ -142,6 +144,25 @@ type PublicPage struct {
 	NextBatch string     `json:"next_batch,omitempty"`
 	PrevBatch string     `json:"prev_batch,omitempty"`
 	Total     int        `json:"total_room_count_estimate"`
+}
+
+// listed are the rooms of the directory that is asked for: ours, that of a network of an application service, or all together.
+func listed(r *store.Reader, q PublicQuery) ([]eventgraph.RoomID, error) {
+	if q.Network != "" && !q.AllNetworks {
+		service, network, _ := strings.Cut(q.Network, "|") // appservice.InstanceID
+		if service == "" {
+			return nil, nil
+		}
+		return r.NetworkRooms(service, network)
+	}
+	ids, err := r.PublishedRooms()
+	if err != nil || !q.AllNetworks {
+		return ids, err
+	}
+	more, err := r.NetworkRooms("", "")
+	ids = append(ids, more...)
+	slices.Sort(ids)
+	return slices.Compact(ids), err
 }
 
 // Public is a page of our published rooms, the largest first; tokens are the number of rooms before the page. *Refusal M_INVALID_PARAM.
@@ -158,7 +179,7 @@ func (r *Rooms) Public(q PublicQuery) (*PublicPage, error) {
 	}
 	var ids []eventgraph.RoomID
 	if err := r.store.View(func(read *store.Reader) (err error) {
-		ids, err = read.PublishedRooms()
+		ids, err = listed(read, q)
 		return err
 	}); err != nil {
 		return nil, err
