@@ -162,11 +162,14 @@ func (h *handover) follow(ctx context.Context, from store.Position) error {
 						news = true
 					}
 				case store.ChangeEvent:
+					if news {
+						return true, nil
+					}
 					e, err := r.Event(c.Event)
 					if errors.Is(err, store.ErrNotFound) {
 						return true, nil
 					}
-					news = news || err == nil && e.Type() == "m.room.member"
+					news = err == nil && e.Type() == "m.room.member"
 					return true, err
 				}
 				return true, nil
