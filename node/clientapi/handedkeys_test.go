@@ -113,7 +113,6 @@ type handingServer struct {
 	*unreachable
 	s     *testServer
 	third map[eventgraph.UserID]*store.HandedKeys
-	asked []eventgraph.UserID
 	gone  bool // it is connected, and yet does not answer
 }
 
@@ -128,7 +127,6 @@ func (h *handingServer) ClaimKeys(ctx context.Context, _ eventgraph.ServerName, 
 }
 
 func (h *handingServer) AskKeyBundles(_ context.Context, users []eventgraph.UserID) {
-	h.asked = append(h.asked, users...)
 	for _, user := range users {
 		if k := h.third[user]; k != nil {
 			h.s.update(func(tx *store.Tx) error { return tx.PutHandedKeys(k) })
