@@ -122,6 +122,27 @@ join a6 7 late=query:2
 meet 3 5 break=:7
 ban a6 a4
 power b4 b4 50`},
+	{"an extremity of the past stayed one, as it was tied to the timeline by several events paged back for", `
+room 5 12 public shared a1=100 a2=100 a3=100 b3=50 a4=100
+join a2 0
+join a3 0
+join b3 0
+join a4 0
+unban a4 b3
+rule a4 knock
+power a2 a2 50
+say b3
+say a3
+rule a2 public
+split 0 2 | 1 3 4
+join a1 3
+invite b3 a3
+power b3 a1 50
+leave a1
+invite b3 a1 hold=invite:2
+invite a2 a1 answer=invite
+join a1 2 hold=query
+rule b3 knock`},
 }
 
 func TestFoundHistories(t *testing.T) { // not parallel, as TestHistories

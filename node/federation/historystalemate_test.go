@@ -58,7 +58,7 @@ func (w *world) stalemate(held []holding) error {
 	return nil
 }
 
-var errUnmerged = errors.New("the further events of both were accepted by both")
+var errUnmerged = errors.New("the further events of both were not barred by either")
 
 func inGraph(e *store.StoredEvent) bool {
 	return e != nil && (e.Verdict == store.Accepted || e.Verdict == store.SoftFailed)
@@ -281,7 +281,7 @@ func (w *world) barred(i, j int, held []holding) error {
 		a, b := pair[0], pair[1]
 		further := held[b].events[w.further[b]]
 		if further == nil {
-			return fmt.Errorf("%d has sent nothing further", b)
+			return fmt.Errorf("%d has sent nothing further, for it had itself out of the room until others had: %w", b, errUnmerged)
 		}
 		ours := held[a].events[further.ID()]
 		if ours != nil && ours.Verdict == store.SoftFailed {

@@ -455,7 +455,7 @@ func (run *run) consequences(in incoming, s *store.StoredEvent, w *write) error 
 		}
 	}
 	if s.Verdict == store.SoftFailed || behind {
-		if err := run.tie(s, w); err != nil {
+		if err := run.tie(w); err != nil {
 			return err
 		}
 	}
@@ -465,18 +465,24 @@ func (run *run) consequences(in incoming, s *store.StoredEvent, w *write) error 
 	return run.redactions(s, w)
 }
 
-// tie takes away extremities that an event, itself none, ties to the timeline behind them: they came before it, as if they were news.
-func (run *run) tie(s *store.StoredEvent, w *write) error {
-	ancestors, err := run.visibleParents(s.Event)
-	if err != nil {
-		return err
+// tie takes away extremities that have come before what ties them to the timeline, as if they were news: an event, itself none, has tied them now. It may
+// rest on them by others behind the timeline, which came before it in its page.
+func (run *run) tie(w *write) error {
+	if len(run.live.tips) < 2 {
+		return nil // the last one stays
 	}
-	rest := slices.DeleteFunc(slices.Clone(run.live.tips), func(t tip) bool { return ancestors[t.id] })
+	var rest []tip
+	for _, t := range run.live.tips {
+		tied, err := run.covered(t.id) // one look for children, as a rule
+		if err != nil {
+			return err
+		}
+		if !tied {
+			rest = append(rest, t)
+		}
+	}
 	if len(rest) == len(run.live.tips) || len(rest) == 0 {
 		return nil
-	}
-	if covered, err := run.covered(s.ID()); err != nil || !covered {
-		return err
 	}
 	return run.setTips(rest, w)
 }
