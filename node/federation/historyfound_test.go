@@ -77,6 +77,16 @@ join a4 0
 level a3 invite 100
 name a3 n20
 invite a4 b4`},
+	{"so were such power levels though others had taken their place, and who was given them rejected the others", `
+room 5 3 invite invited a3=100 b3=50 a4=50
+invite a0 a3
+join a3 0
+invite a3 b3
+join b3 3
+invite a0 a4
+join a4 0
+level a3 invite 100
+level b3 kick 0`},
 	{"an event of the room's state that history visibility hid was not given to who fetched the rest of that state by IDs", `
 room 4 12 invite world_readable a1=100 a2=100 b2=100 a3=100 b3=50
 invite a0 a3

@@ -122,8 +122,10 @@ func TestGivenToServer(t *testing.T) {
 			if whole {
 				want = e.Event
 			}
-			if g := given(b, events[i]); g == nil || !bytes.Equal(g.Raw(), want.Raw()) {
-				t.Errorf("version %s: event %d is given as %v, want %s", version, i, g, want.Raw())
+			if g := given(b, events[i]); g == nil {
+				t.Errorf("version %s: event %d is not given", version, i)
+			} else if !bytes.Equal(g.Raw(), want.Raw()) {
+				t.Errorf("version %s: event %d is given as %s, want %s", version, i, g.Raw(), want.Raw())
 			}
 		}
 		none(out, "a stranger")
