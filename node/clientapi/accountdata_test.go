@@ -17,7 +17,7 @@ func TestDiscovery(t *testing.T) {
 	s := newTestServer(t, nil)
 	alice := s.newClient("alice")
 	versions := s.send("GET", "/_matrix/client/versions", "", nil)
-	for _, v := range []string{`"r0.6.1"`, `"v1.1"`, `"v1.12"`} {
+	for _, v := range []string{`"r0.6.1"`, `"v1.1"`, `"v1.16"`} {
 		if !strings.Contains(versions.raw, v) {
 			t.Errorf("%s is missing in %s", v, versions.raw)
 		}
