@@ -1,6 +1,7 @@
 package federation
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
@@ -67,5 +68,60 @@ func TestDecide(t *testing.T) {
 				t.Errorf("after all it asks %+v", got)
 			}
 		})
+	}
+}
+
+// TestBehind: what rests on an event that waits, and is stuck there, is asked for by the state before it; not as long as anybody may help.
+func TestBehind(t *testing.T) {
+	t.Parallel()
+	holders := []eventgraph.ServerName{"a", "b"}
+	needs := []rooms.KeyNeeded{{Server: "x", ID: "ed25519:x"}}
+	type event struct {
+		id    eventgraph.EventID
+		lacks []eventgraph.EventID
+		keys  []rooms.KeyNeeded
+	}
+	chain := []event{{"$1", []eventgraph.EventID{"$0"}, nil}, {"$2", []eventgraph.EventID{"$1"}, nil}, {"$3", []eventgraph.EventID{"$2"}, nil}}
+	fork := []event{chain[0], {"$1b", []eventgraph.EventID{"$0b"}, nil}, {"$2", []eventgraph.EventID{"$1", "$1b"}, nil}}
+	for _, c := range []struct {
+		name    string
+		events  []event
+		refused string // by a; with a star: by b too
+		holders []eventgraph.ServerName
+		behind  string
+	}{
+		{"nothing is refused yet", chain, "", holders, ""},
+		{"one holder has not refused", chain, "$1", holders, ""},
+		{"all have", chain, "$1*", holders, "$2"},
+		{"and that after it too", chain, "$1* $2*", holders, "$2 $3"},
+		{"nobody is there", chain, "$1*", nil, ""},
+		{"one of two that it rests on", fork, "$1* $1b", holders, ""},
+		{"both", fork, "$1b* $1*", holders, "$2"},
+		{"what is itself lacking does not wait", []event{chain[0], {"$2", []eventgraph.EventID{"$1", "$0"}, nil}}, "$1*", holders, ""},
+		{"its keys come first", []event{chain[0], {"$2", []eventgraph.EventID{"$1"}, needs}}, "$1*", holders, ""},
+		{"keys may still come for what it rests on", []event{{"$1", []eventgraph.EventID{"$0"}, needs}, chain[1]}, "$1*", holders, ""},
+	} {
+		w := &waiting{events: map[eventgraph.EventID]*waitingEvent{}, children: map[eventgraph.EventID][]eventgraph.EventID{}}
+		for _, e := range c.events {
+			w.arrived++
+			w.events[e.id] = &waitingEvent{arrival: w.arrived, origin: "b", prev: e.lacks, keys: e.keys}
+			w.park(e.id, e.lacks)
+		}
+		refused := map[ask]bool{}
+		for _, word := range strings.Fields(c.refused) {
+			id, both := strings.CutSuffix(word, "*")
+			refused[ask{kind: askState, server: "a", event: eventgraph.EventID(id)}] = true
+			refused[ask{kind: askState, server: "b", event: eventgraph.EventID(id)}] = both
+		}
+		var behind []string
+		for _, next := range w.behind(c.holders, func(a ask) bool { return refused[a] }) {
+			behind = append(behind, string(next.event))
+			if a, ok := decide([]want{next}, c.holders, func(ask) bool { return false }); !ok || a != (ask{askState, "b", next.event, ""}) {
+				t.Errorf("%s: it asks %+v, %v", c.name, a, ok)
+			}
+		}
+		if got := strings.Join(behind, " "); got != c.behind {
+			t.Errorf("%s: %q, want %q", c.name, got, c.behind)
+		}
 	}
 }

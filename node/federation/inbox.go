@@ -66,10 +66,11 @@ type inboxRoom struct {
 	bytes    int             // of their PDUs
 }
 
-// attempt is when a question may be put again, and how often it was.
+// attempt is when a question may be put again, how often it was, and whether the server has answered that it does not give that.
 type attempt struct {
-	next time.Time
-	n    int
+	next    time.Time
+	n       int
+	refused bool
 }
 
 func newInbox(now func() time.Time) *inbox {
@@ -274,7 +275,25 @@ func (i *inbox) ask(room eventgraph.RoomID, a ask) {
 		clear(r.asked)
 	}
 	n := r.asked[a].n
-	r.asked[a] = attempt{i.now().Add(backoff(n)), n + 1}
+	r.asked[a] = attempt{next: i.now().Add(backoff(n)), n: n + 1}
+}
+
+// refuse notes that the server has answered the question and does not give that.
+func (i *inbox) refuse(room eventgraph.RoomID, a ask) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if before, ok := i.rooms[room].asked[a]; ok {
+		before.refused = true
+		i.rooms[room].asked[a] = before
+	}
+}
+
+// wasAskedInVain says whether the server has refused the answer to the question, and is not asked again yet.
+func (i *inbox) wasAskedInVain(room eventgraph.RoomID, a ask) bool {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	before := i.rooms[room].asked[a]
+	return before.refused && i.now().Before(before.next)
 }
 
 // wasRefused says whether this giver's copy of the event was refused lately.
@@ -357,12 +376,15 @@ func (f *Federation) visit(ctx context.Context, room eventgraph.RoomID) (empty, 
 		if f.inbox.isPatient(room) {
 			break
 		}
-		next, ok := decide(w.wants(), f.holders(w), func(a ask) bool { return f.inbox.tried(room, a) })
+		next, ok := f.nextQuestion(w)
 		if !ok || ctx.Err() != nil {
 			return false, moved, read, ctx.Err()
 		}
 		f.inbox.ask(room, next)
 		if err := f.obtain(ctx, w, next); err != nil {
+			if isRefusal(err) {
+				f.inbox.refuse(room, next)
+			}
 			f.Log.Debug("what is missing was not given", "room", room, "event", next.event, "server", next.server, "err", err)
 		}
 		// What is missing may have come meanwhile from somebody else. Only after a question: else whoever sends without pause keeps us
@@ -372,6 +394,18 @@ func (f *Federation) visit(ctx context.Context, room eventgraph.RoomID) (empty, 
 		}
 	}
 	return false, moved, read, nil
+}
+
+// nextQuestion is what decide says; for the events that rest on such as wait too only when nothing else is to be asked.
+func (f *Federation) nextQuestion(w *waiting) (ask, bool) {
+	holders := f.holders(w)
+	tried := func(a ask) bool { return f.inbox.tried(w.room, a) }
+	next, ok := decide(w.wants(), holders, tried)
+	if !ok {
+		behind := w.behind(holders, func(a ask) bool { return f.inbox.wasAskedInVain(w.room, a) })
+		next, ok = decide(behind, holders, tried)
+	}
+	return next, ok
 }
 
 // waiting is what waits in a room while it is visited, without the PDUs.
@@ -496,6 +530,33 @@ func (w *waiting) wants() []want {
 		next.Keys, next.StateBefore = e.keys, e.stateBefore
 		if len(next.Events) > 0 || len(next.Keys) > 0 || next.StateBefore {
 			all = append(all, next)
+		}
+	}
+	slices.SortFunc(all, func(a, b want) int { return w.events[a.event].arrival - w.events[b.event].arrival })
+	return all[:min(len(all), maxWants)]
+}
+
+// behind lists the events whose every lack waits itself and is stuck: all holders have refused the state before it, which is the last that is asked
+// for. A server may be told of the state before a later event where it is not told of that before an earlier one: it was out of the room
+// there, by the giver's side of a fork. So these events are let in by the state before them, like those whose parents nobody has.
+func (w *waiting) behind(holders []eventgraph.ServerName, refused func(ask) bool) []want {
+	if len(holders) == 0 {
+		return nil
+	}
+	stuck := map[eventgraph.EventID]bool{}
+	for id, e := range w.events {
+		stuck[id] = len(e.keys) == 0 && !slices.ContainsFunc(holders, func(s eventgraph.ServerName) bool {
+			return !refused(ask{kind: askState, server: s, event: id})
+		})
+	}
+	var all []want
+	for id, e := range w.events {
+		behind := len(e.lacks) > 0 && len(e.keys) == 0
+		for l := range e.lacks {
+			behind = behind && stuck[l]
+		}
+		if behind {
+			all = append(all, want{event: id, prev: e.prev, origin: e.origin, MissingError: rooms.MissingError{StateBefore: true}})
 		}
 	}
 	slices.SortFunc(all, func(a, b want) int { return w.events[a.event].arrival - w.events[b.event].arrival })

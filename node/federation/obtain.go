@@ -70,6 +70,12 @@ func (f *Federation) obtain(ctx context.Context, w *waiting, a ask) error {
 	panic(fmt.Sprintf("federation: ask of kind %d", a.kind))
 }
 
+// isRefusal says whether an error is the server's answer that it does not have, or does not give, what it was asked for.
+func isRefusal(err error) bool {
+	var remote *remoteError
+	return errors.As(err, &remote) && (remote.Status == http.StatusForbidden || remote.Status == http.StatusNotFound)
+}
+
 // recheck marks as ready the events that lack nothing any more: key documents or auth events have come.
 func (f *Federation) recheck(w *waiting) error {
 	return f.Store.View(func(r *store.Reader) error {
