@@ -495,7 +495,9 @@ func (w *world) checkShown(i int, held holding) {
 }
 
 // checkRemoved: a server holds nothing that was sent when its sender knew that the server was out of the room, unless one who had the event took
-// it for joined again, or it may be seen by anybody.
+// it for joined again, or it may be seen by anybody. What a fork step sent it does not count: that step is the part of a server which heeds
+// nothing, no rule keeps such a one from sending, and the receiver, to whom the sender is in the room, is not to refuse it (SS API, Checks
+// performed on receipt of a PDU).
 func (w *world) checkRemoved(held []holding) {
 	for _, maker := range w.stations {
 		for id, e := range held[maker.index].events {
@@ -510,6 +512,9 @@ func (w *world) checkRemoved(held []holding) {
 					continue
 				}
 				if w.invited(maker, e.StateBefore, gone) || w.invited(maker, e.StateAfter, gone) {
+					continue
+				}
+				if w.forced[id]&(1<<y) != 0 {
 					continue
 				}
 				if !w.excused(id, y, held) && !w.chained(id, y, held) {

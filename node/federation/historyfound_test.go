@@ -153,6 +153,29 @@ invite b3 a1 hold=invite:2
 invite a2 a1 answer=invite
 join a1 2 hold=query
 rule b3 knock`},
+	{"an event that rested on one which waited was not asked for by the state before it, which was told, as that before the other was not", `
+room 5 9 public shared a1=50 a2=50 a4=100
+join a1 0
+join a2 0
+join a3 0
+visibility a2 shared
+kick a0 a0
+join a0 2
+rule a2 invite
+ban a0 a1
+leave a2`},
+	{"what a server sent itself, at odds with all that it knew, was taken for given by the others", `
+room 4 9 public invited a2=100
+join a2 0
+join a3 0
+ban a0 a3
+leave a0
+visibility a2 shared
+fork a2 6 ban a3
+meet 2 0 late=event:3
+power a2 a2 0
+say a2
+fork a2 17 ban a1`},
 }
 
 func TestFoundHistories(t *testing.T) { // not parallel, as TestHistories

@@ -49,9 +49,10 @@ type world struct {
 	failed   *failure // the first
 	tally    *tally   // of a history without failure
 	mute     int
-	further  [8]eventgraph.EventID // what each station sent at the end
-	stalled  bool                  // it ended in a stalemate
-	again    bool                  // one further event of each was not enough
+	further  [8]eventgraph.EventID        // what each station sent at the end
+	forced   map[eventgraph.EventID]uint8 // to whom fork steps sent their events, whatever their sender knew
+	stalled  bool                         // it ended in a stalemate
+	again    bool                         // one further event of each was not enough
 }
 
 // failure is what a history must not show.
@@ -86,7 +87,7 @@ func playThen(ctx context.Context, s *script, log *slog.Logger, show func(string
 	before := rand.Reader
 	rand.Reader = mathrand.NewChaCha8(sha256.Sum256([]byte("history"))) // room IDs, nonces, incarnations
 	defer func() { rand.Reader = before }()
-	w = &world{script: s, ctx: ctx, log: log, show: show, trace: sha256.New(), served: map[string]int{}}
+	w = &world{script: s, ctx: ctx, log: log, show: show, trace: sha256.New(), served: map[string]int{}, forced: map[eventgraph.EventID]uint8{}}
 	defer func() {
 		for _, s := range w.stations {
 			if !s.down {
@@ -529,8 +530,9 @@ func (w *world) fork(s *station, u, v eventgraph.UserID, args []string) error {
 	if err != nil {
 		return err
 	}
-	for _, to := range w.stations {
+	for i, to := range w.stations {
 		if s.linked(to) {
+			w.forced[e.ID()] |= 1 << i
 			err = errors.Join(err, s.fed.putTransaction(w.ctx, to.name, fmt.Sprint("fork ", w.step), body))
 		}
 	}
