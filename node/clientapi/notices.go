@@ -87,10 +87,11 @@ func (a *API) notices(r *store.Reader, user eventgraph.UserID, id eventgraph.Roo
 	return n, err
 }
 
-// told says what the rules make of an event, and whether the user has read it. Of a room that they are invited to they are told that alone.
+// told says what the rules make of an event, and whether the user has read it. Of a room that they are invited to they are
+// told that alone; of what has been redacted, nothing.
 func (n *notices) told(e *store.StoredEvent) (outcome pushrules.Outcome, read bool, err error) {
 	invited := n.member.Membership == "invite"
-	if invited && e.ID() != n.member.Event {
+	if invited && e.ID() != n.member.Event || e.RedactedBy != "" {
 		return outcome, false, nil
 	}
 	outcome = n.outcome(n.room, ruleEvent(e.Shown()), n.context)

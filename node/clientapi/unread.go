@@ -5,6 +5,8 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
+	"maps"
+	"slices"
 	"sync"
 
 	lru "github.com/hashicorp/golang-lru/v2"
@@ -51,11 +53,13 @@ type notification struct {
 	highlight bool
 }
 
-// notified is what is known of one user in one room: events with from < order ≤ upTo have been evaluated under these rules.
+// notified is what is known of one user in one room: events with from < order ≤ upTo have been evaluated under these rules. What
+// has been redacted is not in list.
 type notified struct {
 	rules      [sha256.Size]byte
 	from, upTo int64
 	list       []notification
+	sent       map[string]int64 // by thread, the order of the user's own newest message
 }
 
 type unreadKey struct {
@@ -188,7 +192,7 @@ func (u *unread) room(id eventgraph.RoomID, byThread bool) (unreadCounts, map[st
 		if err != nil {
 			return counts, nil, err
 		}
-		if seen {
+		if seen || one.order <= n.sent[one.thread] { // sending is reading (CS API, Marking notifications as read)
 			continue
 		}
 		if byThread && one.thread != mainThread {
@@ -279,7 +283,7 @@ func (u *unread) evaluated(room *store.Room, read int64) (*notified, error) {
 	if err := u.load(); err != nil {
 		return nil, err
 	}
-	next := &notified{rules: u.hash, from: max(known.from, from), upTo: newest}
+	next := &notified{rules: u.hash, from: max(known.from, from), upTo: newest, sent: maps.Clone(known.sent)}
 	next.list = make([]notification, 0, min(len(known.list)+int(newest-known.upTo), maxUnreadScan))
 	for _, one := range known.list {
 		if one.order > next.from {
@@ -294,19 +298,48 @@ func (u *unread) evaluated(room *store.Room, read int64) (*notified, error) {
 		if e.Order > newest {
 			return false, nil
 		}
-		outcome := u.outcome(room, ruleEvent(e.Event), context)
-		if !outcome.Notify {
-			return true, nil
-		}
-		thread, err := u.threadOf(e)
-		next.list = append(next.list, notification{e.Order, thread, outcome.Highlight})
-		return err == nil, err
+		return true, u.evaluate(next, room, e, context)
 	})
 	if err != nil {
 		return nil, err
 	}
 	u.api.unreads.users.Add(key, next)
 	return next, nil
+}
+
+// evaluate adds the next event of the room to what is known.
+func (u *unread) evaluate(next *notified, room *store.Room, e *store.StoredEvent, context pushrules.Context) error {
+	if redacts := e.Redacts(); redacts != "" && e.Type() == "m.room.redaction" {
+		victim, err := u.r.Event(redacts)
+		if err != nil && !errors.Is(err, store.ErrNotFound) {
+			return err
+		}
+		if victim != nil && victim.RedactedBy != "" && victim.RoomID() == room.ID {
+			next.list = slices.DeleteFunc(next.list, func(one notification) bool { return one.order == victim.Order })
+		}
+	}
+	if e.RedactedBy != "" {
+		return nil
+	}
+	_, isState := e.StateKey()
+	sent := e.Sender() == u.user && !isState && e.Type() != "m.room.redaction"
+	outcome := u.outcome(room, ruleEvent(e.Event), context)
+	if !sent && !outcome.Notify {
+		return nil
+	}
+	thread, err := u.threadOf(e)
+	if err != nil {
+		return err
+	}
+	if sent {
+		if next.sent == nil {
+			next.sent = map[string]int64{}
+		}
+		next.sent[thread] = e.Order
+		return nil
+	}
+	next.list = append(next.list, notification{e.Order, thread, outcome.Highlight})
+	return nil
 }
 
 // ruleEvent is an event as rules look at it.
