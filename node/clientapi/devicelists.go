@@ -2,6 +2,7 @@ package clientapi
 
 import (
 	"errors"
+	"maps"
 	"slices"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
@@ -76,8 +77,35 @@ func (c *company) joined(span *roomSpan, changed []eventgraph.Difference) error 
 	return nil
 }
 
-// left takes in a room that the user has left in the span.
-func (c *company) left(span *roomSpan) error { return c.addMembers(span.room, c.parted) }
+// left takes in a room that the user has left in the span: whoever was in it when the span began is no company there any more, also
+// who has left since; but who came since never was.
+func (c *company) left(span *roomSpan) error {
+	room, err := c.r.Room(span.room)
+	if isNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	were := map[eventgraph.UserID]bool{}
+	if err := c.addMembers(span.room, were); err != nil {
+		return err
+	}
+	err = eventgraph.Diff(c.r, span.known, room.State, func(d eventgraph.Difference) error {
+		if d.Tuple.Type != "m.room.member" {
+			return nil
+		}
+		was, err := c.wasJoined(d.A)
+		if was {
+			were[eventgraph.UserID(d.Tuple.Key)] = true
+		} else {
+			delete(were, eventgraph.UserID(d.Tuple.Key))
+		}
+		return err
+	})
+	maps.Copy(c.parted, were)
+	return err
+}
 
 func (c *company) addMembers(room eventgraph.RoomID, into map[eventgraph.UserID]bool) error {
 	return c.r.MembersOf(room, func(m *store.Member) (bool, error) {
