@@ -335,6 +335,24 @@ func memberChanges(r *store.Reader, s *roomSpan) ([]eventgraph.Difference, error
 	return changed, err
 }
 
+// renamed says whether the span changed what tells whether the room needs heroes: its name or its alias.
+func renamed(r *store.Reader, s *roomSpan) (bool, error) {
+	if s.fresh || s.known == s.ending {
+		return false, nil
+	}
+	before, after := eventgraph.OpenTrie(r, s.known), eventgraph.OpenTrie(r, s.ending)
+	for _, eventType := range []string{"m.room.name", "m.room.canonical_alias"} {
+		was, _, err := before.Get(eventgraph.StateTuple{Type: eventType})
+		if err != nil {
+			return false, err
+		}
+		if is, _, err := after.Get(eventgraph.StateTuple{Type: eventType}); err != nil || is != was {
+			return true, err
+		}
+	}
+	return false, nil
+}
+
 // maxHeroes is how many users may stand for a room's name.
 const maxHeroes = 5
 

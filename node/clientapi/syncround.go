@@ -211,10 +211,10 @@ func (s *syncRound) room(out *syncRooms, m *store.Member) error {
 			out.Invite[m.Room] = &invitedRoom{list}
 		}
 	case "leave", "ban":
-		if !moved || s.since == nil && (!s.filter.Room.IncludeLeave || m.Forgotten) {
+		if s.since == nil && (!s.filter.Room.IncludeLeave || m.Forgotten) {
 			return nil
 		}
-		room, err := s.left(m)
+		room, err := s.left(m, moved)
 		if room != nil {
 			out.Leave[m.Room] = room
 		}
@@ -246,7 +246,11 @@ func (s *syncRound) joined(m *store.Member) (*joinedRoom, error) {
 			return nil, nil
 		}
 		fresh = span.fresh
-		if fresh || s.fullState || len(changed) > 0 {
+		anew, err := renamed(s.r, span)
+		if err != nil {
+			return nil, err
+		}
+		if anew || fresh || s.fullState || len(changed) > 0 {
 			if room.Summary, err = summaryUnlessNamed(s.r, m.Room, span.ending, s.user); err != nil {
 				return nil, err
 			}
@@ -278,32 +282,39 @@ func (s *syncRound) gone() *leftRoom {
 	return room
 }
 
-// left fills in a room that the user has left or was removed from; nil if there is nothing to tell.
-func (s *syncRound) left(m *store.Member) (*leftRoom, error) {
+// left fills in a room that the user has left or was removed from; nil if there is nothing to tell. moved says that this is new.
+func (s *syncRound) left(m *store.Member, moved bool) (*leftRoom, error) {
 	room := s.gone()
-	if m.Outside { // an invite rejected, a knock withdrawn
-		if m.Forgotten || !s.filter.room(m.Room) {
+	all := s.since == nil
+	if moved && !m.Outside {
+		span, err := s.a.span(s.r, m, s.sincePosition(), s.changes.upTo, s.v)
+		if err != nil {
+			return nil, err
+		}
+		if !span.fresh {
+			if err := s.company.left(span); err != nil {
+				return nil, err
+			}
+		}
+		if m.Forgotten && span.fresh || !s.filter.room(m.Room) {
 			return nil, nil
 		}
+		if _, err = s.events(span, nil, &room.roomStateLists, &room.Timeline); err != nil {
+			return nil, err
+		}
+		all = span.fresh
+	} else if m.Forgotten || !s.filter.room(m.Room) {
+		return nil, nil
+	} else if moved { // an invite rejected, a knock withdrawn
 		if end := outsideEnd(m, s.v.now); end != nil && s.filter.Room.Timeline.limit(usualTimeline, mostTimeline) > 0 {
 			room.Timeline.Events = append(room.Timeline.Events, end)
 		}
-		return room, nil
 	}
-	span, err := s.a.span(s.r, m, s.sincePosition(), s.changes.upTo, s.v)
-	if err != nil {
+	err := s.roomAccountData(m.Room, all, &room.AccountData)
+	if err != nil || !moved && len(room.AccountData.Events) == 0 {
 		return nil, err
 	}
-	if !span.fresh {
-		if err := s.company.left(span); err != nil {
-			return nil, err
-		}
-	}
-	if m.Forgotten && span.fresh || !s.filter.room(m.Room) {
-		return nil, nil
-	}
-	_, err = s.events(span, nil, &room.roomStateLists, &room.Timeline)
-	return room, err
+	return room, nil
 }
 
 // events fills in timeline and state; it says whether there are any.
