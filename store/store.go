@@ -10,6 +10,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/dgraph-io/badger/v4"
 
@@ -69,6 +70,7 @@ type Store struct {
 	events  *eventCache
 	keyDocs keyDocCache
 	media   mediaDir
+	reads   atomic.Uint64
 
 	mu       sync.Mutex
 	last     commitRecord   // the newest durable commit
@@ -144,6 +146,10 @@ func (s *Store) Incarnation() Incarnation { return s.incarnation }
 // Loss tells in words what a damaged log has lost, "" if nothing. A loss begins a new incarnation.
 func (s *Store) Loss() string { return s.loss }
 
+// Reads counts what Views have asked of the database since Open: records looked up and ranges begun, each as one. What the caches of events and
+// of state answered is not among them.
+func (s *Store) Reads() uint64 { return s.reads.Load() }
+
 // Reader reads from a snapshot, or inside Update from the committer's view. It is not for concurrent use.
 type Reader struct {
 	s       *Store
@@ -183,6 +189,8 @@ func (r *Reader) read(key []byte, f func(value []byte) error) error {
 			}
 			return f(w.value)
 		}
+	} else {
+		r.s.reads.Add(1)
 	}
 	item, err := r.txn.Get(key)
 	if errors.Is(err, badger.ErrKeyNotFound) {
@@ -216,6 +224,9 @@ func (r *Reader) getJSON(key []byte, v any) error {
 // (then from the key at or before start). f returns false to stop. Key and value are valid only in f.
 // Inside Update, f may write: keys written after the scan began are not visited, values are those of the moment.
 func (r *Reader) scan(prefix, start []byte, backwards bool, f func(key, value []byte) (bool, error)) error {
+	if r.pending == nil {
+		r.s.reads.Add(1)
+	}
 	it := r.txn.NewIterator(badger.IteratorOptions{Reverse: backwards, Prefix: prefix})
 	defer it.Close()
 	from := start

@@ -15,6 +15,7 @@ import (
 type company struct {
 	r      *store.Reader
 	user   eventgraph.UserID
+	asked  int                        // rooms looked up before mine was read
 	mine   map[eventgraph.RoomID]bool // nil: not read yet
 	shared map[eventgraph.UserID]bool // answers given
 	met    map[eventgraph.UserID]bool // new in a room of the user's
@@ -33,25 +34,42 @@ func (c *company) shares(other eventgraph.UserID) (bool, error) {
 	if shares, ok := c.shared[other]; ok {
 		return shares, nil
 	}
-	if c.mine == nil {
-		c.mine = map[eventgraph.RoomID]bool{}
-		err := c.r.RoomsOf(c.user, func(m *store.Member) (bool, error) {
-			c.mine[m.Room] = isJoined(m)
-			return true, nil
-		})
-		if err != nil {
-			return false, err
-		}
-	}
 	shares := false
-	err := c.r.RoomsOf(other, func(m *store.Member) (bool, error) {
-		shares = isJoined(m) && c.mine[m.Room]
-		return !shares, nil
+	err := c.r.RoomsOf(other, func(m *store.Member) (_ bool, err error) {
+		if isJoined(m) {
+			shares, err = c.isIn(m.Room)
+		}
+		return !shares, err
 	})
 	if err == nil {
 		c.shared[other] = shares
 	}
 	return shares, err
+}
+
+// lookUps is how many rooms are looked up one by one before all rooms of the user are read: what wakes a long poll mostly concerns one other
+// user, who shares few rooms or the first.
+const lookUps = 20
+
+// isIn says whether the user is joined to the room.
+func (c *company) isIn(room eventgraph.RoomID) (bool, error) {
+	if c.mine == nil && c.asked < lookUps {
+		c.asked++
+		m, err := memberOf(c.r, room, c.user)
+		return err == nil && isJoined(m), err
+	}
+	if c.mine == nil {
+		mine := map[eventgraph.RoomID]bool{}
+		err := c.r.RoomsOf(c.user, func(m *store.Member) (bool, error) {
+			mine[m.Room] = isJoined(m)
+			return true, nil
+		})
+		if err != nil {
+			return false, err
+		}
+		c.mine = mine
+	}
+	return c.mine[room], nil
 }
 
 // joined takes in a room that the user is joined to at the end of the span, with whose member events changed in it.

@@ -45,12 +45,28 @@ type testServer struct {
 // newTestServer starts one; change may adapt its configuration.
 func newTestServer(t testing.TB, change func(*Config)) *testServer {
 	t.Helper()
+	s := newTestAPI(t, change)
+	httpServer := httptest.NewServer(s.Handler())
+	s.url = httpServer.URL
+	t.Cleanup(func() {
+		httpServer.Close()
+		http.DefaultClient.CloseIdleConnections()
+	})
+	return s
+}
+
+// noConnections is where a server answers that is called as a function.
+const noConnections = "http://localhost"
+
+// newTestAPI is newTestServer without connections: requests are calls of the handler.
+func newTestAPI(t testing.TB, change func(*Config)) *testServer {
+	t.Helper()
 	private := ed25519.NewKeyFromSeed(bytes.Repeat([]byte{7}, 32))
 	public := private.Public().(ed25519.PublicKey)
 	peer := eventgraph.NewPeerID(public)
 	key := eventgraph.SigningKey{Server: eventgraph.NewServerName(public), ID: peer.KeyID(), Private: private}
 
-	s := &testServer{t: t, key: key, remote: &unreachable{}, log: &testLog{}, now: time.UnixMilli(1_800_000_000_000)}
+	s := &testServer{t: t, url: noConnections, key: key, remote: &unreachable{}, log: &testLog{}, now: time.UnixMilli(1_800_000_000_000)}
 	db, err := store.Open("", store.Options{InMemory: true})
 	if err != nil {
 		t.Fatal(err)
@@ -70,16 +86,12 @@ func newTestServer(t testing.TB, change func(*Config)) *testServer {
 	s.API = New(config)
 	s.hashing.memory, s.hashing.time = 8, 1 // the least that argon2 takes: hundreds of clients log in
 	s.API.SetRemote(s.remote)
-	httpServer := httptest.NewServer(s.Handler())
-	s.url = httpServer.URL
 	t.Cleanup(func() {
-		httpServer.Close()
 		config.Rooms.Close()
 		config.Ephemeral.Close()
 		if err := db.Close(); err != nil {
 			t.Error(err)
 		}
-		http.DefaultClient.CloseIdleConnections()
 	})
 	return s
 }
@@ -153,9 +165,16 @@ func (s *testServer) send(method, path, token string, body any) answer {
 
 func (s *testServer) do(req *http.Request) answer {
 	s.t.Helper()
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		s.t.Fatal(err)
+	var resp *http.Response
+	if s.url == noConnections { // no server: in virtual time nothing waits for a connection
+		recorder := httptest.NewRecorder()
+		s.Handler().ServeHTTP(recorder, req)
+		resp = recorder.Result()
+	} else {
+		var err error
+		if resp, err = http.DefaultClient.Do(req); err != nil {
+			s.t.Fatal(err)
+		}
 	}
 	defer resp.Body.Close()
 	raw, err := io.ReadAll(resp.Body)

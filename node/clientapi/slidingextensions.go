@@ -203,8 +203,9 @@ func (s *slidingRound) typingExtension(m *matched, anew bool) error {
 	if s.restarted {
 		s.typing[m.room.id] = true
 	}
-	for _, event := range s.typingIn(m.room.id, anew) {
+	typing, err := s.typingIn(m.room.id, anew)
+	for _, event := range typing {
 		s.out.Extensions.Typing.Rooms[m.room.id], s.told = event, true
 	}
-	return nil
+	return err
 }

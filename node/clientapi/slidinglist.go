@@ -176,7 +176,10 @@ func (s *slidingRound) listed(id eventgraph.RoomID, m *store.Member) (*listedRoo
 	case "invite", "knock":
 		l.stage = stripped
 		var err error
-		if l.sender, err = s.memberSender(m); err != nil || m.Membership == "invite" && s.ignored[l.sender] {
+		if l.sender, err = s.memberSender(m); err != nil || m.Membership != "invite" {
+			return l, err
+		}
+		if ignored, err := s.ignores(l.sender); err != nil || ignored {
 			return nil, err
 		}
 		return l, nil

@@ -216,7 +216,11 @@ func (s *slidingRound) slidingTimeline(span *roomSpan, config *roomConfig, expan
 		whole.since, whole.fresh = 0, true
 		shown, room.Expanded = &whole, true
 	}
-	tl, err := s.a.timeline(s.r, shown, &timelineView{user: s.user, ignored: s.ignored, filter: &eventFilter{}, limit: config.Limit})
+	ignored, err := s.ignoring()
+	if err != nil {
+		return nil, err
+	}
+	tl, err := s.a.timeline(s.r, shown, &timelineView{user: s.user, ignored: ignored, filter: &eventFilter{}, limit: config.Limit})
 	if err != nil {
 		return nil, err
 	}

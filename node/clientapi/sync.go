@@ -124,6 +124,7 @@ func (a *API) sync(q *request) (any, error) {
 			}
 			return round.finish(), nil // nothing happened in time
 		}
+		round.settle()
 	}
 }
 

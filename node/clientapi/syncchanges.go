@@ -18,7 +18,9 @@ type changes struct {
 	receipts    map[eventgraph.RoomID][]receiptRef // that the user may see
 	accountData map[eventgraph.RoomID][]string     // types; under "" the global ones
 	deviceLists map[eventgraph.UserID]bool         // any user whose keys changed, and those whose keys the user signed
+	toDevice    bool                               // messages were queued for the device
 	keyCounts   bool                               // of the device
+	keysLeft    *store.KeyCounts                   // of the device, as last read; nil: not read yet
 }
 
 type receiptRef struct {
@@ -63,6 +65,8 @@ func (c *changes) gather(r *store.Reader, after, upTo store.Position) error {
 			} else if change.User == c.user {
 				c.deviceLists[signed] = true
 			}
+		case store.ChangeToDevice:
+			c.toDevice = c.toDevice || change.User == c.user && change.Device == c.device
 		case store.ChangeDeviceUnused:
 			c.keyCounts = c.keyCounts || change.User == c.user && change.Device == c.device
 		}

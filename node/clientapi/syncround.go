@@ -21,8 +21,9 @@ type syncRound struct {
 
 	r       *store.Reader
 	v       *viewer
-	ignored map[eventgraph.UserID]bool
+	ignored map[eventgraph.UserID]bool // nil: not read yet
 	typing  map[eventgraph.RoomID]bool // rooms where it changed
+	foreign []eventgraph.RoomID        // changed, and nothing of the user's
 	company *company
 	counts  *unread
 	members []*store.StoredEvent // sent with this answer
@@ -40,8 +41,29 @@ func (s *syncRound) begin(r *store.Reader) (present []eventgraph.UserID, err err
 	s.answer = &syncAnswer{}
 	s.company = newCompany(r, s.user)
 	s.typing, present = s.ephemeralChanges()
-	s.ignored, err = ignoredUsers(r, s.user)
-	return present, err
+	return present, nil
+}
+
+// ignores says whether the user ignores another.
+func (s *syncRound) ignores(other eventgraph.UserID) (bool, error) {
+	ignored, err := s.ignoring()
+	return ignored[other], err
+}
+
+// ignoring is whom the user ignores. It is read when something is there that it could hide.
+func (s *syncRound) ignoring() (map[eventgraph.UserID]bool, error) {
+	if s.ignored != nil {
+		return s.ignored, nil
+	}
+	ignored, err := ignoredUsers(s.r, s.user)
+	if err != nil {
+		return nil, err
+	}
+	if ignored == nil {
+		ignored = map[eventgraph.UserID]bool{}
+	}
+	s.ignored = ignored
+	return ignored, nil
 }
 
 // read builds the answer. It is given to store.View.
@@ -78,6 +100,17 @@ func (s *syncRound) empty() bool {
 		!s.changes.keyCounts
 }
 
+// settle is called when the round was empty and the call goes on waiting. What did not concern the user is not looked at again: should they meet
+// in a room later, that is a change of its own, and tells all that there is to tell.
+func (s *syncRound) settle() {
+	for _, room := range s.foreign {
+		delete(s.changes.timeline, room)
+		delete(s.changes.receipts, room)
+	}
+	clear(s.changes.deviceLists)
+	s.since.ephemeral, s.restarted = s.counter, false
+}
+
 // finish is called when the answer goes out.
 func (s *syncRound) finish() *syncAnswer {
 	if len(s.members) > 0 {
@@ -105,61 +138,95 @@ func (s *syncRound) rooms() error {
 		Join: map[eventgraph.RoomID]*joinedRoom{}, Invite: map[eventgraph.RoomID]*invitedRoom{},
 		Knock: map[eventgraph.RoomID]*knockedRoom{}, Leave: map[eventgraph.RoomID]*leftRoom{},
 	}
-	coming, err := s.joinings(out)
+	ids, err := s.newsIn()
 	if err != nil {
 		return err
 	}
-	if s.since == nil || s.fullState {
-		var members []*store.Member
-		err = s.r.RoomsOf(s.user, func(m *store.Member) (bool, error) {
-			if !coming[m.Room] {
-				members = append(members, m)
-			}
-			return true, nil
-		})
-		for _, m := range members {
-			if err == nil {
-				err = s.room(out, m)
-			}
-		}
+	all := s.since == nil || s.fullState
+	if !all && len(ids) == 0 {
+		return nil
+	}
+	if all {
+		err = s.allRooms(out)
 	} else {
-		if s.restarted { // clients show somebody as typing until they are told otherwise
-			in, err := joinedTo(s.r, s.user)
-			if err != nil {
-				return err
-			}
-			for _, room := range in {
-				s.typing[room] = true
-			}
-		}
-		ids := s.changes.rooms()
-		for room := range s.typing {
-			ids = append(ids, room)
-		}
-		slices.Sort(ids)
-		for _, id := range slices.Compact(ids) {
-			if coming[id] {
-				continue
-			}
-			m, err := s.r.Member(id, s.user)
-			switch {
-			case err == nil:
-				err = s.room(out, m)
-			case errors.Is(err, store.ErrNotFound):
-				err = nil
-				if s.changes.membership[id] && s.filter.room(id) { // a join that came to nothing may have been shown
-					out.Leave[id] = s.gone()
-				}
-			}
-			if err != nil {
-				return err
-			}
-		}
+		err = s.someRooms(out, ids)
 	}
 	if len(out.Join)+len(out.Invite)+len(out.Knock)+len(out.Leave) > 0 {
 		s.answer.Rooms = out
 	}
 	return err
+}
+
+// allRooms fills in all rooms of the user's.
+func (s *syncRound) allRooms(out *syncRooms) error {
+	coming, err := s.joinings(out)
+	if err != nil {
+		return err
+	}
+	var members []*store.Member
+	err = s.r.RoomsOf(s.user, func(m *store.Member) (bool, error) {
+		if !coming[m.Room] {
+			members = append(members, m)
+		}
+		return true, nil
+	})
+	for _, m := range members {
+		if err == nil {
+			err = s.room(out, m)
+		}
+	}
+	return err
+}
+
+// someRooms fills in those of the rooms that have something to tell to the user.
+func (s *syncRound) someRooms(out *syncRooms, ids []eventgraph.RoomID) error {
+	var coming map[eventgraph.RoomID]bool // nil: not asked for yet
+	for _, id := range ids {
+		m, err := memberOf(s.r, id, s.user)
+		if err != nil {
+			return err
+		}
+		news := s.changes.membership[id]
+		if m == nil && !news {
+			s.foreign = append(s.foreign, id)
+			continue
+		}
+		if !isJoined(m) && coming == nil {
+			if coming, err = s.joinings(out); err != nil {
+				return err
+			}
+		}
+		switch {
+		case coming[id]:
+		case m != nil:
+			err = s.room(out, m)
+		case s.filter.room(id): // a join that came to nothing may have been shown
+			out.Leave[id] = s.gone()
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// newsIn lists the rooms of which an incremental sync may have to tell something, whether they are the user's or not, sorted.
+func (s *syncRound) newsIn() ([]eventgraph.RoomID, error) {
+	if s.since != nil && s.restarted { // clients show somebody as typing until they are told otherwise
+		in, err := joinedTo(s.r, s.user)
+		if err != nil {
+			return nil, err
+		}
+		for _, room := range in {
+			s.typing[room] = true
+		}
+	}
+	ids := s.changes.rooms()
+	for room := range s.typing {
+		ids = append(ids, room)
+	}
+	slices.Sort(ids)
+	return slices.Compact(ids), nil
 }
 
 // sincePosition is 0 for a full sync.
@@ -207,7 +274,9 @@ func (s *syncRound) room(out *syncRooms, m *store.Member) error {
 		list.add(stripped.events...)
 		if m.Membership == "knock" {
 			out.Knock[m.Room] = &knockedRoom{list}
-		} else if !s.ignored[stripped.sender] {
+		} else if ignored, err := s.ignores(stripped.sender); err != nil {
+			return err
+		} else if !ignored {
 			out.Invite[m.Room] = &invitedRoom{list}
 		}
 	case "leave", "ban":
@@ -320,7 +389,11 @@ func (s *syncRound) left(m *store.Member, moved bool) (*leftRoom, error) {
 // events fills in timeline and state; it says whether there are any.
 func (s *syncRound) events(span *roomSpan, sum *roomSummary, lists *roomStateLists, batch *timelineBatch) (bool, error) {
 	f := &s.filter.Room
-	show := &timelineView{user: s.user, ignored: s.ignored, filter: &f.Timeline, limit: f.Timeline.limit(usualTimeline, mostTimeline)}
+	ignored, err := s.ignoring()
+	if err != nil {
+		return false, err
+	}
+	show := &timelineView{user: s.user, ignored: ignored, filter: &f.Timeline, limit: f.Timeline.limit(usualTimeline, mostTimeline)}
 	if !f.Timeline.room(span.room) {
 		show.filter = &eventFilter{Types: []string{}}
 	}
@@ -488,16 +561,22 @@ func (s *syncRound) oneAccountData(room eventgraph.RoomID, dataType string, add 
 }
 
 // typingIn tells who types in the room, if anybody does or, unless it is told anew, that changed.
-func (s *syncRound) typingIn(room eventgraph.RoomID, all bool) []json.RawMessage {
+func (s *syncRound) typingIn(room eventgraph.RoomID, all bool) ([]json.RawMessage, error) {
 	if !all && !s.typing[room] {
-		return nil
+		return nil, nil
 	}
 	users, _ := s.a.Ephemeral.Typing(room)
-	users = slices.DeleteFunc(slices.Clone(users), func(u eventgraph.UserID) bool { return s.ignored[u] })
-	if len(users) == 0 && all {
-		return nil
+	if len(users) > 0 {
+		ignored, err := s.ignoring()
+		if err != nil {
+			return nil, err
+		}
+		users = slices.DeleteFunc(slices.Clone(users), func(u eventgraph.UserID) bool { return ignored[u] })
 	}
-	return []json.RawMessage{typingEvent(users)}
+	if len(users) == 0 && all {
+		return nil, nil
+	}
+	return []json.RawMessage{typingEvent(users)}, nil
 }
 
 // ephemeral adds who types, and receipts: all, or what changed.
@@ -507,7 +586,11 @@ func (s *syncRound) ephemeral(room eventgraph.RoomID, all bool, list *eventList)
 		return nil
 	}
 	if f.kind("m.typing", "") {
-		list.add(s.typingIn(room, all)...)
+		typing, err := s.typingIn(room, all)
+		if err != nil {
+			return err
+		}
+		list.add(typing...)
 	}
 	if !f.kind("m.receipt", "") {
 		return nil
@@ -593,10 +676,12 @@ func (s *syncRound) presence(users []eventgraph.UserID) error {
 		if !s.filter.Presence.kind("m.presence", user) {
 			continue
 		}
-		if shares, err := s.company.shares(user); err != nil {
-			return err
-		} else if !shares && user != s.user {
-			continue
+		if user != s.user {
+			if shares, err := s.company.shares(user); err != nil {
+				return err
+			} else if !shares {
+				continue
+			}
 		}
 		p, ok := s.a.Ephemeral.Presence(user)
 		if !ok {
@@ -617,6 +702,10 @@ func (s *syncRound) toDevice(next *syncToken) error {
 	after := store.Position(0)
 	if s.since != nil {
 		after = s.since.toDevice
+		if after >= s.since.pos && !s.changes.toDevice {
+			next.toDevice = s.changes.upTo // nothing was left over, and nothing has come
+			return nil
+		}
 	}
 	list, reached, err := s.waiting(after, maxToDevice)
 	next.toDevice, s.answer.ToDevice = reached, list.some()
@@ -653,10 +742,15 @@ func (s *syncRound) deviceLists() error {
 	return err
 }
 
+// keyCounts fills in how many of the device's keys are left. A call reads them once, and again where they have changed.
 func (s *syncRound) keyCounts() error {
-	counts, err := s.r.KeyCounts(s.user, s.device)
-	if err != nil {
-		return err
+	counts := s.changes.keysLeft
+	if counts == nil || s.changes.keyCounts {
+		var err error
+		if counts, err = s.r.KeyCounts(s.user, s.device); err != nil {
+			return err
+		}
+		s.changes.keysLeft = counts
 	}
 	s.answer.OneTimeKeys = counts.OneTime
 	s.answer.UnusedFallback, s.answer.UnusedFallback0 = counts.UnusedFallback, counts.UnusedFallback

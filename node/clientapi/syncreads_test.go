@@ -1,0 +1,106 @@
+package clientapi
+
+import (
+	"fmt"
+	"net/url"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// readsOf counts what f asks of the database.
+func (s *testServer) readsOf(f func()) uint64 {
+	before := s.Store.Reads()
+	f()
+	return s.Store.Reads() - before
+}
+
+// A client to which there is nothing to tell costs at most three reads, however many rooms it has, wherever its filter is kept.
+func TestEmptySyncReads(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, nil)
+	alice, bob := s.newClient("alice"), s.newClient("bob")
+	for range 30 {
+		room := alice.room()
+		bob.join(room)
+		bob.say(room, "hello")
+	}
+	bob.call(200, "PUT", "/v3/sendToDevice/m.dummy/1", map[string]any{
+		"messages": map[string]any{string(alice.user): map[string]any{string(alice.device): map[string]any{}}},
+	})
+	filter := "filter=" + alice.call(200, "POST", "/v3/user/"+url.PathEscape(string(alice.user))+"/filter", map[string]any{
+		"room": map[string]any{"timeline": map[string]any{"limit": 20}, "state": map[string]any{"lazy_load_members": true}},
+	}).text("filter_id")
+	for _, params := range [][]string{{}, {"set_presence=offline"}, {filter}, {filter, "use_state_after=true"}} {
+		first := alice.sync("", params...)
+		if len(first.Rooms.Join) != 30 {
+			t.Fatalf("the first sync with %q has %d rooms", params, len(first.Rooms.Join))
+		}
+		token := alice.sync(first.NextBatch, params...).NextBatch // acknowledges the message, and tells of what the first call made new
+		var body syncBody
+		reads := s.readsOf(func() { body = alice.sync(token, params...) })
+		if reads > 3 {
+			t.Errorf("an empty /sync with %q: %d reads", params, reads)
+		}
+		if len(body.Rooms.Join) > 0 || len(body.Presence.Events) > 0 || len(body.ToDevice.Events) > 0 {
+			t.Errorf("the sync with %q was not empty: %s", params, body.raw)
+		}
+	}
+}
+
+// What concerns one user wakes all long polls. Those of the others go back to sleep without a look at their rooms: they read what was
+// logged and, where that is in a room, whether they are in that.
+func TestWakingIdlePolls(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		const polls, each = 100, 5
+		s := newTestAPI(t, nil)
+		bob := s.newClient("bob")
+		own, file := bob.room(), "/v3/user/"+url.PathEscape(string(bob.user))+"/account_data/org.example.test"
+		answers := make(chan syncBody, polls)
+		var idle []client
+		for i := range polls {
+			c := s.newClient(fmt.Sprint("idle", i))
+			for range each {
+				c.room()
+			}
+			idle = append(idle, c)
+		}
+		for _, c := range idle {
+			token := c.sync(c.sync("", "set_presence=offline").NextBatch, "set_presence=offline").NextBatch
+			go func() { answers <- c.sync(token, "set_presence=offline", "timeout=600000") }()
+		}
+		synctest.Wait()
+		for _, change := range []struct {
+			what string
+			make func()
+			most uint64 // reads of each poll
+		}{
+			{"a message in a room of another", func() { bob.say(own, "hello") }, 2},
+			{"another's account data", func() { bob.call(200, "PUT", file, map[string]any{"a": 1}) }, 1},
+			{"another types", func() { s.Ephemeral.SetTyping(own, bob.user, time.Minute) }, 1}, // whether they are in the room
+			{"another is online", func() {
+				p, _ := s.Ephemeral.Presence(bob.user)
+				p.State, p.CurrentlyActive, p.LastActive, p.For = "online", true, s.time(), time.Minute
+				s.Ephemeral.SetPresence(bob.user, p)
+			}, 3}, // the other's rooms, which is one, and whether they are in that
+		} {
+			before := s.Store.Reads()
+			change.make()
+			made := s.Store.Reads() - before
+			synctest.Wait()
+			if reads := s.Store.Reads() - before; reads > made+polls*change.most {
+				t.Errorf("%s: %d polls read %d times, want at most %d each", change.what, polls, reads-made, change.most)
+			} else if reads-made < polls && change.most > 1 {
+				t.Errorf("%s: only %d reads: the polls did not wake", change.what, reads-made)
+			}
+		}
+		if len(answers) > 0 {
+			t.Fatalf("%d polls were answered: %s", len(answers), (<-answers).raw)
+		}
+		time.Sleep(10 * time.Minute)
+		for range polls {
+			<-answers
+		}
+	})
+}
