@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -193,6 +194,15 @@ func TestFirstContactWhileAway(t *testing.T) {
 	if len(claim.Failures) > 0 || claim.Keys[bob.id][who.Device]["signed_curve25519:BBB"].Key != "fallback" {
 		t.Fatalf("a key of bob's device: %+v", claim)
 	}
+	// What she writes comes from a device that bob's server has never heard of.
+	var laptop struct {
+		Device string `json:"device_id"`
+		Token  string `json:"access_token"`
+	}
+	alice.must("POST", "/login", map[string]any{"type": "m.login.password", "identifier": map[string]string{"type": "m.id.user", "user": "alice"},
+		"password": "a password for alice"}, &laptop)
+	alice.token = laptop.Token
+	alice.uploads(laptop.Device)
 	send := func(id, eventType string) {
 		alice.must("PUT", "/sendToDevice/"+eventType+"/"+id, map[string]any{"messages": map[eventgraph.UserID]any{
 			bob.id: map[string]any{who.Device: map[string]string{"body": id}}}}, nil)
@@ -207,7 +217,20 @@ func TestFirstContactWhileAway(t *testing.T) {
 	bob.base = b.ClientURL()
 	b.logged(1, "a carried message has come")
 	var got []string
+	begin := since
 	b.until("the message", func() bool { got = append(got, bob.received(&since)...); return len(got) > 0 })
+	var told struct {
+		Lists struct{ Changed []eventgraph.UserID } `json:"device_lists"`
+	}
+	bob.must("GET", "/sync?timeout=0&since="+url.QueryEscape(begin), nil, &told)
+	if !slices.Contains(told.Lists.Changed, alice.id) {
+		t.Errorf("with the message bob was told of the devices of %v", told.Lists.Changed)
+	}
+	query.Devices = nil
+	bob.must("POST", "/keys/query", map[string]any{"timeout": 2000, "device_keys": map[eventgraph.UserID]any{alice.id: []string{}}}, &query)
+	if query.Devices[alice.id][laptop.Device] == nil {
+		t.Errorf("the device that wrote is not among alice's: %+v", query)
+	}
 	a.wake()
 	b.until("what was not carried", func() bool { got = append(got, bob.received(&since)...); return len(got) > 1 })
 	send2 := *alice

@@ -91,8 +91,21 @@ func (r *Reader) HandedServers(f func(eventgraph.ServerName) (bool, error)) erro
 	})
 }
 
+// streamID is that of the user's device list which the bundle has, as the updates name it (SS API, m.device_list_update); 0 if it names none.
+func (h *HandedKeys) streamID() int64 {
+	var signed struct {
+		Bundle struct {
+			StreamID int64 `json:"stream_id"`
+		} `json:"bundle"`
+	}
+	if json.Unmarshal(h.Signed, &signed) != nil {
+		return 0
+	}
+	return signed.Bundle.StreamID
+}
+
 // PutHandedKeys keeps what a server has handed over of its user, in the place of what was held. Where the cache of the user's devices does not
-// follow each change anyway, it logs that they have changed, if they have. Error: ErrHandedFull.
+// follow each change, or has not had the update that the bundle has, it logs that they have changed, if they have. Error: ErrHandedFull.
 func (tx *Tx) PutHandedKeys(h *HandedKeys) error {
 	held, err := tx.HandedKeys(h.User)
 	before := int64(0)
@@ -116,6 +129,12 @@ func (tx *Tx) PutHandedKeys(h *HandedKeys) error {
 	cached, err := tx.RemoteDevices(h.User)
 	if err != nil && !errors.Is(err, ErrNotFound) {
 		return err
+	}
+	if newest := h.streamID(); err == nil && newest > max(cached.StreamID, cached.Seen) {
+		cached.Seen, cached.Stale = newest, true
+		if err := tx.PutRemoteDevices(cached); err != nil {
+			return err
+		}
 	}
 	if err == nil && !cached.Stale {
 		return nil

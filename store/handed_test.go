@@ -45,6 +45,33 @@ func TestHandedKeys(t *testing.T) {
 	if changes() != 1 {
 		t.Error("keys that are followed otherwise are told as changed")
 	}
+	// An update that came by no other way: the cache does not have it.
+	mustUpdate(t, s, func(tx *Tx) error {
+		err := tx.PutRemoteDevices(&RemoteDevices{User: user, StreamID: 6, Seen: 7})
+		for i, stream := range []int{6, 7} {
+			b := bundle(user, byte(3+i), 1)
+			b.Signed = json.RawMessage(fmt.Sprintf(`{"bundle":{"stream_id":%d}}`, stream))
+			err = errors.Join(err, tx.PutHandedKeys(b))
+		}
+		return err
+	})
+	if changes() != 1 {
+		t.Error("keys that the cache has are told as changed")
+	}
+	for i, want := range []int{2, 3} { // the second while the cache is known to be old
+		mustUpdate(t, s, func(tx *Tx) error {
+			b := bundle(user, byte(5+i), 1)
+			b.Signed = json.RawMessage(fmt.Sprintf(`{"bundle":{"stream_id":%d}}`, 8+i))
+			return tx.PutHandedKeys(b)
+		})
+		s.View(func(r *Reader) error {
+			if cached, err := r.RemoteDevices(user); err != nil || !cached.Stale || cached.StreamID != 6 || cached.Seen != int64(8+i) || changes() != want {
+				t.Errorf("%+v, %v, told %d times", cached, err, changes())
+			}
+			return nil
+		})
+	}
+	mustUpdate(t, s, func(tx *Tx) error { return tx.PutHandedKeys(bundle(user, 2, 2)) })
 	s.View(func(r *Reader) error {
 		h, err := r.HandedKeys(user)
 		if err != nil || string(h.Bundle) != `{"x":"xx"}` || h.TS != 5 || h.Digest[0] != 2 {

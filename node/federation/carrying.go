@@ -25,6 +25,9 @@ import (
 //	carrier  give  them, when it meets their destination, which checks the signature and takes each message_id once
 //	         done  which the carrier may drop, because they were taken or never will be
 //
+// Both name the newest bundles that they have of the senders (handover.go), and hand over those that the other side has not (carriedkeys.go), before
+// it answers what is done: else a device that the destination has never heard of could write, and not be answered.
+//
 // The origin's own outbox is as without: it delivers when it meets the destination, which knows the repeat by its message_id (SS API,
 // m.direct_to_device). Only m.room.encrypted is carried: what else goes from device to device could be read on the way, and is soon of no use.
 
@@ -61,6 +64,9 @@ type carryMessage struct {
 	Keep []json.RawMessage `json:"keep,omitempty"`
 	Give []json.RawMessage `json:"give,omitempty"`
 	Done []int             `json:"done,omitempty"` // the places of those that are done with
+
+	Users map[eventgraph.UserID]offeredBundle `json:"users,omitempty"` // of the senders
+	Want  []eventgraph.UserID                 `json:"want,omitempty"`  // whose bundles are to come first, as giveBundles writes them
 }
 
 // carriedMessage is what the origin signs. Content is that of the EDU m.direct_to_device, the only Type.
@@ -247,7 +253,15 @@ func (k *carrying) handOn(ctx context.Context, c contact, with *carrier, server 
 			}
 			m.Keep = append(m.Keep, raw)
 		}
-		done, err := k.ask(ctx, c, &m)
+		own, err := k.f.ownBundles(c.Server, sendersOf(m.Keep))
+		if err != nil {
+			return err
+		}
+		m.Users = map[eventgraph.UserID]offeredBundle{}
+		for user, raw := range own {
+			m.Users[user] = offeredBundle{Digest: digestOf(raw), TS: k.f.Now().UnixMilli()}
+		}
+		done, err := k.ask(ctx, c, &m, func(user eventgraph.UserID) (json.RawMessage, error) { return k.f.signBundle(user, own[user]) })
 		if err != nil {
 			return err
 		}
@@ -313,8 +327,8 @@ func (k *carrying) sign(o *store.Outbound) (json.RawMessage, error) {
 	return eventgraph.SignJSON(object, k.f.Key)
 }
 
-// ask sends a message and returns which of it is done with.
-func (k *carrying) ask(ctx context.Context, c contact, m *carryMessage) (done map[int]bool, err error) {
+// ask sends a message and returns which of it is done with. Of the users whom it names bundle has the signed bundles, if they are wanted.
+func (k *carrying) ask(ctx context.Context, c contact, m *carryMessage, bundle func(eventgraph.UserID) (json.RawMessage, error)) (done map[int]bool, err error) {
 	s, stop, err := k.f.openIdle(ctx, c.Peer, protocolCarry)
 	if err != nil {
 		return nil, err
@@ -323,6 +337,20 @@ func (k *carrying) ask(ctx context.Context, c contact, m *carryMessage) (done ma
 	var answer carryMessage
 	if err := say(s, m, &answer); err != nil {
 		return nil, err
+	}
+	if len(answer.Want) > 0 {
+		for i, user := range answer.Want {
+			if _, offered := m.Users[user]; !offered || slices.Contains(answer.Want[:i], user) {
+				return nil, errors.New("it wants what was not offered")
+			}
+		}
+		if err := giveBundles(s, answer.Want, bundle); err != nil {
+			return nil, err
+		}
+		answer = carryMessage{}
+		if err := readMessage(s, maxCarryMessage, &answer); err != nil {
+			return nil, err
+		}
 	}
 	done = map[int]bool{}
 	for _, i := range answer.Done {
@@ -345,7 +373,15 @@ func (k *carrying) giveAll(ctx context.Context, c contact) error {
 		for _, kept := range batch {
 			m.Give = append(m.Give, kept.Signed)
 		}
-		done, err := k.ask(ctx, c, &m)
+		held, err := k.f.heldFor(c.Server, sendersOf(m.Give))
+		if err != nil {
+			return err
+		}
+		m.Users = map[eventgraph.UserID]offeredBundle{}
+		for user, h := range held {
+			m.Users[user] = offeredBundle{Digest: h.Digest, TS: h.TS}
+		}
+		done, err := k.ask(ctx, c, &m, func(user eventgraph.UserID) (json.RawMessage, error) { return held[user].Signed, nil })
 		if err != nil {
 			return err
 		}
@@ -500,10 +536,13 @@ func (k *carrying) serve(ctx context.Context, peer eventgraph.PeerID, s idle) er
 	if err := readMessage(s, maxCarryMessage, &m); err != nil {
 		return err
 	}
-	if len(m.Keep)+len(m.Give) > maxCarriedAtOnce || len(m.Keep) > 0 && len(m.Give) > 0 {
+	if len(m.Keep)+len(m.Give) > maxCarriedAtOnce || len(m.Users) > maxCarriedAtOnce || len(m.Keep) > 0 && len(m.Give) > 0 {
 		return errTooLong
 	}
 	if err := f.spendOn(ctx, peer, costRequest+len(m.Keep)+len(m.Give)*costEDU); err != nil {
+		return err
+	}
+	if err := k.takeKeys(ctx, s, contact{Server: server, Peer: peer}, &m); err != nil {
 		return err
 	}
 	answer := &carryMessage{}
@@ -561,7 +600,7 @@ func (k *carrying) keep(ctx context.Context, origin eventgraph.ServerName, all [
 		m, d, err := parseCarried(raw)
 		switch {
 		case err != nil:
-		case m.Origin != origin || m.Destination == origin || m.Destination == f.server || !f.carriesBetween(origin, m.Destination):
+		case !f.isToCarry(m, origin):
 			err = errors.New("it is not ours to carry")
 		case f.Now().Sub(time.UnixMilli(m.TS)) > carryFor:
 			err = errors.New("it is too old")
@@ -597,6 +636,16 @@ func (k *carrying) keep(ctx context.Context, origin eventgraph.ServerName, all [
 	return kept, err
 }
 
+// isToCarry says whether the message is one of the origin's that we may carry.
+func (f *Federation) isToCarry(m *carriedMessage, origin eventgraph.ServerName) bool {
+	return m.Origin == origin && m.Destination != origin && m.Destination != f.server && f.carriesBetween(origin, m.Destination)
+}
+
+// isForUs says whether the message is one that we take.
+func (f *Federation) isForUs(m *carriedMessage) bool {
+	return m.Destination == f.server && m.Origin != f.server && !f.peers.isBlocked(m.Origin) && f.shareRoom(m.Origin, f.server)
+}
+
 // receive takes in a message for us that another server carried. done says that it need not be given again; an error of the store is returned.
 func (k *carrying) receive(ctx context.Context, by eventgraph.ServerName, raw json.RawMessage) (done bool, err error) {
 	f := k.f
@@ -608,11 +657,8 @@ func (k *carrying) receive(ctx context.Context, by eventgraph.ServerName, raw js
 	if err != nil {
 		return refuse(err)
 	}
-	if m.Destination != f.server || m.Origin == f.server {
-		return refuse("it is for another server")
-	}
-	if f.peers.isBlocked(m.Origin) || !f.shareRoom(m.Origin, f.server) {
-		return refuse("its origin shares no room with us")
+	if !f.isForUs(m) {
+		return refuse("it is for another server, or its origin shares no room with us")
 	}
 	if f.Now().Sub(time.UnixMilli(m.TS)) > carryFor+carrySkew {
 		return refuse("it is too old")

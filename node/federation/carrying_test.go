@@ -120,6 +120,107 @@ func TestMessagesAreCarried(t *testing.T) {
 	}
 }
 
+// bundle is one of the user's, signed by h at that time.
+func (h *memHost) bundle(user eventgraph.UserID, text string, at time.Time) json.RawMessage {
+	h.t.Helper()
+	object, err := marshal(signedBundle{User: user, TS: at.UnixMilli(), Bundle: json.RawMessage(fmt.Sprintf(`{"of":%q,"text":%q}`, user, text))})
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	raw, err := eventgraph.SignJSON(object, h.Key)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return raw
+}
+
+// TestKeysComeWithCarriedMessages: the sender's newest keys go with the message to the carrier, and with it, or before it, to the destination. They are asked for
+// only where they are news, and count only if the sender's server has signed them.
+func TestKeysComeWithCarriedMessages(t *testing.T) {
+	t.Parallel()
+	n := memnet.New()
+	hosts := newMemHosts(t, n, "keyed a", "keyed b", "keyed c")
+	a, b, c := hosts[0], hosts[1], hosts[2]
+	alice := a.user("alice")
+	togetherIn(a, b, c)
+	a.hasKeys("alice", "one")
+	for _, h := range hosts[1:] {
+		h.waitUntil("alice's keys", func() bool { return h.handed(alice) == "one" })
+	}
+	alone(n, b, a, c)
+	a.hasKeys("alice", "two")
+	a.queue(b.server, a.encrypted("from a new device"))
+	c.waitUntil("the message", func() bool { return c.carries(b) == 1 })
+	if got := c.handed(alice); got != "two" {
+		t.Errorf("when the message was there, its carrier had %q of its sender", got)
+	}
+	alone(n, a, c)
+	mend(n, b, c)
+	b.waitUntil("the message", func() bool { return len(b.local.came("m.direct_to_device")) == 1 })
+	if got := b.handed(alice); got != "two" {
+		t.Errorf("when the message was there, its destination had %q of its sender", got)
+	}
+
+	// c says what it likes of alice's keys, and of others'.
+	now := time.Now()
+	wanted := 0
+	give := func(user eventgraph.UserID, text string, at time.Time, bundle json.RawMessage) {
+		t.Helper()
+		before := len(b.local.came("m.direct_to_device"))
+		id := fmt.Sprint("message ", before)
+		m := &carryMessage{
+			Give:  []json.RawMessage{a.message(b, func(m *carriedMessage) { m.Content = json.RawMessage(a.encrypted(id)) })},
+			Users: map[eventgraph.UserID]offeredBundle{user: {Digest: digestOf([]byte(fmt.Sprintf(`{"of":%q,"text":%q}`, user, text))), TS: at.UnixMilli()}},
+		}
+		wanted = 0
+		done, err := c.tellWith(b, m, func(eventgraph.UserID) (json.RawMessage, error) { wanted++; return bundle, nil })
+		if !done || err != nil || len(b.local.came("m.direct_to_device")) != before+1 {
+			t.Errorf("the message: done %t, %v", done, err)
+		}
+	}
+	for what, bundle := range map[string]json.RawMessage{
+		"signed by the carrier":                  c.bundle(alice, "three", now.Add(time.Minute)),
+		"of another user than the sender":        a.bundle(a.user("alf"), "three", now.Add(time.Minute)),
+		"older than what is held":                a.bundle(alice, "three", now.Add(-time.Hour)),
+		"no bundle":                              json.RawMessage(`{}`),
+		"signed when the key will be out of use": a.bundle(alice, "three", now.Add(1000*time.Hour)),
+	} {
+		give(alice, "three", now.Add(time.Minute), bundle)
+		if wanted != 1 || b.handed(alice) != "two" || b.handed(a.user("alf")) != "" {
+			t.Errorf("%s: %d asked for, and now %q is held", what, wanted, b.handed(alice))
+		}
+	}
+	for what, f := range map[string]func(){
+		"the same":         func() { give(alice, "two", now.Add(time.Minute), nil) },
+		"an older one":     func() { give(alice, "three", now.Add(-time.Hour), nil) },
+		"one of no sender": func() { give(a.user("alf"), "three", now.Add(time.Minute), nil) },
+	} {
+		if f(); wanted != 0 {
+			t.Errorf("%s is asked for", what)
+		}
+	}
+	give(alice, "three", now.Add(time.Minute), a.bundle(alice, "three", now.Add(time.Minute)))
+	if wanted != 1 || b.handed(alice) != "three" {
+		t.Errorf("a right one: %d asked for, and now %q is held", wanted, b.handed(alice))
+	}
+}
+
+// TestKeysAreNotCarriedToOthers: a carrier is given the keys of a sender who is in a room with it, of others the message alone.
+func TestKeysAreNotCarriedToOthers(t *testing.T) {
+	t.Parallel()
+	n := memnet.New()
+	hosts := newMemHosts(t, n, "unkeyed a", "unkeyed b", "unkeyed c")
+	a, b, c := hosts[0], hosts[1], hosts[2]
+	togetherIn(a, b, c)
+	a.hasKeys("alf", "one")
+	alone(n, b, a, c)
+	a.queue(b.server, strings.Replace(a.encrypted("of alf"), "@alice:", "@alf:", 1))
+	c.waitUntil("the message", func() bool { return c.carries(b) == 1 })
+	if got := c.handed(a.user("alf")); got != "" {
+		t.Errorf("it has %q of him", got)
+	}
+}
+
 // message is one as the host signs it, after change.
 func (h *memHost) message(to *memHost, change func(*carriedMessage)) json.RawMessage {
 	h.t.Helper()
@@ -141,9 +242,14 @@ func (h *memHost) message(to *memHost, change func(*carriedMessage)) json.RawMes
 
 // tell sends a message of the protocol and says whether all of it is done with.
 func (h *memHost) tell(to *memHost, m *carryMessage) (done bool, err error) {
+	return h.tellWith(to, m, nil)
+}
+
+// tellWith is tell, with bundles for those users whom m names.
+func (h *memHost) tellWith(to *memHost, m *carryMessage, bundle func(eventgraph.UserID) (json.RawMessage, error)) (done bool, err error) {
 	h.t.Helper()
 	k := &carrying{f: h.Federation}
-	got, err := k.ask(h.t.Context(), contact{Server: to.server, Peer: to.peer}, m)
+	got, err := k.ask(h.t.Context(), contact{Server: to.server, Peer: to.peer}, m, bundle)
 	return err == nil && len(got) == len(m.Keep)+len(m.Give), err
 }
 

@@ -325,13 +325,30 @@ func (h *handover) give(ctx context.Context, c contact, digests map[eventgraph.U
 	if err := say(s, &keysMessage{Users: digests}, &answer); err != nil {
 		return err
 	}
-	message, size := &keysMessage{}, 0
-	for _, user := range answer.Want {
-		if digests[user] == nil {
+	for i, user := range answer.Want {
+		if digests[user] == nil || slices.Contains(answer.Want[:i], user) {
 			return errors.New("it wants what was not offered")
 		}
-		delete(digests, user) // once
-		raw, err := h.sign(user)
+	}
+	err = giveBundles(s, answer.Want, func(user eventgraph.UserID) (json.RawMessage, error) { return h.f.signBundle(user, h.own[user].raw) })
+	if err != nil {
+		return err
+	}
+	answer = keysMessage{}
+	if err := readMessage(s, maxHandoverMessage, &answer); err != nil {
+		return err
+	}
+	if !answer.Level {
+		return errors.New("not all was taken")
+	}
+	return nil
+}
+
+// giveBundles writes the signed bundles of the users, in chunks.
+func giveBundles(s idle, users []eventgraph.UserID, signed func(eventgraph.UserID) (json.RawMessage, error)) error {
+	message, size := &keysMessage{}, 0
+	for _, user := range users {
+		raw, err := signed(user)
 		if err != nil {
 			return err
 		}
@@ -345,12 +362,28 @@ func (h *handover) give(ctx context.Context, c contact, digests map[eventgraph.U
 		message.Keys = append(message.Keys, raw)
 		size += len(raw)
 	}
-	answer = keysMessage{}
-	if err := say(s, message, &answer); err != nil {
-		return err
-	}
-	if !answer.Level {
-		return errors.New("not all was taken")
+	return writeMessage(s, message)
+}
+
+// takeBundles reads what giveBundles writes, at most so many, and hands each to take.
+func (f *Federation) takeBundles(ctx context.Context, s idle, peer eventgraph.PeerID, most int, take func(json.RawMessage) error) error {
+	for more := true; more; {
+		var m keysMessage
+		if err := readMessage(s, maxHandoverMessage, &m); err != nil {
+			return err
+		}
+		if more = m.More; len(m.Keys) > most || more && len(m.Keys) == 0 {
+			return errors.New("more than was asked for")
+		}
+		most -= len(m.Keys)
+		if err := f.spendOn(ctx, peer, costRequest+len(m.Keys)); err != nil {
+			return err
+		}
+		for _, raw := range m.Keys {
+			if err := take(raw); err != nil {
+				return err
+			}
+		}
 	}
 	return nil
 }
@@ -375,12 +408,13 @@ func say(s idle, m, answer any) error {
 	return readMessage(s, maxHandoverMessage, answer)
 }
 
-func (h *handover) sign(user eventgraph.UserID) (json.RawMessage, error) {
-	object, err := marshal(signedBundle{User: user, TS: h.f.Now().UnixMilli(), Bundle: h.own[user].raw})
+// signBundle signs the bundle of a local user.
+func (f *Federation) signBundle(user eventgraph.UserID, bundle json.RawMessage) (json.RawMessage, error) {
+	object, err := marshal(signedBundle{User: user, TS: f.Now().UnixMilli(), Bundle: bundle})
 	if err != nil {
 		return nil, err
 	}
-	return eventgraph.SignJSON(object, h.f.Key)
+	return eventgraph.SignJSON(object, f.Key)
 }
 
 // serve takes what a peer hands over, or gives it what others have.
@@ -457,29 +491,18 @@ func (h *handover) take(ctx context.Context, s idle, c contact, sum []byte) erro
 		return err
 	}
 	whole := true
-	for more := true; more; {
-		var m keysMessage
-		if err := readMessage(s, maxHandoverMessage, &m); err != nil {
-			return err
+	err = f.takeBundles(ctx, s, c.Peer, len(wanted), func(raw json.RawMessage) error {
+		b, err := f.checkBundle(ctx, raw, c.Server)
+		if err != nil || !wanted[b.User] || !bytes.Equal(b.Digest, offer.Users[b.User]) {
+			f.Log.Info("keys refused that were handed over", "server", c.Server, "err", err)
+			whole = false
+			return nil
 		}
-		if more = m.More; len(m.Keys) > len(wanted) || more && len(m.Keys) == 0 {
-			return errors.New("more than was asked for")
-		}
-		if err := f.spendOn(ctx, c.Peer, costRequest+len(m.Keys)); err != nil {
-			return err
-		}
-		for _, raw := range m.Keys {
-			b, err := f.checkBundle(ctx, raw, c.Server)
-			if err != nil || !wanted[b.User] || !bytes.Equal(b.Digest, offer.Users[b.User]) {
-				f.Log.Info("keys refused that were handed over", "server", c.Server, "err", err)
-				whole = false
-				continue
-			}
-			delete(wanted, b.User)
-			if err := f.keepBundle(ctx, b); err != nil {
-				return err
-			}
-		}
+		delete(wanted, b.User)
+		return f.keepBundle(ctx, b)
+	})
+	if err != nil {
+		return err
 	}
 	whole = whole && len(wanted) == 0
 	_, err = f.Store.Update(ctx, func(tx *store.Tx) error {
@@ -591,31 +614,55 @@ func (f *Federation) verifyObject(ctx context.Context, raw json.RawMessage, serv
 	return err
 }
 
-// bundlesFor are those that were handed over of the users, for a third server that is in a room with them.
+// bundlesFor are those that were handed over of the users, for a third server that is in a room with them; of many, as much as goes into one chunk.
 func (f *Federation) bundlesFor(server eventgraph.ServerName, users []eventgraph.UserID) (bundles []json.RawMessage, err error) {
+	held, err := f.heldFor(server, users)
 	size := 0
+	for _, user := range users {
+		if h := held[user]; h != nil && (size == 0 || size+len(h.Signed) <= handoverChunk) {
+			size += len(h.Signed)
+			bundles = append(bundles, h.Signed)
+			delete(held, user) // once
+		}
+	}
+	return bundles, err
+}
+
+// heldFor is what was handed over of those users who are in a room with the server, by whose ACL it is not denied.
+func (f *Federation) heldFor(server eventgraph.ServerName, users []eventgraph.UserID) (map[eventgraph.UserID]*store.HandedKeys, error) {
+	shared, err := f.meetings.sharing.roomsWith(server)
+	if err != nil {
+		return nil, err
+	}
+	held := map[eventgraph.UserID]*store.HandedKeys{}
 	err = f.Store.View(func(r *store.Reader) error {
 		for _, user := range users {
-			held, err := r.HandedKeys(user)
+			if in, err := isInOne(r, user, shared); err != nil {
+				return err
+			} else if !in {
+				continue
+			}
+			h, err := r.HandedKeys(user)
 			if errors.Is(err, store.ErrNotFound) {
 				continue
 			}
 			if err != nil {
 				return err
 			}
-			servers, err := f.sharing(r, user)
-			if err != nil {
-				return err
-			}
-			if !slices.Contains(servers, server) || size > 0 && size+len(held.Signed) > handoverChunk {
-				continue
-			}
-			size += len(held.Signed)
-			bundles = append(bundles, held.Signed)
+			held[user] = h
 		}
 		return nil
 	})
-	return bundles, err
+	return held, err
+}
+
+// isInOne says whether the user is joined to one of the rooms.
+func isInOne(r *store.Reader, user eventgraph.UserID, rooms map[eventgraph.RoomID]bool) (in bool, err error) {
+	err = r.RoomsOf(user, func(m *store.Member) (bool, error) {
+		in = m.Membership == "join" && !m.Outside && rooms[m.Room]
+		return !in, nil
+	})
+	return in, err
 }
 
 // AskKeyBundles asks connected servers for what was handed over to them of users whose servers are away, until ctx ends. What comes is in the store
