@@ -2,6 +2,7 @@ package store
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"slices"
@@ -64,8 +65,8 @@ func (r *Reader) DelayedEvents(user eventgraph.UserID) (scheduled, finalised []*
 		}
 		return true, nil
 	})
-	slices.SortStableFunc(scheduled, func(a, b *DelayedEvent) int { return int(a.Due() - b.Due()) })
-	slices.SortStableFunc(finalised, func(a, b *DelayedEvent) int { return int(b.FinalisedTS - a.FinalisedTS) })
+	slices.SortStableFunc(scheduled, func(a, b *DelayedEvent) int { return cmp.Compare(a.Due(), b.Due()) })
+	slices.SortStableFunc(finalised, func(a, b *DelayedEvent) int { return cmp.Compare(b.FinalisedTS, a.FinalisedTS) })
 	return scheduled, finalised, err
 }
 

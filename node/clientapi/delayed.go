@@ -24,6 +24,7 @@ const (
 	maxDelayedContent  = 64 << 10            // bytes, as no event may be larger
 	delayedRetry       = 30 * time.Second    // after an error that is ours, such as a full disk
 	maxDelayedLook     = time.Minute         // a timer stands still while a device sleeps: then the clock is looked at again
+	slowDelayed        = time.Second         // what took longer asked another server; after it the user's others wait for those of others
 	delayParameter     = "org.matrix.msc4140.delay"
 	delayedEvents      = "/_matrix/client/unstable/org.matrix.msc4140/delayed_events"
 	delayedEventsFlag  = "org.matrix.msc4140"
@@ -322,8 +323,17 @@ func (a *API) manage(q *request, action string) (any, error) {
 	return nil, nil
 }
 
+// keepDelayed stores what has become of the event, unless its user was deactivated meanwhile.
 func (a *API) keepDelayed(ctx context.Context, d *store.DelayedEvent) error {
-	_, err := a.Store.Update(ctx, func(tx *store.Tx) error { return tx.PutDelayedEvent(d) })
+	_, err := a.Store.Update(ctx, func(tx *store.Tx) error {
+		if _, err := tx.DelayedEvent(d.User, d.ID); err != nil {
+			return err
+		}
+		return tx.PutDelayedEvent(d)
+	})
+	if errors.Is(err, store.ErrNotFound) {
+		return nil
+	}
 	return err
 }
 
@@ -354,7 +364,8 @@ func (a *API) RunDelayed(ctx context.Context) error {
 	}
 }
 
-// sendDue sends what is due, in the order of its times, and answers when to look again; never, if nothing is scheduled.
+// sendDue sends what is due, in the order of its times, and answers when to look again; never, if nothing is scheduled. Invites and aliases
+// ask other servers, which takes seconds if they are away: of these it sends one of each user, so that nobody keeps all others waiting.
 func (a *API) sendDue(ctx context.Context) (next time.Time, err error) {
 	type due struct {
 		user eventgraph.UserID
@@ -373,10 +384,17 @@ func (a *API) sendDue(ctx context.Context) (next time.Time, err error) {
 		})
 	})
 	var failed []error
+	slow := map[eventgraph.UserID]bool{}
 	for _, one := range all {
+		if slow[one.user] {
+			next = now
+			continue
+		}
+		began := a.Now()
 		if err := a.sendOneDue(ctx, one.user, one.id); err != nil {
 			failed = append(failed, err)
 		}
+		slow[one.user] = a.Now().Sub(began) > slowDelayed
 	}
 	return next, errors.Join(append(failed, err)...)
 }
@@ -390,8 +408,11 @@ func (a *API) sendOneDue(ctx context.Context, user eventgraph.UserID, id string)
 	}
 	defer done()
 	var d *store.DelayedEvent
+	var account *store.Account
 	err = a.Store.View(func(r *store.Reader) (err error) {
-		d, err = r.DelayedEvent(user, id)
+		if d, err = r.DelayedEvent(user, id); err == nil {
+			account, err = r.Account(user)
+		}
 		return err
 	})
 	if errors.Is(err, store.ErrNotFound) {
@@ -400,7 +421,8 @@ func (a *API) sendOneDue(ctx context.Context, user eventgraph.UserID, id string)
 	if err != nil || d.FinalisedTS != 0 || d.Due() > a.Now().UnixMilli() { // managed since it was looked at
 		return err
 	}
-	if a.RateLimits {
+	err = usable(account)
+	if err == nil && a.RateLimits {
 		err = a.limits.request(user)
 	}
 	if err == nil {
