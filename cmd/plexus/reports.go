@@ -50,9 +50,9 @@ func reports(ctx context.Context, args []string, out io.Writer) error {
 			case r.Room != "":
 				what = fmt.Sprintf("room %s", r.Room)
 			}
-			fmt.Fprintf(out, "%d  %s  %s reports %s\n", r.ID, timeOf(r.TS), r.Reporter, what)
+			fmt.Fprintf(out, "%d  %s  %s reports %s\n", r.ID, timeOf(r.TS), r.Reporter, printable(what))
 			if r.Sender != "" {
-				fmt.Fprintf(out, "    by %s: %s\n", r.Sender, printable(r.Content))
+				fmt.Fprintf(out, "    by %s: %s\n", printable(r.Sender), printable(r.Content))
 			}
 			if r.Reason != "" {
 				fmt.Fprintf(out, "    reason: %s\n", printable(r.Reason))

@@ -63,7 +63,7 @@ func listRooms(ctx context.Context, dir string, asJSON bool, out io.Writer) erro
 				if name == "" {
 					name = r.Alias
 				}
-				row(r.Room, r.Version, r.Members, len(r.LocalUsers), r.Servers, r.Extremities, r.Events, printable(name))
+				row(r.Room, r.Version, r.Members, len(r.LocalUsers), r.Servers, r.Extremities, r.Events, name)
 			}
 		})
 	})
@@ -84,7 +84,7 @@ func showState(ctx context.Context, dir, name string, which []string, asJSON boo
 			if e.Key != "" {
 				key = " " + strconv.Quote(e.Key)
 			}
-			fmt.Fprintf(out, "%s%s  by %s, %s\n    %s\n", printable(e.Type), key, e.Sender, timeOf(e.TS), printable(string(e.Content)))
+			fmt.Fprintf(out, "%s%s  by %s, %s\n    %s\n", printable(e.Type), key, printable(e.Sender), timeOf(e.TS), printable(string(e.Content)))
 		}
 		if len(state.State) == 0 {
 			fmt.Fprintln(out, "there is no such state")
@@ -106,7 +106,7 @@ func leaveRoom(ctx context.Context, dir, name string, users []string, asJSON boo
 	}
 	return show(out, asJSON, answer, func(out io.Writer) error {
 		for _, user := range answer.Left {
-			fmt.Fprintf(out, "%s has left\n", user)
+			fmt.Fprintf(out, "%s has left\n", printable(user))
 		}
 		return nil
 	})

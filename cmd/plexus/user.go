@@ -13,6 +13,7 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode"
 
 	"github.com/plexus-p2p/plexus/node"
 	"github.com/plexus-p2p/plexus/node/clientapi"
@@ -28,7 +29,7 @@ func show(out io.Writer, asJSON bool, v any, words func(io.Writer) error) error 
 	return words(out)
 }
 
-// table prints rows of cells in columns.
+// table prints rows of cells in columns, each as printable.
 func table(out io.Writer, rows func(row func(cells ...any))) error {
 	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
 	rows(func(cells ...any) {
@@ -36,7 +37,7 @@ func table(out io.Writer, rows func(row func(cells ...any))) error {
 			if i > 0 {
 				fmt.Fprint(w, "\t")
 			}
-			fmt.Fprint(w, cell)
+			fmt.Fprint(w, printable(fmt.Sprint(cell)))
 		}
 		fmt.Fprintln(w)
 	})
@@ -169,7 +170,7 @@ func device(ctx context.Context, args []string, out io.Writer) error {
 					if d.Dehydrated {
 						name += " (dehydrated)"
 					}
-					row(d.ID, timeOf(d.CreatedTS), timeOf(d.LastSeenTS), d.LastSeenIP, printable(name))
+					row(d.ID, timeOf(d.CreatedTS), timeOf(d.LastSeenTS), d.LastSeenIP, name)
 				}
 			})
 		})
@@ -186,12 +187,13 @@ func device(ctx context.Context, args []string, out io.Writer) error {
 	return errors.New("usage: plexus device list USER | delete USER DEVICE…")
 }
 
-// printable is text that others chose, without what a terminal would act on.
-func printable(s string) string {
+// printable is text that others chose, without what a terminal would act on, or what shows it in another order than it has. Names of devices, users
+// and rooms are such text too: hardly a character is forbidden in them.
+func printable[T ~string](s T) string {
 	return strings.Map(func(r rune) rune {
-		if r < ' ' || r >= 0x7f && r < 0xa0 {
+		if unicode.IsControl(r) || unicode.Is(unicode.Bidi_Control, r) {
 			return '�'
 		}
 		return r
-	}, s)
+	}, string(s))
 }

@@ -6,7 +6,9 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/plexus-p2p/plexus/eventgraph"
 	"github.com/plexus-p2p/plexus/node/clientapi"
+	"github.com/plexus-p2p/plexus/store"
 )
 
 // of runs subcommands for one node, in this process: they must end with the exit code, and their output hold the words.
@@ -121,4 +123,16 @@ func TestReportCommands(t *testing.T) {
 	plexus(0, "", "reports delete 1", "deleted")
 	plexus(0, "", "reports", "nothing has been reported")
 	plexus(1, "", "reports frobnicate", "usage: plexus reports")
+}
+
+// Clients choose the IDs of their devices, and hardly a character is forbidden in a user ID: none of it acts on the terminal, nor turns its text around.
+func TestWhatOthersChoseIsPrintable(t *testing.T) {
+	t.Parallel()
+	var out strings.Builder
+	err := table(&out, func(row func(...any)) {
+		row(store.DeviceID("\x1b]0;x\a"), eventgraph.UserID("@\u009b2J\u202eb:x"), 7, "a\tb 👩\u200d🚀")
+	})
+	if want := "�]0;x�  @�2J�b:x  7  a�b 👩\u200d🚀\n"; err != nil || out.String() != want {
+		t.Errorf("%q, want %q", out.String(), want)
+	}
 }
