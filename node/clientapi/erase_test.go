@@ -50,6 +50,7 @@ func TestErase(t *testing.T) {
 
 	bob.prove("POST", "/v3/account/deactivate", map[string]any{"erase": true})
 	carol.join(room)
+	alice.message(room, `{"msgtype":"m.text","body":"hello"}`)
 
 	event := "/v3/rooms/" + string(room) + "/event/"
 	for _, c := range []client{alice, dave} {
@@ -73,6 +74,11 @@ func TestErase(t *testing.T) {
 		a := c.call(200, "POST", "/v3/search", map[string]any{"search_categories": map[string]any{"room_events": map[string]any{"search_term": "secret"}}})
 		if !strings.Contains(a.raw, `"count":0`) {
 			t.Errorf("%s finds %s", c.user, a.raw)
+		}
+		a = c.call(200, "POST", "/v3/search", map[string]any{"search_categories": map[string]any{"room_events": map[string]any{
+			"search_term": "hello", "event_context": map[string]any{"before_limit": 4, "include_profile": true}}}})
+		if !strings.Contains(a.raw, `"count":1`) || !strings.Contains(a.raw, key) || strings.Contains(a.raw, "Secret") {
+			t.Errorf("%s finds beside it %s", c.user, a.raw)
 		}
 	}
 

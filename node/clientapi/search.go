@@ -326,7 +326,11 @@ func (a *API) around(q *request, r *store.Reader, s *searchQuery, room eventgrap
 				return nil, err
 			}
 			if member != nil {
-				profiles[other.Sender()] = profileOfMember(member.Shown())
+				shown, err := a.Rooms.ShownToUser(q.user, member)
+				if err != nil {
+					return nil, err
+				}
+				profiles[other.Sender()] = profileOfMember(shown)
 			}
 		}
 		context["profile_info"] = profiles

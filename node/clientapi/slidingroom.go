@@ -376,7 +376,11 @@ func (s *slidingRound) slidingMembers(span *roomSpan, name json.RawMessage, name
 			return err
 		}
 		if e != nil {
-			profile := profileOfMember(e.Shown())
+			shown, err := s.a.Rooms.ShownToUser(s.user, e)
+			if err != nil {
+				return err
+			}
+			profile := profileOfMember(shown)
 			hero.Name, hero.Avatar = profile["displayname"], profile["avatar_url"]
 		}
 		room.Heroes = append(room.Heroes, hero)

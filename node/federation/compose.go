@@ -133,10 +133,11 @@ func (f *Federation) compose(r *store.Reader, server eventgraph.ServerName, at, 
 		if !f.announces(e, c) || e.Sender().Server() == server || f.gossip.hasCarried(server, c.Event) || !f.owed(server, e) {
 			return nil
 		}
-		if may, err := f.Rooms.MaySeeServer(server, e); err != nil || !may {
+		shown, err := f.seen(server, e)
+		if shown == nil || err != nil {
 			return err
 		}
-		pdu := served(e)
+		pdu := shown.Raw()
 		t.PDUs = append(t.PDUs, pdu)
 		t.size += len(pdu)
 	case store.ChangeReceipt:

@@ -327,12 +327,14 @@ func (f *Federation) wanted(g *gift, want []eventgraph.EventID, limit int) (*mee
 			if !f.Rooms.ServerAllowed(e.RoomID(), g.Server) {
 				continue
 			}
-			if may, err := f.Rooms.MaySeeServer(g.Server, e); err != nil {
+			shown, err := f.seen(g.Server, e)
+			if err != nil {
 				return err
-			} else if !may {
+			}
+			if shown == nil {
 				continue
 			}
-			raw := served(e)
+			raw := shown.Raw()
 			given.Events = append(given.Events, meetEvent{e.RoomID(), raw})
 			size += len(raw)
 			for _, s := range e.RequiredSigners() {

@@ -15,7 +15,8 @@ import (
 // erased are the local users who have erased themselves, and when. It is for concurrent use.
 type erased struct {
 	mu    sync.RWMutex
-	users map[eventgraph.UserID]store.Position // nil: not read yet
+	read  bool // users has what the store had, beside those noted since
+	users map[eventgraph.UserID]store.Position
 }
 
 // NoteErased tells that a local account is erased; that is in the store already.
@@ -23,23 +24,22 @@ func (r *Rooms) NoteErased(user eventgraph.UserID, at store.Position) {
 	r.erased.add(map[eventgraph.UserID]store.Position{user: at}, false)
 }
 
-// add adds users; whole says that these are all that the store has. No user is ever taken out, so it does not matter who comes first.
+// add adds users; whole says that these are all that the store had when it was read. No user is ever taken out, so it does not matter who comes
+// first: one who is erased while the store is read is noted beside.
 func (e *erased) add(users map[eventgraph.UserID]store.Position, whole bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.users == nil && !whole {
-		return // will be read
-	}
 	if e.users == nil {
 		e.users = map[eventgraph.UserID]store.Position{}
 	}
 	maps.Copy(e.users, users)
+	e.read = e.read || whole
 }
 
 // at is when a user was erased; 0 if not.
 func (e *erased) at(s *store.Store, user eventgraph.UserID) (store.Position, error) {
 	e.mu.RLock()
-	known, at := e.users != nil, e.users[user]
+	known, at := e.read, e.users[user]
 	e.mu.RUnlock()
 	if known {
 		return at, nil

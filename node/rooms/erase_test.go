@@ -4,6 +4,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/plexus-p2p/plexus/eventgraph"
 	"github.com/plexus-p2p/plexus/store"
 )
 
@@ -43,5 +44,19 @@ func TestShownToServerAfterErasure(t *testing.T) {
 	after := a.message(room, alice, "not possible for a client") // what comes after the erasure is shown by the same rule
 	if e, err := a.ShownToServer(b.key.Server, a.event(after)); err != nil || !strings.Contains(string(e.Raw()), "not possible") {
 		t.Errorf("%s %v", e.Raw(), err)
+	}
+}
+
+// Who is erased while the store is read for those who are stays erased.
+func TestErasedWhileRead(t *testing.T) {
+	t.Parallel()
+	s := newServer(t, "a")
+	alice, bob := s.user("alice"), s.user("bob")
+	s.NoteErased(alice, 7)
+	s.erased.add(map[eventgraph.UserID]store.Position{bob: 3}, true) // read before that
+	for user, want := range map[eventgraph.UserID]store.Position{alice: 7, bob: 3} {
+		if at, err := s.erased.at(s.store, user); at != want || err != nil {
+			t.Errorf("%s: %d %v", user, at, err)
+		}
 	}
 }
