@@ -22,11 +22,11 @@ type bridge struct {
 	rooms    map[string]string // by fold(channel)
 	channel  map[string]string // by room
 	ready    chan struct{}     // closed when the rooms are there
-	answered []string          // IDs of the transactions last done, under mu
+	answered []string          // IDs of the transactions last done, of one handler at a time
 
 	mu     sync.Mutex
-	irc    *connection // nil while there is none
-	joined map[string]bool
+	irc    *connection     // nil while there is none
+	joined map[string]bool // by room: whether we are in its channel; false: we may not be
 	// names are the users on IRC: by fold(nick), the ghost's user ID.
 	names map[string]string
 	in    map[string]map[string]bool // by room: ghosts that are in it
@@ -206,7 +206,9 @@ func (b *bridge) converse(ctx context.Context) error {
 		case "PING":
 			c.send("PONG :%s", l.param(0))
 		case "433", "432": // the nick is taken, or not allowed
-			nick += "_"
+			if nick += "_"; len(nick) > maxNick {
+				return fmt.Errorf("no nick is to be had: %s", l.param(2))
+			}
 			c.send("NICK %s", nick)
 		case "001":
 			nick = l.param(0)
@@ -218,6 +220,9 @@ func (b *bridge) converse(ctx context.Context) error {
 			b.mu.Unlock()
 		case "403", "405", "471", "473", "474", "475": // no such channel, or we may not be in it
 			log.Printf("IRC: %s: %s", l.param(1), l.param(2))
+			b.shutOut(l.param(1))
+		case "PONG": // to our pings: time to knock again where we were not let in
+			b.knock()
 		case "ERROR":
 			return fmt.Errorf("the server says: %s", l.param(0))
 		case "353": // names of a channel
@@ -234,6 +239,26 @@ func (b *bridge) converse(ctx context.Context) error {
 				}
 				log.Printf("%s by %s did not reach Matrix: %v", l.command, l.nick, err)
 			}
+		}
+	}
+}
+
+// shutOut notes that we may not be in a channel. What is said in its room is lost meanwhile: the other channels must not wait for it.
+func (b *bridge) shutOut(channel string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if room := b.rooms[fold(channel)]; room != "" {
+		b.joined[room] = false
+	}
+}
+
+// knock tries to join where we are not.
+func (b *bridge) knock() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for room, channel := range b.channel {
+		if b.irc != nil && !b.joined[room] {
+			b.irc.send("JOIN %s", channel)
 		}
 	}
 }

@@ -1,18 +1,20 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"fmt"
 	"net"
-	"net/textproto"
 	"strings"
 	"time"
 	"unicode/utf8"
 )
 
 const (
-	maxLine    = 512 // bytes of an IRC line with its CR LF (RFC 2812, section 2.3)
-	maxChannel = 50  // bytes of a channel's name (RFC 2812, section 1.3)
+	maxLine    = 512      // bytes of an IRC line with its CR LF (RFC 2812, section 2.3)
+	maxChannel = 50       // bytes of a channel's name (RFC 2812, section 1.3)
+	maxNick    = 30       // bytes of a nick that we try
+	maxRead    = 16 << 10 // bytes of a line that is read: message tags come before the 512
 	// maxPrefix is what the server puts before a line of ours for others: ":nick!user@host ", of which we know only the bounds.
 	maxPrefix = 1 + 30 + 1 + 12 + 1 + 64 + 1
 	pingEvery = 60 * time.Second
@@ -120,9 +122,9 @@ func split(text, target, before, after string) []string {
 
 // connection is one connection to the IRC server. Reading is its owner's; writing is safe from anywhere.
 type connection struct {
-	text *textproto.Conn
-	raw  net.Conn
-	out  chan string
+	raw net.Conn
+	in  *bufio.Reader
+	out chan string
 }
 
 // dial connects and registers with the nick.
@@ -131,7 +133,7 @@ func dial(ctx context.Context, address, nick string) (*connection, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &connection{text: textproto.NewConn(raw), raw: raw, out: make(chan string, 1000)}
+	c := &connection{raw: raw, in: bufio.NewReaderSize(raw, maxRead), out: make(chan string, 1000)}
 	c.send("NICK %s", nick)
 	c.send("USER %s 0 * :Matrix bridge", nick)
 	return c, nil
@@ -149,7 +151,7 @@ func (c *connection) send(format string, args ...any) bool {
 
 // write sends what is queued, and pings, until the context or the connection ends. It closes the connection.
 func (c *connection) write(ctx context.Context) {
-	defer c.text.Close()
+	defer c.raw.Close()
 	ping := time.NewTicker(pingEvery)
 	defer ping.Stop()
 	budget, last := lineBurst, time.Now()
@@ -161,7 +163,7 @@ func (c *connection) write(ctx context.Context) {
 			s = "PING :bridge"
 		case <-ctx.Done():
 			_ = c.raw.SetWriteDeadline(time.Now().Add(time.Second))
-			_ = c.text.PrintfLine("QUIT :bridge stops")
+			_, _ = c.raw.Write([]byte("QUIT :bridge stops\r\n"))
 			return
 		}
 		budget = min(lineBurst, budget+int(time.Since(last)/linePause))
@@ -175,19 +177,22 @@ func (c *connection) write(ctx context.Context) {
 			last = time.Now()
 		}
 		_ = c.raw.SetWriteDeadline(time.Now().Add(30 * time.Second))
-		if c.text.PrintfLine("%s", s) != nil {
+		if _, err := c.raw.Write([]byte(s + "\r\n")); err != nil {
 			return
 		}
 	}
 }
 
-// read is the next line; an end after two pings without a sign of life.
+// read is the next line; an end after two pings without a sign of life, or at a line that has no end.
 func (c *connection) read() (line, error) {
 	if err := c.raw.SetReadDeadline(time.Now().Add(2 * pingEvery)); err != nil {
 		return line{}, err
 	}
-	s, err := c.text.ReadLine()
-	return parseLine(s), err
+	s, err := c.in.ReadSlice('\n')
+	if err != nil {
+		return line{}, err
+	}
+	return parseLine(strings.TrimRight(string(s), "\r\n")), nil
 }
 
 // fold is a nick or channel in one spelling, as servers with CASEMAPPING=ascii compare it. Those with the older mapping take []\~ and {}|^ for the

@@ -99,7 +99,7 @@ func answer(w http.ResponseWriter, status int, code string) {
 	_ = json.NewEncoder(w).Encode(body) // an error means that the homeserver has gone
 }
 
-// connected says whether IRC takes what is said, and all channels are joined. Until then the homeserver keeps it.
+// connected says whether IRC takes what is said, and has let us into all channels or refused to. Until then the homeserver keeps it.
 func (b *bridge) connected(ctx context.Context) bool {
 	select {
 	case <-b.ready:
@@ -127,7 +127,7 @@ func (b *bridge) fromMatrix(ctx context.Context, e *event) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, text := range lines {
-		if b.irc == nil || !b.irc.send("PRIVMSG %s :%s", channel, text) {
+		if b.irc == nil || !b.joined[e.Room] || !b.irc.send("PRIVMSG %s :%s", channel, text) {
 			log.Printf("a line of %s did not reach IRC", e.Sender)
 		}
 	}
