@@ -2,6 +2,7 @@ package appservice
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -16,9 +17,12 @@ import (
 const (
 	// maxEvents bounds the events of a transaction, and likewise its ephemeral ones.
 	maxEvents = 100
-	// fullTransaction is a body after which no event is added. An event with what stands beside it (its predecessor, stripped state) is
-	// some 64 KiB each at most, so the body stays below store.MaxTransactionBody.
+	// fullTransaction is a body after which no event is added. An event and what stands beside it (its predecessor, what redacted it, stripped
+	// state) are some 64 KiB each at most, so the body stays below store.MaxTransactionBody.
 	fullTransaction = 256 << 10
+	// maxReceiptThreads bounds the threads of which a change of somebody's receipts tells, those read last: one user may have receipts in
+	// store.MaxReceiptThreads of a room, with IDs of 255 bytes.
+	maxReceiptThreads = 100
 	// scanAtOnce bounds the changes looked at for one transaction.
 	scanAtOnce = 20_000
 	// saveScan is how far a cursor may move over changes that do not concern its service before it is stored.
@@ -137,7 +141,8 @@ func (w *sending) addReceipt(r *store.Reader, c *composed, change store.Change, 
 	if err != nil || len(receipts) == 0 {
 		return err
 	}
-	raw, err := w.sender.Local.ServiceReceipts(of.room, receipts)
+	slices.SortStableFunc(receipts, func(a, b *store.Receipt) int { return cmp.Compare(b.TS, a.TS) })
+	raw, err := w.sender.Local.ServiceReceipts(of.room, receipts[:min(len(receipts), maxReceiptThreads)])
 	c.Ephemeral, c.size = append(c.Ephemeral, raw), c.size+len(raw)
 	return err
 }

@@ -57,12 +57,12 @@ type Sender struct {
 	Config
 }
 
-// NewSender makes the sender. A service that was never here is told of what happens from now on.
+// NewSender makes the sender. A service that was never here, or wanted no traffic, is told of what happens from now on.
 func NewSender(ctx context.Context, c Config) (*Sender, error) {
 	for _, svc := range c.Services.All() {
 		_, err := c.Store.Update(ctx, func(tx *store.Tx) error {
 			_, err := tx.ServiceCursor(svc.ID)
-			if !errors.Is(err, store.ErrNotFound) {
+			if err != nil && !errors.Is(err, store.ErrNotFound) || err == nil && svc.url != nil {
 				return err
 			}
 			return tx.PutServiceCursor(&store.ServiceCursor{Service: svc.ID, Sent: tx.Position()})

@@ -1,6 +1,7 @@
 package clientapi
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -42,13 +43,22 @@ func (a *API) serviceRoutes() {
 // EnsureServiceUsers makes the accounts of the services' senders, where they are not there yet.
 func (a *API) EnsureServiceUsers(ctx context.Context) error {
 	for _, s := range a.Services.All() {
-		if _, err := a.account(s.Sender); !errors.Is(err, store.ErrNotFound) {
-			if err != nil {
-				return err
+		account, err := a.account(s.Sender)
+		switch {
+		case err == nil:
+			if account.Service == "" {
+				a.Log.Warn("the sender of an application service is the account of a person: the service acts as them", "service", s.ID, "user", s.Sender)
 			}
 			continue
+		case !errors.Is(err, store.ErrNotFound):
+			return err
 		}
-		if err := a.putNewAccount(ctx, &store.Account{User: s.Sender, Service: s.ID}); err != nil {
+		err = a.putNewAccount(ctx, &store.Account{User: s.Sender, Service: s.ID})
+		if errors.Is(err, store.ErrDiskFull) {
+			a.Log.Warn("no room on the disk for the user of an application service: it is made at the next start", "service", s.ID)
+			err = nil
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -411,11 +421,21 @@ func (a *API) ServiceEvent(r *store.Reader, e *store.StoredEvent) (json.RawMessa
 	return a.withInviteState(r, raw, m)
 }
 
+// maxServiceState bounds the stripped state that stands beside an invite, in bytes, so that a transaction stays below store.MaxTransactionBody:
+// members of a room and other servers choose how large it is. An event that does not fit is left out.
+const maxServiceState = 64 << 10
+
 // withInviteState adds the stripped state of the room to an invite's unsigned data, as /sync shows it beside invites.
 func (a *API) withInviteState(r *store.Reader, raw json.RawMessage, m *store.Member) (json.RawMessage, error) {
 	state, err := a.inviteState(r, m)
 	if err != nil {
 		return nil, err
+	}
+	fits, size := []json.RawMessage{}, 0
+	for _, e := range state.events {
+		if size+len(e) <= maxServiceState {
+			fits, size = append(fits, e), size+len(e)
+		}
 	}
 	var event, unsigned map[string]json.RawMessage
 	if err := json.Unmarshal(raw, &event); err != nil {
@@ -428,13 +448,22 @@ func (a *API) withInviteState(r *store.Reader, raw json.RawMessage, m *store.Mem
 	} else {
 		unsigned = map[string]json.RawMessage{}
 	}
-	if unsigned["invite_room_state"], err = json.Marshal(state.events); err != nil {
+	if unsigned["invite_room_state"], err = plainJSON(fits); err != nil {
 		return nil, err
 	}
-	if event["unsigned"], err = json.Marshal(unsigned); err != nil {
+	if event["unsigned"], err = plainJSON(unsigned); err != nil {
 		return nil, err
 	}
-	return json.Marshal(event)
+	return plainJSON(event)
+}
+
+// plainJSON is v without the escaping that HTML would need, which makes six bytes of one.
+func plainJSON(v any) (json.RawMessage, error) {
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	err := e.Encode(v)
+	return b.Bytes(), err
 }
 
 // ServiceInvite answers appservice.Local.
@@ -456,7 +485,7 @@ func (a *API) ServiceInvite(r *store.Reader, m *store.Member) (json.RawMessage, 
 		return nil, err
 	}
 	invite.Room, invite.ID = m.Room, m.Event
-	raw, err := json.Marshal(invite)
+	raw, err := plainJSON(invite)
 	if err != nil {
 		return nil, err
 	}
@@ -469,7 +498,7 @@ func (a *API) ServiceReceipts(room eventgraph.RoomID, receipts []*store.Receipt)
 	for _, p := range receipts {
 		content.add(p)
 	}
-	return json.Marshal(map[string]any{"type": "m.receipt", "room_id": room, "content": content})
+	return plainJSON(map[string]any{"type": "m.receipt", "room_id": room, "content": content})
 }
 
 // ServicePresence answers appservice.Local.
