@@ -106,3 +106,23 @@ func (r *Reader) NetworkRooms(service, network string) (rooms []eventgraph.RoomI
 	})
 	return rooms, err
 }
+
+// MaxServiceUsers bounds the users that one service makes. Networks have more people than speak in the rooms that one node bridges; each
+// takes some KiB.
+const MaxServiceUsers = 100_000
+
+// ErrTooManyUsers is returned by CountServiceUser.
+var ErrTooManyUsers = errors.New("the application service has made too many users")
+
+// CountServiceUser counts a user whom a service is about to make; ErrTooManyUsers.
+func (tx *Tx) CountServiceUser(service string) error {
+	k := key(tableServiceUsers).str(service)
+	n, err := tx.getNumber(k)
+	if err != nil {
+		return err
+	}
+	if n >= MaxServiceUsers {
+		return ErrTooManyUsers
+	}
+	return tx.putNumber(k, n+1)
+}

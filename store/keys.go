@@ -58,6 +58,7 @@ import (
 //	tableNetworkRoom str application service, str network, empty: it stands in the service's directory
 //	                str room
 //	tableNetworkCount str application service             u64 rooms in its directories
+//	tableServiceUsers str application service             u64 users that it has made
 //
 //	tableAccount    str user                              Account, JSON
 //	tableSession    32 bytes, hash of the token           Session, JSON
@@ -187,6 +188,7 @@ const (
 	tableService      table = 0x78
 	tableNetworkRoom  table = 0x79
 	tableNetworkCount table = 0x7a
+	tableServiceUsers table = 0x7b
 	tableSliding      table = 0x61
 	tablePusher       table = 0x68
 	tablePusherCursor table = 0x69

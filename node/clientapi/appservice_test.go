@@ -329,6 +329,13 @@ func TestServiceRateLimits(t *testing.T) {
 	if !was {
 		t.Error("a user of a service that is rate limited was not")
 	}
+	// A service that makes its users calls as itself, not as a stranger.
+	for i := range strangBurst + 1 {
+		a := s.send("POST", "/_matrix/client/v3/register", b.token, map[string]any{"type": loginService, "username": fmt.Sprint("irc_", i), "inhibit_login": true})
+		if a.status != 200 {
+			t.Fatalf("user %d: %d %s", i, a.status, a.raw)
+		}
+	}
 }
 
 func TestServiceIsAskedForUsersAndAliases(t *testing.T) {

@@ -16,7 +16,7 @@ import (
 )
 
 // maxAccounts is far more than the people of one device; it bounds what open registration can fill. Users of application services are not
-// counted: bridges make one for each person on the other side, and who may register as a service the owner of the node has said.
+// among them: bridges make one for each person on the other side. They are bounded by store.MaxServiceUsers.
 const maxAccounts = 1000
 
 // register is POST /register.
@@ -195,19 +195,8 @@ func (a *API) putNewAccount(ctx context.Context, account *store.Account) error {
 			}
 			return err
 		}
-		count := 0
-		if account.Service == "" {
-			if err := tx.Accounts(func(other *store.Account) (bool, error) {
-				if other.Service == "" {
-					count++
-				}
-				return true, nil
-			}); err != nil {
-				return err
-			}
-		}
-		if count >= maxAccounts {
-			return forbidden("There are as many accounts as this server keeps.")
+		if err := roomForAccount(tx, account.Service); err != nil {
+			return err
 		}
 		account.CreatedTS = a.Now().UnixMilli()
 		if err := tx.PutAccount(account); err != nil {
@@ -220,4 +209,29 @@ func (a *API) putNewAccount(ctx context.Context, account *store.Account) error {
 		return err
 	})
 	return err
+}
+
+// roomForAccount answers M_FORBIDDEN if a service, or with "" people, have as many accounts as they may have.
+func roomForAccount(tx *store.Tx, service string) error {
+	full := forbidden("There are as many accounts as this server keeps.")
+	if service != "" {
+		err := tx.CountServiceUser(service)
+		if errors.Is(err, store.ErrTooManyUsers) {
+			err = full
+		}
+		return err
+	}
+	count := 0
+	if err := tx.Accounts(func(other *store.Account) (bool, error) {
+		if other.Service == "" {
+			count++
+		}
+		return true, nil
+	}); err != nil {
+		return err
+	}
+	if count >= maxAccounts {
+		return full
+	}
+	return nil
 }
