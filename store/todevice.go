@@ -144,6 +144,11 @@ func (tx *Tx) putNumber(k []byte, n uint64) error {
 	return tx.put(k, binary.BigEndian.AppendUint64(nil, n))
 }
 
+// SawMessage says whether SeeMessage remembers the message.
+func (r *Reader) SawMessage(origin eventgraph.ServerName, messageID string) (bool, error) {
+	return r.has(key(tableSeenMessage).str(string(origin)).str(messageID))
+}
+
 // SeeMessage remembers that a direct_to_device message of the origin has been taken in, and says whether it had been before
 // (SS API, m.direct_to_device, message_id).
 func (tx *Tx) SeeMessage(origin eventgraph.ServerName, messageID string) (before bool, err error) {

@@ -44,6 +44,34 @@ func TestReceiptsOfOthersAreBounded(t *testing.T) {
 	}
 }
 
+// TestRepeatsOfFormerFriends: a message that comes again is known also if the last room was left in between.
+func TestRepeatsOfFormerFriends(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, nil)
+	alice := s.newClient("alice")
+	since := alice.sync("").NextBatch
+	send := func(id string) {
+		t.Helper()
+		edu := fmt.Sprintf(`{"sender":"@rita:remote","type":"m.test","message_id":%q,"messages":{%q:{"*":{}}}}`, id, alice.user)
+		if err := s.ReceiveEDU(context.Background(), "remote", "m.direct_to_device", json.RawMessage(edu)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.update(func(tx *store.Tx) error { // as it was put while a room was shared that has been left since
+		_, err := tx.SeeMessage("remote", "of a friend 0")
+		return err
+	})
+	send("of a friend")
+	if got := alice.sync(since).ToDevice.Events; len(got) != 0 {
+		t.Errorf("a message of a former friend came twice: %d", len(got))
+	}
+	send("of a stranger")
+	send("of a stranger")
+	if got := alice.sync(since).ToDevice.Events; len(got) != 1 {
+		t.Errorf("%d came, of one twice", len(got))
+	}
+}
+
 // TestStrangersPushOutNothing: behind a long queue no more messages are put from servers that share no room with us.
 func TestStrangersPushOutNothing(t *testing.T) {
 	t.Parallel()

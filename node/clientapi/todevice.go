@@ -243,8 +243,17 @@ func (a *API) receiveDirectToDevice(ctx context.Context, origin eventgraph.Serve
 	}
 	for i, batch := range batches(all, maxReceivedMessages, toDeviceAtOnce) {
 		_, err := a.Store.Update(ctx, func(tx *store.Tx) error {
-			before, err := tx.SeeMessage(memory, fmt.Sprintf("%s%s %d", prefix, edu.MessageID, i))
-			if before || err != nil {
+			// It may have come while rooms were shared, and be repeated now, or the other way round.
+			id := fmt.Sprintf("%s %d", edu.MessageID, i)
+			asFriend, err := tx.SawMessage(origin, id)
+			if asFriend || err != nil {
+				return err
+			}
+			asStranger, err := tx.SawMessage("", string(origin)+" "+id)
+			if asStranger || err != nil {
+				return err
+			}
+			if _, err := tx.SeeMessage(memory, prefix+id); err != nil {
 				return err
 			}
 			return a.deliver(tx, edu.Sender, edu.Type, batch, most)

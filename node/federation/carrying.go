@@ -89,7 +89,8 @@ type directMessage struct {
 type carrying struct {
 	f       *Federation
 	serving chan struct{}
-	changed chan struct{} // holds a token when there may be something to give
+	one     keyedLock[eventgraph.ServerName] // of these, one of a server at a time
+	changed chan struct{}                    // holds a token when there may be something to give
 
 	// Owned by the loop of runCarrying.
 	lastTS int64
@@ -198,14 +199,23 @@ func (k *carrying) round(ctx context.Context) (wait time.Duration) {
 			wait = min(wait, later)
 			continue
 		}
+		var refused error
 		err := k.giveAll(ctx, c)
+		if errors.Is(err, errNotTaken) {
+			refused, err = err, nil
+		}
 		for _, server := range away {
 			if err != nil || ctx.Err() != nil {
 				break
 			}
 			if server != c.Server && f.shareRoom(c.Server, server) {
-				err = k.handOn(ctx, c, with, server)
+				if err = k.handOn(ctx, c, with, server); errors.Is(err, errNotKept) {
+					refused, err = err, nil // it may be in no room with that one, for all that it knows: the others do not wait for it
+				}
 			}
+		}
+		if err == nil {
+			err = refused
 		}
 		if err == nil {
 			with.failed = 0
@@ -220,6 +230,12 @@ func (k *carrying) round(ctx context.Context) (wait time.Duration) {
 	}
 	return wait
 }
+
+// A contact did not do all that it was asked.
+var (
+	errNotKept  = errors.New("it does not keep all")
+	errNotTaken = errors.New("it does not take all")
+)
 
 // awaited are the servers for which something is queued and that are not connected.
 func (f *Federation) awaited() (servers []eventgraph.ServerName, err error) {
@@ -277,7 +293,7 @@ func (k *carrying) handOn(ctx context.Context, c contact, with *carrier, server 
 			return err
 		}
 		if len(done) < len(batch) {
-			return errors.New("it does not keep all")
+			return errNotKept
 		}
 		with.looked[server] = upTo
 	}
@@ -362,10 +378,15 @@ func (k *carrying) ask(ctx context.Context, c contact, m *carryMessage, bundle f
 	return done, nil
 }
 
-// giveAll gives a contact what we carry for it, and drops what it has taken.
+// giveAll gives a contact what we carry for it, and drops what it has taken. An origin of which it does not take something, because it has not its
+// key, waits until the next time, and holds up no other.
 func (k *carrying) giveAll(ctx context.Context, c contact) error {
+	waits := map[eventgraph.ServerName]bool{}
 	for {
-		batch, err := k.f.carriedFor(c.Server)
+		batch, err := k.f.carriedFor(c.Server, waits)
+		if err == nil && len(batch) == 0 && len(waits) > 0 {
+			err = errNotTaken
+		}
 		if err != nil || len(batch) == 0 {
 			return err
 		}
@@ -396,14 +417,16 @@ func (k *carrying) giveAll(ctx context.Context, c contact) error {
 		if err != nil {
 			return err
 		}
-		if len(done) < len(batch) {
-			return errors.New("it does not take all")
+		for i, kept := range batch {
+			if !done[i] {
+				waits[kept.Origin] = true
+			}
 		}
 	}
 }
 
-// carriedFor lists what is kept for a server, as much as goes into one message.
-func (f *Federation) carriedFor(server eventgraph.ServerName) (batch []*store.Carried, err error) {
+// carriedFor lists what is kept for a server, but not of those who wait, as much as goes into one message.
+func (f *Federation) carriedFor(server eventgraph.ServerName, waits map[eventgraph.ServerName]bool) (batch []*store.Carried, err error) {
 	size, now := 0, f.Now()
 	shares := map[eventgraph.ServerName]bool{} // origins
 	err = f.Store.View(func(r *store.Reader) error {
@@ -413,8 +436,8 @@ func (f *Federation) carriedFor(server eventgraph.ServerName) (batch []*store.Ca
 				share = f.carriesBetween(kept.Origin, server)
 				shares[kept.Origin] = share
 			}
-			if !share || tooOld(kept, now) {
-				return true, nil // sweepKept removes it
+			if waits[kept.Origin] || !share || tooOld(kept, now) {
+				return true, nil // sweepKept removes it, if it is not to be given
 			}
 			if len(batch) == maxCarriedAtOnce || len(batch) > 0 && size+len(kept.Signed) > carryChunk {
 				return false, nil
@@ -432,9 +455,9 @@ func (f *Federation) carriesBetween(origin, destination eventgraph.ServerName) b
 	return !f.peers.isBlocked(origin) && !f.peers.isBlocked(destination) && f.shareRoom(origin, destination)
 }
 
-// tooOld says whether a message has been kept for as long as it may be.
+// tooOld says whether a message has been kept for as long as it may be: by our clock since it came, or since its origin signed it, if our clock was ahead then.
 func tooOld(kept *store.Carried, now time.Time) bool {
-	return now.Sub(time.UnixMilli(kept.Received)) > carryFor
+	return now.Sub(time.UnixMilli(kept.Received)) > carryFor || now.Sub(time.UnixMilli(kept.TS)) > carryFor+carrySkew
 }
 
 // sweepKept removes messages kept for too long, or between servers for which we carry no more, and keys handed over by servers that share no room with us.
@@ -527,6 +550,11 @@ func (k *carrying) serve(ctx context.Context, peer eventgraph.PeerID, s idle) er
 	if !f.sharesRoom(server) {
 		return errors.New("it shares no room with us")
 	}
+	unlock, err := k.one.lock(ctx, server) // who does not go on holds up nobody else's
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	release, err := take(ctx, k.serving)
 	if err != nil {
 		return err

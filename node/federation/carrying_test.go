@@ -2,6 +2,7 @@ package federation
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -342,18 +343,18 @@ func TestCarryRefused(t *testing.T) {
 	if err := c.Block(t.Context(), b.server); err != nil {
 		t.Fatal(err)
 	}
-	if batch, err := c.carriedFor(b.server); err != nil || len(batch) > 0 {
+	if batch, err := c.carriedFor(b.server, nil); err != nil || len(batch) > 0 {
 		t.Errorf("for a blocked server: %d, %v", len(batch), err)
 	}
 	if err := c.Unblock(t.Context(), b.server); err != nil {
 		t.Fatal(err)
 	}
-	if batch, err := c.carriedFor(b.server); err != nil || len(batch) != 1 {
+	if batch, err := c.carriedFor(b.server, nil); err != nil || len(batch) != 1 {
 		t.Fatalf("again: %d, %v", len(batch), err)
 	}
 	a.setState(room, a.user("alice"), "m.room.member", string(b.user("alice")), `{"membership":"ban"}`)
 	c.waitUntil("the ban", func() bool { return !c.Rooms.InRoom(room, b.server) })
-	if batch, err := c.carriedFor(b.server); err != nil || len(batch) > 0 {
+	if batch, err := c.carriedFor(b.server, nil); err != nil || len(batch) > 0 {
 		t.Errorf("for a banned server: %d, %v", len(batch), err)
 	}
 	if done, err := a.tell(c, &carryMessage{Keep: []json.RawMessage{a.message(b, nil)}}); done || err != nil {
@@ -361,6 +362,92 @@ func TestCarryRefused(t *testing.T) {
 	}
 	if err := c.sweepKept(t.Context()); err != nil || c.carries(b) != 0 {
 		t.Errorf("%v; %d are left", err, c.carries(b))
+	}
+}
+
+// TestCarryHoldsUpNobody: a message that its destination cannot prove yet waits without those of other origins, and a server for which a carrier keeps
+// nothing without those for others.
+func TestCarryHoldsUpNobody(t *testing.T) {
+	t.Parallel()
+	n := memnet.New()
+	hosts := newMemHosts(t, n, "held a", "held b", "held c", "held d")
+	a, b, c, d := hosts[0], hosts[1], hosts[2], hosts[3]
+	togetherIn(hosts...)
+	alone(n, b, a, c, d)
+	alone(n, d, a, c)
+	blocked, other := b, d // a looks at those who are away by name
+	if d.server < b.server {
+		blocked, other = d, b
+	}
+	if err := c.Block(t.Context(), blocked.server); err != nil {
+		t.Fatal(err)
+	}
+	for _, to := range []*memHost{blocked, other} {
+		a.queue(to.server, a.encrypted("while one is blocked"))
+	}
+	c.waitUntil("the message for the other", func() bool { return c.carries(other) == 1 })
+	if got := c.carries(blocked); got != 0 {
+		t.Errorf("%d are kept for who is blocked", got)
+	}
+	if err := c.Unblock(t.Context(), blocked.server); err != nil {
+		t.Fatal(err)
+	}
+	k := &carrying{f: c.Federation}
+	c.update(func(tx *store.Tx) error { // of a and d, whose messages cannot be proven, or not be read
+		for i, origin := range []*memHost{a, d} {
+			for j := range maxCarriedAtOnce + 1 {
+				raw := origin.message(b, func(m *carriedMessage) { m.Content = json.RawMessage(origin.encrypted(fmt.Sprint("id ", j))) })
+				if i == 0 {
+					raw = origin.message(b, func(m *carriedMessage) { m.TS += carryFor.Milliseconds() }) // by a key not known for then
+				}
+				err := tx.PutCarried(&store.Carried{Destination: b.server, Origin: origin.server, TS: time.Now().UnixMilli(), MessageID: fmt.Sprint(j),
+					Received: time.Now().UnixMilli(), Signed: raw})
+				if err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+	mend(n, b, c)
+	c.waitUntil("b", func() bool { return c.IsConnected(b.server) })
+	if err := k.giveAll(t.Context(), contact{Server: b.server, Peer: b.peer}); err != nil && !errors.Is(err, errNotTaken) {
+		t.Fatal(err)
+	}
+	b.waitUntil("those that can be proven", func() bool {
+		n := 0
+		for _, content := range b.local.came("m.direct_to_device") {
+			if strings.Contains(content, string(d.user("alice"))) {
+				n++
+			}
+		}
+		return n >= maxCarriedAtOnce+1
+	})
+}
+
+// TestQueueWithoutCanonicalForm: what can never be signed goes from the queue and from the transaction that was made of it, and the rest is sent.
+func TestQueueWithoutCanonicalForm(t *testing.T) {
+	t.Parallel()
+	n := memnet.New()
+	hosts := newMemHosts(t, n, "formless a", "formless b")
+	a, b := hosts[0], hosts[1]
+	togetherIn(a, b)
+	alone(n, a, b)
+	bad := fmt.Sprintf(`{"sender":%q,"type":"m.test","message_id":"bad","x":1.5}`, a.user("alice"))
+	a.queue(b.server, bad)
+	a.queue(b.server, a.encrypted("good"))
+	a.stop()
+	a.update(func(tx *store.Tx) error {
+		d := &store.Destination{Server: b.server, Sent: a.Store.Position()}
+		d.InFlight = &store.Transaction{ID: "blocked", Body: []byte(`{"edus":[{"edu_type":"m.direct_to_device","content":` + bad + `}]}`),
+			UpTo: d.Sent, Queue: []uint64{a.outbound(b.server)[0].Seq}}
+		return tx.PutDestination(d)
+	})
+	a.start()
+	mend(n, a, b)
+	a.waitUntil("the queue to empty", func() bool { return len(a.outbound(b.server)) == 0 })
+	if got := b.local.came("m.direct_to_device"); len(got) != 1 || !strings.Contains(got[0], "good") {
+		t.Errorf("%q came", got)
 	}
 }
 
@@ -372,17 +459,22 @@ func TestMessagesCarriedTooLong(t *testing.T) {
 	a, b, c := hosts[0], hosts[1], hosts[2]
 	togetherIn(a, b, c)
 	alone(n, b, a, c)
+	now := time.Now()
 	c.update(func(tx *store.Tx) error {
-		for i, received := range []time.Time{time.Now().Add(-carryFor - time.Hour), time.Now().Add(-carryFor + time.Hour)} {
-			err := tx.PutCarried(&store.Carried{Destination: b.server, Origin: a.server, TS: int64(i), MessageID: "x",
-				Received: received.UnixMilli(), Signed: a.message(b, nil)})
+		for i, at := range []struct{ signed, received time.Time }{
+			{now, now.Add(-carryFor - time.Hour)},
+			{now, now.Add(-carryFor + time.Hour)},
+			{now.Add(-carryFor - carrySkew - time.Hour), now.Add(time.Hour)}, // the clock was ahead
+		} {
+			err := tx.PutCarried(&store.Carried{Destination: b.server, Origin: a.server, TS: at.signed.UnixMilli(), MessageID: fmt.Sprint(i),
+				Received: at.received.UnixMilli(), Signed: a.message(b, nil)})
 			if err != nil {
 				return err
 			}
 		}
 		return nil
 	})
-	if batch, err := c.carriedFor(b.server); err != nil || len(batch) != 1 {
+	if batch, err := c.carriedFor(b.server, nil); err != nil || len(batch) != 1 {
 		t.Errorf("%d, %v", len(batch), err)
 	}
 	if err := c.sweepKept(t.Context()); err != nil || c.carries(b) != 1 {

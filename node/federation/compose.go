@@ -75,6 +75,11 @@ func (f *Federation) composeQueue(server eventgraph.ServerName, after uint64, ca
 			if len(t.EDUs) >= maxEDUs || t.size >= most {
 				return false, nil
 			}
+			if !signable(o.Body) {
+				f.Log.Warn("a queued message is dropped: it has no canonical form, so it can never be sent", "server", server, "type", o.Kind)
+				queue = append(queue, o.Seq)
+				return true, nil
+			}
 			fits, err := t.add(most, func() error { t.addEDU(f, o.Kind, o.Body); return nil })
 			if fits {
 				queue = append(queue, o.Seq)

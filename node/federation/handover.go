@@ -88,7 +88,8 @@ type ownBundle struct {
 type handover struct {
 	f       *Federation
 	serving chan struct{}
-	changed chan struct{} // holds a token when keys or memberships have changed
+	one     keyedLock[eventgraph.ServerName] // of these, one of a server at a time
+	changed chan struct{}                    // holds a token when keys or memberships have changed
 
 	mu    sync.Mutex
 	stale map[eventgraph.UserID]bool // whose bundle has changed
@@ -430,6 +431,11 @@ func (h *handover) serve(ctx context.Context, peer eventgraph.PeerID, s idle) er
 	if !f.sharesRoom(server) {
 		return errors.New("it shares no room with us")
 	}
+	unlock, err := h.one.lock(ctx, server) // who does not go on holds up nobody else's
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	release, err := take(ctx, h.serving)
 	if err != nil {
 		return err

@@ -548,6 +548,9 @@ func (f *Federation) sendAll(ctx context.Context, c *courier) error {
 		if more, failed = f.deliverQueued(ctx, c.server); more && failed == nil {
 			signal(c.poked)
 		}
+		if d.InFlight != nil && !signable(d.InFlight.Body) {
+			d.InFlight = nil // it was never sent, for it cannot be signed: composeQueue leaves out what is to blame
+		}
 		for {
 			if d.InFlight == nil {
 				if err := f.fix(ctx, c); err != nil {
