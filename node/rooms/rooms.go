@@ -20,6 +20,7 @@ import (
 	lru "github.com/hashicorp/golang-lru/v2"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/eventgraph/auth"
 	"github.com/plexus-p2p/plexus/store"
 )
 
@@ -42,6 +43,7 @@ type Rooms struct {
 	censuses  *lru.Cache[eventgraph.Hash, *census]      // who is in a room, by state root: see servers.go
 	counted   atomic.Int64                              // servers in censuses
 	summaries *lru.Cache[eventgraph.RoomID, summarized] // see summary.go
+	sights    *lru.Cache[seenBy, auth.Sight]            // see see.go
 
 	clocks clocks
 	erased erased
@@ -60,6 +62,7 @@ const (
 	// maxCensusServers bounds the servers counted in them together, of which each takes some 65 bytes: in a room of thousands each join makes
 	// another state.
 	maxCensusServers = 50_000
+	maxSights        = 2048 // a state and a user each, some 250 bytes: of a room's events in a row most rest on one state
 )
 
 // ErrClosed: Close has been called.
@@ -78,6 +81,7 @@ func New(c Config) *Rooms {
 		r.log = slog.New(slog.DiscardHandler)
 	}
 	r.summaries, _ = lru.New[eventgraph.RoomID, summarized](maxSummaries)
+	r.sights, _ = lru.New[seenBy, auth.Sight](maxSights)
 	r.censuses, _ = lru.NewWithEvict(maxCensuses, func(_ eventgraph.Hash, c *census) { // fails for sizes below 1 only
 		r.counted.Add(-c.size())
 	})

@@ -172,21 +172,33 @@ func (r *Rooms) joinedSince(room eventgraph.RoomID, user eventgraph.UserID, e *s
 	return then.Joined, err
 }
 
+// seenBy names a state and who looks at it. A state is named by its content, and redaction leaves memberships and visibilities as they are, so
+// what is kept under it holds for good.
+type seenBy struct {
+	root eventgraph.Hash
+	user eventgraph.UserID
+}
+
 func (r *Rooms) userSight(root eventgraph.Hash, user eventgraph.UserID) (auth.Sight, error) {
+	key := seenBy{root, user}
+	if sight, ok := r.sights.Get(key); ok {
+		return sight, nil
+	}
 	state := newState(r, root)
 	visibility, err := historyVisibility(state)
 	if err != nil {
 		return auth.Sight{}, err
 	}
 	member, err := state.Event(eventgraph.StateTuple{Type: "m.room.member", Key: string(user)})
-	if member == nil || err != nil {
-		return auth.Sight{Visibility: visibility}, err
+	if err != nil {
+		return auth.Sight{}, err
 	}
-	return auth.Sight{
-		Visibility: visibility,
-		Joined:     member.Membership() == "join",
-		Invited:    member.Membership() == "invite",
-	}, nil
+	sight := auth.Sight{Visibility: visibility}
+	if member != nil {
+		sight.Joined, sight.Invited = member.Membership() == "join", member.Membership() == "invite"
+	}
+	r.sights.Add(key, sight)
+	return sight, nil
 }
 
 func historyVisibility(s *State) (string, error) {

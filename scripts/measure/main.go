@@ -25,12 +25,15 @@ func main() {
 	flag.IntVar(&mesh.peers, "peers", 20, "how many `peers` with -idle-mesh")
 	flag.DurationVar(&mesh.settle, "settle", 16*time.Minute, "how `long` the nodes go on before they count as idle, with -idle-mesh")
 	flag.DurationVar(&mesh.watch, "watch", 5*time.Minute, "how `long` the node is watched, with -idle-mesh")
+	bare := flag.Bool("bare", false, "do nothing but listen: what a Go program needs")
 	client := flag.Bool("as-client", false, "for -idle-mesh: do what is on standard input")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	ctx, cancel := context.WithTimeout(ctx, runLimit+mesh.settle+mesh.watch)
 	var err error
-	if *client {
+	if *bare {
+		err = serveNothing(ctx)
+	} else if *client {
 		err = asClient(ctx, os.Stdin, os.Stdout)
 	} else {
 		err = run(ctx, *keep, func(b *bench) error {
@@ -51,7 +54,7 @@ func main() {
 }
 
 // runLimit ends a run that hangs.
-const runLimit = 10 * time.Minute
+const runLimit = 25 * time.Minute
 
 // run builds plexus and has it measured.
 func run(ctx context.Context, keep bool, measure func(*bench) error) error {

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/http"
 	"os"
 	"os/exec"
@@ -38,6 +39,9 @@ const startLimit = 20 * time.Second
 // start runs plexus on a data directory and waits until it answers a client.
 func start(ctx context.Context, binary, dir string, peers ...string) (_ *process, err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	if err := os.Remove(filepath.Join(dir, "node.json")); err != nil && !errors.Is(err, fs.ErrNotExist) { // of one that was killed
 		return nil, err
 	}
 	p := &process{dir: dir}
