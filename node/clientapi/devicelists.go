@@ -216,7 +216,7 @@ func (a *API) keyChanges(q *request) (any, error) {
 // takeIn looks at one room's changes of membership.
 func (c *company) takeIn(a *API, room eventgraph.RoomID, since, upTo store.Position, v *viewer) error {
 	m, err := c.r.Member(room, c.user)
-	if isNotFound(err) || err == nil && m.Outside {
+	if isNotFound(err) || err == nil && m.Outside && m.Membership == "join" { // not there yet
 		return nil
 	}
 	if err != nil {

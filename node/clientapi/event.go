@@ -46,6 +46,12 @@ func (v *viewer) ignores(r *store.Reader, user eventgraph.UserID) bool {
 	return v.ignored[user]
 }
 
+// hides says whether the event is not shown for its sender's sake: state always is (CS API, Ignoring Users).
+func (v *viewer) hides(r *store.Reader, e *store.StoredEvent) bool {
+	_, isState := e.StateKey()
+	return !isState && v.ignores(r, e.Sender())
+}
+
 func (a *API) newViewer(user eventgraph.UserID, device store.DeviceID) *viewer {
 	return &viewer{
 		user: user, device: device, now: a.Now().UnixMilli(),

@@ -1,11 +1,13 @@
 package clientapi
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"math"
 	"net/http"
 	"strconv"
+	"time"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
 	"github.com/plexus-p2p/plexus/node/rooms"
@@ -111,7 +113,8 @@ func (a *API) messagesPage(q *request, room eventgraph.RoomID, backwards bool, f
 				return err
 			}
 		}
-		p, err := a.readPage(r, room, q.user, from, to, backwards, filter, limit)
+		v := a.viewerOf(q)
+		p, err := a.readPage(r, room, v, from, to, backwards, filter, limit)
 		if err != nil {
 			return err
 		}
@@ -124,7 +127,6 @@ func (a *API) messagesPage(q *request, room eventgraph.RoomID, backwards bool, f
 			return err
 		}
 		more = backwards && p.ended && len(p.events) < limit && elsewhere && to == math.MinInt64
-		v := a.viewerOf(q)
 		chunk, err := a.clientEvents(r, p.events, v)
 		if err != nil {
 			return err
@@ -166,8 +168,9 @@ func pointAfter(p *page, from int64, backwards bool) int64 {
 	return p.last
 }
 
-// readPage reads from a point towards to, at most limit events that pass.
-func (a *API) readPage(r *store.Reader, room eventgraph.RoomID, user eventgraph.UserID, from, to int64, backwards bool, filter *eventFilter, limit int) (*page, error) {
+// readPage reads from a point towards to, at most limit events that pass. What users sent whom the viewer ignores does not, but for
+// state (CS API, Ignoring Users).
+func (a *API) readPage(r *store.Reader, room eventgraph.RoomID, v *viewer, from, to int64, backwards bool, filter *eventFilter, limit int) (*page, error) {
 	p := &page{ended: true}
 	first := from
 	if !backwards && from != math.MinInt64 {
@@ -183,10 +186,13 @@ func (a *API) readPage(r *store.Reader, room eventgraph.RoomID, user eventgraph.
 		}
 		p.looked++
 		p.last = e.Order
-		if e.Type() == rooms.DummyEvent || !filter.event(e.Event) || !filter.room(room) {
+		if e.Type() == rooms.DummyEvent || !filter.event(e.Event) || !filter.room(room) || v.hides(r, e) {
 			return true, nil
 		}
-		see, err := a.Rooms.MaySeeUser(user, e)
+		see, err := a.Rooms.MaySeeUser(v.user, e)
+		if see {
+			see, err = a.relatedPass(r, filter, e, v)
+		}
 		if see {
 			p.events = append(p.events, e)
 		}
@@ -305,15 +311,15 @@ func (a *API) getContext(q *request) (any, error) {
 		if err != nil {
 			return err
 		}
-		before, err := a.readPage(r, room, q.user, e.Order-1, math.MinInt64, true, filter, limit/2)
-		if err != nil {
-			return err
-		}
-		after, err := a.readPage(r, room, q.user, e.Order, math.MaxInt64, false, filter, limit-limit/2)
-		if err != nil {
-			return err
-		}
 		v := a.viewerOf(q)
+		before, err := a.readPage(r, room, v, e.Order-1, math.MinInt64, true, filter, limit/2)
+		if err != nil {
+			return err
+		}
+		after, err := a.readPage(r, room, v, e.Order, math.MaxInt64, false, filter, limit-limit/2)
+		if err != nil {
+			return err
+		}
 		if answer["event"], err = a.clientEvent(r, e, v); err != nil {
 			return err
 		}
@@ -389,6 +395,7 @@ func (a *API) timestampToEvent(q *request) (any, error) {
 	if history && (near == nil || forwards) {
 		if id, at, err := a.remote.EventNear(q.Context(), room, ts, forwards); err == nil {
 			if near == nil || distance(at, ts) < distance(near.OriginServerTS(), ts) {
+				a.fetchHistory(q.Context(), room, id)
 				return map[string]any{"event_id": id, "origin_server_ts": at}, nil
 			}
 		}
@@ -397,6 +404,35 @@ func (a *API) timestampToEvent(q *request) (any, error) {
 		return nil, fail(http.StatusNotFound, "M_NOT_FOUND", "No event is known near that time.")
 	}
 	return map[string]any{"event_id": near.ID(), "origin_server_ts": near.OriginServerTS()}, nil
+}
+
+// Bounds of fetching history up to an event that another server has found by its time: a room's history has no holes here, so all of it
+// that is newer must come too.
+const (
+	maxHistoryFetch = 10 * time.Second
+	historyFetch    = 500 // events asked for at once
+)
+
+// fetchHistory fetches the room's history back to the event, so that the client can read on from there (CS API,
+// GET timestamp_to_event; SS API: the server should try to backfill the event). If that is too far back the next request goes on.
+func (a *API) fetchHistory(ctx context.Context, room eventgraph.RoomID, id eventgraph.EventID) {
+	ctx, cancel := context.WithTimeout(ctx, maxHistoryFetch)
+	defer cancel()
+	for {
+		held := false
+		err := a.Store.View(func(r *store.Reader) error {
+			order, err := r.OrderOf(id)
+			held = order != 0
+			return err
+		})
+		if held || err != nil {
+			return
+		}
+		if n, err := a.remote.Backfill(ctx, room, historyFetch); err != nil || n == 0 {
+			a.Log.Debug("the history up to an event found by its time is not to be had now", "room", room, "event", id, "error", err)
+			return
+		}
+	}
 }
 
 func distance(a, b int64) int64 {

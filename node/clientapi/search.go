@@ -153,10 +153,14 @@ func (a *API) find(q *request, r *store.Reader, s *searchQuery) (all []found, hi
 		return nil, nil, err
 	}
 	highlighted := map[string]bool{}
+	v := a.newViewer(q.user, q.device)
 	for _, room := range in {
 		left := max(minSearchedEvents, maxSearchedEvents/len(in))
 		err := r.Timeline(room, math.MaxInt64, true, func(e *store.StoredEvent) (bool, error) {
 			left--
+			if v.hides(r, e) {
+				return left > 0, nil
+			}
 			shown, err := a.Rooms.ShownToUser(q.user, e)
 			if err != nil {
 				return false, err
@@ -301,11 +305,11 @@ func (a *API) around(q *request, r *store.Reader, s *searchQuery, room eventgrap
 		return min(max(*n, 0), mostContext)
 	}
 	everything := &eventFilter{}
-	before, err := a.readPage(r, room, q.user, e.Order-1, math.MinInt64, true, everything, many(s.Context.Before))
+	before, err := a.readPage(r, room, v, e.Order-1, math.MinInt64, true, everything, many(s.Context.Before))
 	if err != nil {
 		return nil, err
 	}
-	after, err := a.readPage(r, room, q.user, e.Order, math.MaxInt64, false, everything, many(s.Context.After))
+	after, err := a.readPage(r, room, v, e.Order, math.MaxInt64, false, everything, many(s.Context.After))
 	if err != nil {
 		return nil, err
 	}

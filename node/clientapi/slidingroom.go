@@ -216,11 +216,10 @@ func (s *slidingRound) slidingTimeline(span *roomSpan, config *roomConfig, expan
 		whole.since, whole.fresh = 0, true
 		shown, room.Expanded = &whole, true
 	}
-	ignored, err := s.ignoring()
-	if err != nil {
+	if _, err := s.ignoring(); err != nil {
 		return nil, err
 	}
-	tl, err := s.a.timeline(s.r, shown, &timelineView{user: s.user, ignored: ignored, filter: &eventFilter{}, limit: config.Limit})
+	tl, err := s.a.timeline(s.r, shown, &timelineView{s.v, &eventFilter{}, config.Limit})
 	if err != nil {
 		return nil, err
 	}
@@ -249,6 +248,8 @@ func (s *slidingRound) requiredState(span *roomSpan, tl *roomTimeline, config, m
 	w.sent = func(user eventgraph.UserID, id eventgraph.EventID) bool {
 		return !room.Initial && s.a.sent.has(s.deviceKey(), s.sincePosition(), sentMember{span.room, user}, id)
 	}
+	stubs := []json.RawMessage{}
+	w.gone = func(t eventgraph.StateTuple) { stubs = append(stubs, stateStub(t)) }
 	state, err := s.a.state(s.r, span, tl, w)
 	if err != nil {
 		return err
@@ -265,7 +266,14 @@ func (s *slidingRound) requiredState(span *roomSpan, tl *roomTimeline, config, m
 		}
 	}
 	room.RequiredState, err = s.stateEvents(state)
+	room.RequiredState = append(room.RequiredState, stubs...)
 	return err
+}
+
+// stateStub says that the room has no such state any more (MSC4186, StateStub): resolution has taken it away.
+func stateStub(t eventgraph.StateTuple) json.RawMessage {
+	b := appendString([]byte(`{"type":`), t.Type)
+	return append(appendString(append(b, `,"state_key":`...), t.Key), '}')
 }
 
 // membersShown are whose member events a client that loads them lazily needs for the timeline (MSC4186, Lazy loaded memberships), and those

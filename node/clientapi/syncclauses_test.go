@@ -1,6 +1,7 @@
 package clientapi
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"net/url"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/plexus-p2p/plexus/eventgraph"
 	"github.com/plexus-p2p/plexus/node/rooms"
+	"github.com/plexus-p2p/plexus/store"
 )
 
 func (c client) putAccountData(room eventgraph.RoomID, dataType, content string) {
@@ -491,6 +493,154 @@ func TestIgnoredUsersAreNotShown(t *testing.T) {
 	first := alice.sync("")
 	if _, ok := first.Rooms.Invite[invited]; !ok || !strings.Contains(first.raw, "noise") {
 		t.Errorf("a first sync: %s", first.raw)
+	}
+}
+
+// What an ignored user sent is not in history or search results either; state is.
+func TestIgnoredUsersAreNotInHistory(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, nil)
+	alice, bob := s.newClient("alice"), s.newClient("bob")
+	room := alice.room()
+	bob.join(room)
+	bob.say(room, "noise pollution")
+	pivot := alice.say(room, "pivot pollution")
+	bob.state(room, "m.room.member", string(bob.user), `{"membership":"join","displayname":"B"}`)
+	bob.say(room, "noise again")
+	read := func() map[string]string {
+		return map[string]string{
+			"messages": alice.call(200, "GET", "/v3/rooms/"+string(room)+"/messages?dir=b&limit=50", nil).raw,
+			"context":  alice.call(200, "GET", "/v3/rooms/"+string(room)+"/context/"+string(pivot)+"?limit=50", nil).raw,
+			"search":   alice.call(200, "POST", "/v3/search", `{"search_categories":{"room_events":{"search_term":"pollution","event_context":{}}}}`).raw,
+		}
+	}
+	for name, raw := range read() {
+		if !strings.Contains(raw, "noise") {
+			t.Errorf("%s without anybody ignored: %s", name, raw)
+		}
+	}
+	alice.putAccountData("", "m.ignored_user_list", `{"ignored_users":{"`+string(bob.user)+`":{}}}`)
+	for name, raw := range read() {
+		if strings.Contains(raw, "noise") || !strings.Contains(raw, "pivot") || !strings.Contains(raw, `"displayname":"B"`) {
+			t.Errorf("%s: %s", name, raw)
+		}
+	}
+}
+
+// A filter may choose events by what relates to them (MSC3440, Fetch all threads in a room).
+func TestFilterByRelations(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, nil)
+	alice, bob := s.newClient("alice"), s.newClient("bob")
+	room := alice.room()
+	bob.join(room)
+	since := alice.sync("").NextBatch
+	threaded, referred := alice.say(room, "threaded"), alice.say(room, "referred")
+	alice.say(room, "alone")
+	bob.relate(room, "m.thread", threaded, "reply")
+	alice.relate(room, "m.reference", referred, "reference")
+	gone := bob.relate(room, "m.thread", referred, "regretted")
+	bob.event(rooms.Draft{Room: room, Type: "m.room.redaction", Content: json.RawMessage(`{}`), Redacts: gone})
+	for filter, want := range map[string][]string{
+		`{"related_by_rel_types":["m.thread"]}`:                                                     {"threaded"},
+		`{"related_by_rel_types":["m.thread","m.reference"]}`:                                       {"threaded", "referred"},
+		`{"related_by_senders":["` + string(alice.user) + `"]}`:                                     {"referred"},
+		`{"related_by_rel_types":["m.thread"],"related_by_senders":["` + string(alice.user) + `"]}`: {},
+		`{"related_by_rel_types":[]}`:                                                               {},
+	} {
+		var page struct{ Chunk []syncedEvent }
+		raw := alice.call(200, "GET", "/v3/rooms/"+string(room)+"/messages?dir=f&limit=50&filter="+url.QueryEscape(filter), nil).raw
+		if err := json.Unmarshal([]byte(raw), &page); err != nil {
+			t.Fatal(err)
+		}
+		wantList(t, "messages, "+filter, names(page.Chunk), want...)
+		wantList(t, "sync, "+filter, names(alice.sync(since, `filter={"room":{"timeline":`+filter+`}}`).Rooms.Join[room].Timeline.Events), want...)
+	}
+}
+
+// withHistory is a Remote that has found an event by its time, and has history to give.
+type withHistory struct {
+	*unreachable
+	event eventgraph.EventID
+	asked []int
+}
+
+func (w *withHistory) EventNear(context.Context, eventgraph.RoomID, int64, bool) (eventgraph.EventID, int64, error) {
+	return w.event, 1, nil
+}
+
+func (w *withHistory) Backfill(_ context.Context, _ eventgraph.RoomID, limit int) (int, error) {
+	w.asked = append(w.asked, limit)
+	return max(0, 3-len(w.asked)), nil
+}
+
+// Of an event that another server has found by its time the history is fetched, as long as there is more of it.
+func TestFetchHistory(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, nil)
+	alice := s.newClient("alice")
+	room := alice.room()
+	held := alice.say(room, "x")
+	for event, want := range map[eventgraph.EventID]int{"$far": 3, held: 0} {
+		remote := &withHistory{unreachable: s.remote, event: event}
+		s.SetRemote(remote)
+		s.fetchHistory(t.Context(), room, event)
+		if len(remote.asked) != want {
+			t.Errorf("%s: asked %v", event, remote.asked)
+		}
+	}
+}
+
+// State that resolution takes away is told by a stub (MSC4186, StateStub).
+func TestSlidingStateThatIsGone(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, nil)
+	alice, bob := s.newClient("alice"), s.newClient("bob")
+	room := alice.room()
+	alice.state(room, "m.room.power_levels", "", `{"users":{"`+string(bob.user)+`":50}}`)
+	bob.join(room)
+	base := alice.say(room, "base")
+	bob.state(room, "m.room.topic", "", `{"topic":"bob's"}`)
+	ask := window(0, 9, 5, `["m.room.topic",""]`, "")
+	first := alice.slide("", ask)
+	wantList(t, "state", names(first.Rooms[room].State), "topic/")
+	key := string(bob.user)
+	alice.fork(base, "m.room.member", &key, `{"membership":"ban"}`)
+	next := alice.slide(first.Pos, ask)
+	if !strings.Contains(next.raw, `"required_state":[{"type":"m.room.topic","state_key":""}]`) {
+		t.Errorf("after the ban that bob did not know of: %s", next.raw)
+	}
+}
+
+// Who has left a room and is invited again from afar, where nobody of this server is any more, shares it with nobody.
+func TestSyncDeviceListsLeftBeforeAnInviteFromAfar(t *testing.T) {
+	t.Parallel()
+	for _, membership := range []string{"invite", "leave"} {
+		s := newTestServer(t, nil)
+		alice, bob := s.newClient("alice"), s.newClient("bob")
+		room := bob.room()
+		alice.join(room)
+		since := alice.sync("").NextBatch
+		alice.member(room, alice, "leave")
+		s.update(func(tx *store.Tx) error {
+			m, err := tx.Member(room, alice.user)
+			if err != nil {
+				return err
+			}
+			m.Membership, m.Outside = membership, true
+			if m.Position, err = tx.Log(store.Change{Kind: store.ChangeMembership, Room: room, User: alice.user}); err != nil {
+				return err
+			}
+			return tx.PutMember(m)
+		})
+		body := alice.sync(since)
+		if !slices.Equal(body.DeviceLists.Left, []eventgraph.UserID{bob.user}) {
+			t.Errorf("%s: device_lists.left of %s", membership, body.raw)
+		}
+		changes := alice.call(200, "GET", "/v3/keys/changes?from="+since+"&to="+body.NextBatch, nil)
+		if !strings.Contains(changes.raw, `"left":["`+string(bob.user)) {
+			t.Errorf("%s: keys/changes: %s", membership, changes.raw)
+		}
 	}
 }
 

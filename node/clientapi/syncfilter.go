@@ -42,6 +42,8 @@ type eventFilter struct {
 	LazyLoadMembers           bool                `json:"lazy_load_members"`
 	IncludeRedundantMembers   bool                `json:"include_redundant_members"`
 	UnreadThreadNotifications bool                `json:"unread_thread_notifications"`
+	RelatedByRelTypes         []string            `json:"related_by_rel_types"` // MSC3440, Fetch all threads in a room
+	RelatedBySenders          []eventgraph.UserID `json:"related_by_senders"`
 }
 
 // parseFilter reads a filter in JSON; M_BAD_JSON.
@@ -136,6 +138,25 @@ func (f *eventFilter) event(e *eventgraph.Event) bool {
 		URL json.RawMessage `json:"url"`
 	}
 	return json.Unmarshal(e.Content(), &content) == nil && (content.URL != nil) == *f.ContainsURL
+}
+
+// relatedPass says whether the event passes what the filter asks of the events that relate to it. Of these at most maxAggregated are looked at.
+func (a *API) relatedPass(r *store.Reader, f *eventFilter, e *store.StoredEvent, v *viewer) (bool, error) {
+	if f.RelatedByRelTypes == nil && f.RelatedBySenders == nil {
+		return true, nil
+	}
+	found, looked := false, 0
+	err := r.Relations(e.ID(), "", "", func(child *store.StoredEvent) (bool, error) {
+		if passes(f.RelatedByRelTypes, nil, relTypeOf(child)) && passes(f.RelatedBySenders, nil, child.Sender()) {
+			var err error
+			if found, err = a.showsChild(r, child, e.RoomID(), v); err != nil {
+				return false, err
+			}
+		}
+		looked++
+		return !found && looked < maxAggregated, nil
+	})
+	return found, err
 }
 
 func passes[T comparable](only, not []T, v T) bool {

@@ -93,18 +93,20 @@ type roomTimeline struct {
 
 // timelineView says which events of a timeline are shown.
 type timelineView struct {
-	user    eventgraph.UserID
-	ignored map[eventgraph.UserID]bool
-	filter  *eventFilter
-	limit   int
+	*viewer
+	filter *eventFilter
+	limit  int
 }
 
-func (a *API) shows(t *timelineView, e *store.StoredEvent) (bool, error) {
-	key, isState := e.StateKey()
-	switch {
-	case e.Type() == rooms.DummyEvent, !isState && t.ignored[e.Sender()], !t.filter.event(e.Event):
+func (a *API) shows(r *store.Reader, t *timelineView, e *store.StoredEvent) (bool, error) {
+	key, _ := e.StateKey()
+	if e.Type() == rooms.DummyEvent || !t.filter.event(e.Event) || t.hides(r, e) {
 		return false, nil
-	case e.Type() == "m.room.member" && key == string(t.user):
+	}
+	if passes, err := a.relatedPass(r, t.filter, e, t.viewer); err != nil || !passes {
+		return false, err
+	}
+	if e.Type() == "m.room.member" && key == string(t.user) {
 		return true, nil // whoever is removed is told so
 	}
 	return a.Rooms.MaySeeUser(t.user, e)
@@ -121,7 +123,7 @@ func (a *API) timeline(r *store.Reader, s *roomSpan, t *timelineView) (*roomTime
 	var stopped *store.StoredEvent // where looking ended
 	scanned := 0
 	look := func(e *store.StoredEvent) (bool, error) {
-		show, err := a.shows(t, e)
+		show, err := a.shows(r, t, e)
 		if err != nil {
 			return false, err
 		}
@@ -203,6 +205,7 @@ type stateWanted struct {
 	wants   func(eventgraph.StateTuple) bool                 // beside the filter; nil: all
 	only    []eventgraph.StateTuple                          // if not nil: wants is true of no others but members
 	sent    func(eventgraph.UserID, eventgraph.EventID) bool // the client has this member event already
+	gone    func(eventgraph.StateTuple)                      // if not nil, told of what is no state any more
 }
 
 // state lists the state events that bring a client from what it knows to the start of the timeline, from where the
@@ -217,6 +220,9 @@ func (a *API) state(r *store.Reader, s *roomSpan, tl *roomTimeline, w *stateWant
 	add := func(t eventgraph.StateTuple, id eventgraph.EventID) {
 		switch {
 		case id == "": // gone by resolution: no event says so
+			if w.gone != nil && w.wants(t) {
+				w.gone(t)
+			}
 		case w.wants != nil && !w.wants(t):
 		case w.lazy && nothingKnown && t.Type == "m.room.member" && !w.members[eventgraph.UserID(t.Key)]:
 		default:

@@ -62,7 +62,7 @@ func (s *syncRound) ignoring() (map[eventgraph.UserID]bool, error) {
 	if ignored == nil {
 		ignored = map[eventgraph.UserID]bool{}
 	}
-	s.ignored = ignored
+	s.ignored, s.v.ignored = ignored, ignored
 	return ignored, nil
 }
 
@@ -254,14 +254,8 @@ func (s *syncRound) room(out *syncRooms, m *store.Member) error {
 		if !moved {
 			return nil
 		}
-		if s.since != nil && m.WasJoined && !m.Outside { // removed and invited again
-			span, err := s.a.span(s.r, m, s.since.pos, s.changes.upTo, s.v)
-			if err == nil && !span.fresh {
-				err = s.company.left(span)
-			}
-			if err != nil {
-				return err
-			}
+		if err := s.parted(m); err != nil { // removed and invited again
+			return err
 		}
 		if !s.filter.room(m.Room) {
 			return nil
@@ -351,6 +345,18 @@ func (s *syncRound) gone() *leftRoom {
 	return room
 }
 
+// parted takes in whom the user shared a room with that they were joined to at the since token.
+func (s *syncRound) parted(m *store.Member) error {
+	if s.since == nil || !m.WasJoined {
+		return nil
+	}
+	span, err := s.a.span(s.r, m, s.since.pos, s.changes.upTo, s.v)
+	if err != nil || span.fresh {
+		return err
+	}
+	return s.company.left(span)
+}
+
 // left fills in a room that the user has left or was removed from; nil if there is nothing to tell. moved says that this is new.
 func (s *syncRound) left(m *store.Member, moved bool) (*leftRoom, error) {
 	room := s.gone()
@@ -372,12 +378,16 @@ func (s *syncRound) left(m *store.Member, moved bool) (*leftRoom, error) {
 			return nil, err
 		}
 		all = span.fresh
-	} else if m.Forgotten || !s.filter.room(m.Room) {
-		return nil, nil
 	} else if moved { // an invite rejected, a knock withdrawn
+		if err := s.parted(m); err != nil {
+			return nil, err
+		}
 		if end := outsideEnd(m, s.v.now); end != nil && s.filter.Room.Timeline.limit(usualTimeline, mostTimeline) > 0 {
 			room.Timeline.Events = append(room.Timeline.Events, end)
 		}
+	}
+	if (!moved || m.Outside) && (m.Forgotten || !s.filter.room(m.Room)) {
+		return nil, nil
 	}
 	err := s.roomAccountData(m.Room, all, &room.AccountData)
 	if err != nil || !moved && len(room.AccountData.Events) == 0 {
@@ -389,11 +399,10 @@ func (s *syncRound) left(m *store.Member, moved bool) (*leftRoom, error) {
 // events fills in timeline and state; it says whether there are any.
 func (s *syncRound) events(span *roomSpan, sum *roomSummary, lists *roomStateLists, batch *timelineBatch) (bool, error) {
 	f := &s.filter.Room
-	ignored, err := s.ignoring()
-	if err != nil {
+	if _, err := s.ignoring(); err != nil {
 		return false, err
 	}
-	show := &timelineView{user: s.user, ignored: ignored, filter: &f.Timeline, limit: f.Timeline.limit(usualTimeline, mostTimeline)}
+	show := &timelineView{s.v, &f.Timeline, f.Timeline.limit(usualTimeline, mostTimeline)}
 	if !f.Timeline.room(span.room) {
 		show.filter = &eventFilter{Types: []string{}}
 	}
