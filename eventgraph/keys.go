@@ -29,7 +29,11 @@ func addSignature(signatures []byte, k SigningKey, message []byte) ([]byte, erro
 	if len(k.Private) != ed25519.PrivateKeySize {
 		return nil, errors.New("signing key has no private key")
 	}
-	encoded := canonicaljson.AppendString(nil, encodeBase64(ed25519.Sign(k.Private, message)))
+	return setSignature(signatures, k.Server, k.ID, encodeBase64(ed25519.Sign(k.Private, message)))
+}
+
+// setSignature returns the object of signatures with one set; nil is an empty one.
+func setSignature(signatures []byte, server ServerName, id KeyID, encoded string) ([]byte, error) {
 	var servers, keys []canonicaljson.Member
 	if signatures != nil {
 		var err error
@@ -37,14 +41,14 @@ func addSignature(signatures []byte, k SigningKey, message []byte) ([]byte, erro
 			return nil, fmt.Errorf("signatures: %w", err)
 		}
 	}
-	if byKey, ok := canonicaljson.Get(signatures, string(k.Server)); ok {
+	if byKey, ok := canonicaljson.Get(signatures, string(server)); ok {
 		var err error
 		if keys, err = canonicaljson.Split(byKey); err != nil {
-			return nil, fmt.Errorf("signatures of %.80q: %w", k.Server, err)
+			return nil, fmt.Errorf("signatures of %.80q: %w", server, err)
 		}
 	}
-	keys = setMember(keys, string(k.ID), encoded)
-	servers = setMember(servers, string(k.Server), canonicaljson.Join(keys))
+	keys = setMember(keys, string(id), canonicaljson.AppendString(nil, encoded))
+	servers = setMember(servers, string(server), canonicaljson.Join(keys))
 	return canonicaljson.Join(servers), nil
 }
 

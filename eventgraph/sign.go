@@ -2,6 +2,7 @@ package eventgraph
 
 import (
 	"crypto/ed25519"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -114,23 +115,27 @@ func verify(key ed25519.PublicKey, message []byte, encoded string) error {
 	return nil
 }
 
-// SignedBy lists the key IDs under which server has signed, whether rightly or not.
+// SignedBy lists the key IDs under which server has signed, whether rightly or not. A policy server's is not among them.
 func (e *Event) SignedBy(server ServerName) []KeyID {
 	byKey, _ := canonicaljson.Get(e.signatures(), string(server))
 	return keyIDs(byKey)
 }
+
+// Signatures is the object of signatures, canonical.
+func (e *Event) Signatures() json.RawMessage { return e.signatures() }
 
 func (e *Event) signatures() []byte {
 	signatures, _ := canonicaljson.Get(e.raw, "signatures")
 	return signatures
 }
 
-// keyIDs of an object of signatures; those of other algorithms are left out (appendices, Checking for a Signature, step 2).
+// keyIDs of an object of signatures; those of other algorithms are left out (appendices, Checking for a Signature, step 2), and a policy
+// server's, which no key document shows (SS API, Validating hashes and signatures on received events).
 func keyIDs(byKey []byte) []KeyID {
 	members, _ := canonicaljson.Split(byKey)
 	var ids []KeyID
 	for _, m := range members {
-		if id, err := ParseKeyID(m.Key); err == nil {
+		if id, err := ParseKeyID(m.Key); err == nil && id != PolicyKeyID {
 			ids = append(ids, id)
 		}
 	}
@@ -139,7 +144,15 @@ func keyIDs(byKey []byte) []KeyID {
 
 // WithSignature returns the event with our signature added; the ID stays.
 func (e *Event) WithSignature(k SigningKey) (*Event, error) {
-	signatures, err := addSignature(e.signatures(), k, e.redacted(nil, false))
+	if len(k.Private) != ed25519.PrivateKeySize {
+		return nil, errors.New("signing key has no private key")
+	}
+	return e.withSignature(k.Server, k.ID, encodeBase64(ed25519.Sign(k.Private, e.redacted(nil, false))))
+}
+
+// withSignature returns the event with a signature added.
+func (e *Event) withSignature(server ServerName, id KeyID, encoded string) (*Event, error) {
+	signatures, err := setSignature(e.signatures(), server, id, encoded)
 	if err != nil {
 		return nil, err
 	}
@@ -152,7 +165,7 @@ func (e *Event) WithSignature(k SigningKey) (*Event, error) {
 		return nil, err
 	}
 	if len(signed.raw) > maxEvent {
-		return nil, fmt.Errorf("%w: %d bytes with our signature", ErrTooLarge, len(signed.raw))
+		return nil, fmt.Errorf("%w: %d bytes with the signature of %s", ErrTooLarge, len(signed.raw), server)
 	}
 	return signed, nil
 }
