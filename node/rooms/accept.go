@@ -28,6 +28,7 @@ type Basis struct {
 	Backfill bool                  // before the timeline: moves backward extremities, makes no ChangeEvent
 	Origin   eventgraph.ServerName // who gave it to us, "" if we ourselves; the room's server ACL must allow it
 	Announce bool                  // taken in by send_join, send_leave or send_knock: it is on us to tell the room's servers (store.KeyHandshake)
+	Unsigned bool                  // the room's policy server was asked to sign the event, and did not: without its signature it is soft-failed
 	New      *NewRoom              // Nothing: if the room is not here, it is being joined, and this is known of it
 }
 
@@ -45,7 +46,8 @@ type Outcome struct {
 	Err error // *Refusal or *MissingError
 }
 
-// Accept is the only way in: signatures, content hash, auth by auth events, by the state before, by the current state; then one commit.
+// Accept is the only way in: signatures, content hash, auth by auth events, by the state before, by the current state, by the room's policy
+// server; then one commit.
 // It returns *MissingError, *Refusal (nothing stored: bad signature, room unknown, the giver denied by the room's server
 // ACL, not allowed by the state that was claimed), or errors of the store. A rejected or soft-failed event is
 // stored and is no error.
@@ -148,6 +150,7 @@ func (run *run) reserved(n int, b Basis) int64 {
 // incoming is one event on its way in.
 type incoming struct {
 	event     *eventgraph.Event
+	copy      *eventgraph.Event // as it came now, where event is as it came before; its signatures were not checked. Else nil
 	basis     Basis
 	signature error // what the check of its signatures found, before this room's turn
 	order     int64 // backfill, past: its place
@@ -160,6 +163,7 @@ type incoming struct {
 
 // judgement is what the checks on an event found.
 type judgement struct {
+	event   *eventgraph.Event // as it is kept: with the policy server's signature if a copy brought it
 	verdict store.Verdict
 	reason  string
 	before  eventgraph.Hash
@@ -196,7 +200,7 @@ func (run *run) accept(in incoming) error {
 			*in.result = Result{Verdict: held.Verdict, Already: true, Position: held.Position}
 			return nil
 		}
-		e, in.event = held.Event, held.Event // whose signatures were checked when it came
+		in.copy, e, in.event = e, held.Event, held.Event // whose signatures were checked when it came
 	} else if in.signature != nil {
 		return in.signature // step 2
 	}
@@ -232,6 +236,7 @@ func (run *run) accept(in incoming) error {
 	if err != nil {
 		return err
 	}
+	in.event = j.event
 	if in.local && j.verdict != store.Accepted {
 		return refuse("M_FORBIDDEN", "%s", j.reason)
 	}
@@ -261,8 +266,57 @@ func placed(s *store.StoredEvent) bool {
 
 // judge makes the checks 4 to 7, and finds the state before the event.
 func (run *run) judge(in incoming, held *store.StoredEvent) (judgement, error) {
+	keep := run.keepNodes(in.basis.Kind == Claimed)
+	j, err := run.authorise(in, held)
+	// Steps 6 and 7 are by the current state. History before the timeline and the join by which we come are not measured by it, nor what the
+	// timeline rests on already.
+	if err != nil || j.verdict != store.Accepted || in.basis.Backfill || in.past || in.join || in.event.Type() == "m.room.create" {
+		return j, err
+	}
+	now := run.live.State
+	if in.basis.Kind == Claimed {
+		// What we hold may be as old as the gap.
+		if now, err = run.merge(append(run.tipStates(), j.before)); err != nil {
+			return j, err
+		}
+	}
+	if err := run.byCurrentState(in.event, now, &j); err != nil || j.verdict != store.Accepted {
+		return j, err
+	}
+	signed, err := run.bySignature(in.event, in.copy, now)
+	var missing *MissingError
+	if errors.As(err, &missing) && in.basis.Unsigned {
+		j.verdict, j.reason = store.SoftFailed, "the room's policy server has not signed it"
+		return j, nil
+	}
+	if err != nil {
+		keep()
+	}
+	j.event = signed
+	return j, err
+}
+
+// byCurrentState is step 6. now is the room's current state.
+func (run *run) byCurrentState(e *eventgraph.Event, now eventgraph.Hash, j *judgement) error {
+	if now == j.before {
+		return nil
+	}
+	err := auth.Check(e, run.state(now))
+	var refused *auth.Refused
+	if !errors.As(err, &refused) {
+		return err // nil, or of the store
+	}
+	if covered, err := run.covered(e.ID()); covered || err != nil {
+		return err
+	}
+	j.verdict, j.reason = store.SoftFailed, "by the current state: "+refused.Error()
+	return nil
+}
+
+// authorise makes the checks 4 and 5, by what the event itself rests on: they are the same whenever and in whatever order events come.
+func (run *run) authorise(in incoming, held *store.StoredEvent) (judgement, error) {
 	e := in.event
-	j := judgement{verdict: store.Accepted}
+	j := judgement{event: e, verdict: store.Accepted}
 	reject := func(err error, what string) error {
 		var refused *auth.Refused
 		if !errors.As(err, &refused) {
@@ -320,35 +374,6 @@ func (run *run) judge(in incoming, held *store.StoredEvent) (judgement, error) {
 		}
 	}
 
-	// Step 6: by the current state. History before the timeline and the join by which we come are not measured by it, nor what the timeline
-	// rests on already.
-	if j.verdict == store.Accepted && !in.basis.Backfill && !in.past && !in.join && e.Type() != "m.room.create" {
-		now := run.live.State
-		if in.basis.Kind == Claimed {
-			// What we hold may be as old as the gap.
-			if now, err = run.merge(append(run.tipStates(), j.before)); err != nil {
-				return j, err
-			}
-		}
-		if now != j.before {
-			var refused *auth.Refused
-			err := auth.Check(e, run.state(now))
-			if err != nil && !errors.As(err, &refused) {
-				return j, err
-			}
-			covered := false
-			if refused != nil {
-				if covered, err = run.covered(e.ID()); err != nil {
-					return j, err
-				}
-			}
-			if refused != nil && !covered {
-				j.verdict, j.reason = store.SoftFailed, "by the current state: "+refused.Error()
-			}
-		}
-	}
-
-	// Step 7, the policy server, has its place here: what it does not sign is soft-failed like step 6.
 	return j, nil
 }
 

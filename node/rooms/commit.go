@@ -27,7 +27,8 @@ type run struct {
 	waits   map[eventgraph.EventID][]eventgraph.EventID // redactions new in this run whose target is not here, by target
 	nodes   map[eventgraph.Hash][]byte                  // trie nodes new in this run
 	states  map[eventgraph.Hash]*State
-	placing int // how deep placeAuthEvents is in auth events of auth events
+	counted *census // the last that this run made
+	placing int     // how deep placeAuthEvents is in auth events of auth events
 	txns    map[sentAs]eventgraph.EventID
 
 	// To be written by the next commit.

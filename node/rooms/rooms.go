@@ -118,6 +118,9 @@ type MissingError struct {
 	// StateBefore: the events are parents that Accept does not want: give it the state before the event instead (Claimed).
 	// So it is for backfill, and where too many parents are missing.
 	StateBefore bool
+	// Policy: the room's policy server must be asked for its signature. Its Event is the one that was to be accepted, or one that this rests on and
+	// that is to be accepted before it. If it does not sign: Basis.Unsigned.
+	Policy *PolicyNeeded
 }
 
 // KeyNeeded is a key that must be found to judge a signature.
@@ -128,5 +131,8 @@ type KeyNeeded struct {
 }
 
 func (m *MissingError) Error() string {
+	if m.Policy != nil {
+		return fmt.Sprintf("missing the signature of the policy server %s on %s", m.Policy.By.Name, m.Policy.Event.ID())
+	}
 	return fmt.Sprintf("missing %d events, %d keys", len(m.Events), len(m.Keys))
 }

@@ -25,7 +25,8 @@ type Draft struct {
 }
 
 // Send builds on at most 20 forward extremities, signs, and puts it through Accept. Sending a state event equal to the current
-// one answers that one's ID without a new event. *Refusal says why not (auth rules, not in the room, too large).
+// one answers that one's ID without a new event. *Refusal says why not (auth rules, not in the room, too large). *MissingError with Policy: the room
+// uses a policy server, which must sign the event first (SendSigned); nothing is kept.
 func (r *Rooms) Send(ctx context.Context, d Draft) (eventgraph.EventID, error) {
 	if d.Sender.Server() != r.key.Server {
 		return "", refuse("M_FORBIDDEN", "%s is no user of this server", d.Sender)
@@ -41,19 +42,16 @@ func (r *Rooms) Send(ctx context.Context, d Draft) (eventgraph.EventID, error) {
 	return id, nil
 }
 
-// Build is Send without Accept: for invites that a remote server must sign first; Accept it with Parents afterwards.
+// Build is Send without Accept: for invites that a remote server must sign first; Accept it with Parents afterwards. *MissingError
+// with Policy: the event is in it, and the room's policy server must sign it before all.
 func (r *Rooms) Build(ctx context.Context, d Draft) (*eventgraph.Event, error) {
 	if d.Sender.Server() != r.key.Server {
 		return nil, refuse("M_FORBIDDEN", "%s is no user of this server", d.Sender)
 	}
 	var e *eventgraph.Event
-	err := r.inTurn(ctx, d.Room, func(run *run) error {
-		made, state, err := run.build(d)
-		if err != nil {
-			return err
-		}
-		e = made
-		return refusal(auth.Check(made, state))
+	err := r.inTurn(ctx, d.Room, func(run *run) (err error) {
+		e, err = run.buildAllowed(d)
+		return err
 	})
 	if err != nil {
 		return nil, err
@@ -77,15 +75,9 @@ func txnEndpoint(room eventgraph.RoomID, eventType string, redacts eventgraph.Ev
 func (run *run) send(d Draft) (eventgraph.EventID, error) {
 	if d.Txn != nil {
 		endpoint := txnEndpoint(d.Room, d.Type, d.Redacts)
-		if id, ok := run.txns[sentAs{*d.Txn, endpoint}]; ok {
-			return id, nil
-		}
-		id, err := run.read.ClientTxnResult(*d.Txn, endpoint)
-		if err == nil {
-			return eventgraph.EventID(id), nil
-		}
-		if !errors.Is(err, store.ErrNotFound) {
-			return "", err
+		id, err := run.sentBefore(*d.Txn, endpoint)
+		if id != "" || err != nil {
+			return id, err
 		}
 	}
 	if !run.live.exists {

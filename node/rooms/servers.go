@@ -136,9 +136,9 @@ func (r *Rooms) census(room eventgraph.RoomID, root eventgraph.Hash) (*census, e
 	if last == nil {
 		last = &census{}
 	}
-	c, err := r.countFrom(last, root)
+	c, err := countFrom(r, last, root)
 	if err != nil && last.root != (eventgraph.Hash{}) {
-		c, err = r.countFrom(&census{}, root) // the other state may not be kept any more
+		c, err = countFrom(r, &census{}, root) // the other state may not be kept any more
 	}
 	if err != nil {
 		return nil, fmt.Errorf("servers of %s: %w", room, err)
@@ -163,14 +163,14 @@ func (r *Rooms) remember(c *census) {
 func (c *census) size() int64 { return int64(len(c.joined) + len(c.invited)) }
 
 // countFrom counts the state at root, from one counted before.
-func (r *Rooms) countFrom(last *census, root eventgraph.Hash) (*census, error) {
+func countFrom(from source, last *census, root eventgraph.Hash) (*census, error) {
 	c := &census{root: root, joined: last.joined, invited: last.invited, acl: last.acl, visibility: last.visibility}
 	copied := false
 	count := func(user eventgraph.UserID, id eventgraph.EventID, by int) error {
 		if id == "" {
 			return nil
 		}
-		e, err := r.Event(id)
+		e, err := from.Event(id)
 		if err != nil {
 			return err
 		}
@@ -182,7 +182,7 @@ func (r *Rooms) countFrom(last *census, root eventgraph.Hash) (*census, error) {
 		}
 		return nil
 	}
-	err := eventgraph.Diff(r, last.root, root, func(d eventgraph.Difference) error {
+	err := eventgraph.Diff(from, last.root, root, func(d eventgraph.Difference) error {
 		switch {
 		case d.Tuple.Type == "m.room.server_acl" && d.Tuple.Key == "":
 			c.acl = d.B
