@@ -250,7 +250,7 @@ func (a *API) leaveAs(ctx context.Context, m *store.Member) error {
 		return a.remote.Leave(ctx, m.Room, m.User, "")
 	}
 	stateKey := string(m.User)
-	_, err := a.Rooms.Send(ctx, rooms.Draft{
+	_, err := a.remote.Send(ctx, rooms.Draft{
 		Room: m.Room, Sender: m.User, Type: "m.room.member", StateKey: &stateKey,
 		Content: json.RawMessage(`{"membership":"leave"}`),
 	})

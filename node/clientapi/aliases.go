@@ -182,7 +182,7 @@ func (a *API) dropCanonicalAlias(q *request, room eventgraph.RoomID, alias event
 		return err
 	}
 	key := ""
-	_, err = a.Rooms.Send(q.Context(), rooms.Draft{Room: room, Sender: q.user, Type: "m.room.canonical_alias", StateKey: &key, Content: raw})
+	_, err = a.remote.Send(q.Context(), rooms.Draft{Room: room, Sender: q.user, Type: "m.room.canonical_alias", StateKey: &key, Content: raw})
 	return err
 }
 

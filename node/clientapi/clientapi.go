@@ -24,6 +24,9 @@ type Remote interface {
 	Join(ctx context.Context, room eventgraph.RoomID, user eventgraph.UserID, via []eventgraph.ServerName, content json.RawMessage) error
 	Knock(ctx context.Context, room eventgraph.RoomID, user eventgraph.UserID, via []eventgraph.ServerName, content json.RawMessage) error
 	Leave(ctx context.Context, room eventgraph.RoomID, user eventgraph.UserID, reason string) error
+	// Send is how users' events are made: rooms.Send, with what the room's policy server has to say before. Invite is that of an invite
+	// for another server's user.
+	Send(ctx context.Context, d rooms.Draft) (eventgraph.EventID, error)
 	Invite(ctx context.Context, d rooms.Draft) (eventgraph.EventID, error)
 	ResolveAlias(ctx context.Context, alias eventgraph.RoomAlias) (eventgraph.RoomID, []eventgraph.ServerName, error)
 	PublicRooms(ctx context.Context, server eventgraph.ServerName, q rooms.PublicQuery) (*rooms.PublicPage, error)

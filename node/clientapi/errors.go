@@ -5,6 +5,7 @@ import (
 	"errors"
 	"maps"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/plexus-p2p/plexus/node/appservice"
@@ -65,10 +66,13 @@ func asMatrixError(err error) *matrixError {
 		matrix  *matrixError
 		refusal *rooms.Refusal
 		missing *rooms.MissingError
+		policy  *federation.PolicyError
 	)
 	switch {
 	case errors.As(err, &matrix):
 		return matrix
+	case errors.As(err, &policy):
+		return policyError(policy)
 	case errors.As(err, &refusal):
 		if status, ok := refusalStatus[refusal.Code]; ok {
 			return &matrixError{Status: status, Code: refusal.Code, Message: refusal.Reason}
@@ -94,6 +98,31 @@ func asMatrixError(err error) *matrixError {
 	}
 	return nil
 }
+
+// policyError is what a policy server has against an event, "verbatim" (SS API, Validating Policy Server signatures) as far as it may say that;
+// or why it could not be asked.
+func policyError(p *federation.PolicyError) *matrixError {
+	e := &matrixError{Status: p.Status, Code: p.Refusal.Code, Message: p.Refusal.Reason}
+	switch p.Status {
+	case http.StatusBadRequest, http.StatusForbidden, http.StatusNotFound: // as the endpoint is specified
+	case http.StatusTooManyRequests:
+		e.Extra = map[string]any{"retry_after_ms": max(p.RetryAfter, policyRetry).Milliseconds()}
+	case 0:
+		e.Status = http.StatusForbidden
+		if errors.Is(p, federation.ErrUnreachable) {
+			e.Status = http.StatusBadGateway
+		}
+	default:
+		e.Status = http.StatusForbidden
+	}
+	if _, known := refusalStatus[e.Code]; !known && e.Code != "M_NOT_JSON" && e.Code != "M_UNKNOWN" && strings.HasPrefix(e.Code, "M_") {
+		e.Code = "M_FORBIDDEN" // some codes speak of the user's session here
+	}
+	return e
+}
+
+// policyRetry is when a client may ask again for what a policy server was too busy for, if that has not said.
+const policyRetry = time.Second
 
 // outboundFullRetry is when a client may repeat what found store.ErrOutboundFull: it takes a meeting with the server.
 const outboundFullRetry = time.Minute

@@ -303,7 +303,7 @@ func (a *API) sendMembership(ctx context.Context, d rooms.Draft) (eventgraph.Eve
 	if content.Membership == "invite" && eventgraph.UserID(*d.StateKey).Server() != a.Server {
 		return a.remote.Invite(ctx, d)
 	}
-	return a.Rooms.Send(ctx, d)
+	return a.remote.Send(ctx, d)
 }
 
 // setMembership changes a user's membership by the caller.
@@ -317,7 +317,7 @@ func (a *API) setMembership(q *request, room eventgraph.RoomID, target eventgrap
 		return err
 	}
 	key := string(target)
-	_, err = a.Rooms.Send(q.Context(), rooms.Draft{Room: room, Sender: q.user, Type: "m.room.member", StateKey: &key, Content: raw})
+	_, err = a.remote.Send(q.Context(), rooms.Draft{Room: room, Sender: q.user, Type: "m.room.member", StateKey: &key, Content: raw})
 	return err
 }
 

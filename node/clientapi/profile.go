@@ -255,7 +255,7 @@ func (a *API) announceProfile(ctx context.Context, user eventgraph.UserID) error
 	}
 	stateKey := string(user)
 	for _, room := range in {
-		_, err := a.Rooms.Send(ctx, rooms.Draft{
+		_, err := a.remote.Send(ctx, rooms.Draft{
 			Room: room, Sender: user, Type: "m.room.member", StateKey: &stateKey, Content: content,
 		})
 		var refused *rooms.Refusal

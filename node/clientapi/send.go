@@ -66,7 +66,7 @@ func (a *API) sendMessage(ctx context.Context, d rooms.Draft) (eventgraph.EventI
 			return "", badJSON("A redaction must name in redacts the event that it is for.")
 		}
 	}
-	return a.Rooms.Send(ctx, d)
+	return a.remote.Send(ctx, d)
 }
 
 // sent answers with the event's ID.
@@ -112,7 +112,7 @@ func (a *API) redactEvent(q *request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return sent(a.Rooms.Send(q.Context(), rooms.Draft{Room: room, Sender: q.user, Type: "m.room.redaction", Content: content, Redacts: target, Txn: txn}))
+	return sent(a.remote.Send(q.Context(), rooms.Draft{Room: room, Sender: q.user, Type: "m.room.redaction", Content: content, Redacts: target, Txn: txn}))
 }
 
 // putState is PUT /rooms/{roomId}/state/{eventType}/{stateKey}; the state key is "" where the path has none.
@@ -154,7 +154,7 @@ func (a *API) sendState(ctx context.Context, d rooms.Draft) (id eventgraph.Event
 			return "", err
 		}
 	}
-	return a.Rooms.Send(ctx, d)
+	return a.remote.Send(ctx, d)
 }
 
 // withoutAuthoriser is the content of a membership without what servers alone say: who lets somebody into a restricted room. Clients that

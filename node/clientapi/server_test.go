@@ -85,6 +85,7 @@ func newTestAPI(t testing.TB, change func(*Config)) *testServer {
 	}
 	s.API = New(config)
 	s.hashing.memory, s.hashing.time = 8, 1 // the least that argon2 takes: hundreds of clients log in
+	s.remote.rooms = s.Rooms
 	s.API.SetRemote(s.remote)
 	t.Cleanup(func() {
 		config.Rooms.Close()
@@ -282,6 +283,7 @@ func (c client) event(d rooms.Draft) eventgraph.EventID {
 
 // unreachable is a Remote where nobody can be reached, unless a test gives it profiles.
 type unreachable struct {
+	rooms    *rooms.Rooms
 	profiles map[eventgraph.UserID]string
 }
 
@@ -295,6 +297,10 @@ func (u *unreachable) Knock(context.Context, eventgraph.RoomID, eventgraph.UserI
 
 func (u *unreachable) Leave(context.Context, eventgraph.RoomID, eventgraph.UserID, string) error {
 	return federation.ErrUnreachable
+}
+
+func (u *unreachable) Send(ctx context.Context, d rooms.Draft) (eventgraph.EventID, error) {
+	return u.rooms.Send(ctx, d)
 }
 
 func (u *unreachable) Invite(context.Context, rooms.Draft) (eventgraph.EventID, error) {

@@ -87,7 +87,7 @@ func (a *API) upgradeRoom(q *request) (any, error) {
 		return nil, err
 	}
 	empty := ""
-	if _, err := a.Rooms.Send(q.Context(), rooms.Draft{Room: old, Sender: q.user, Type: "m.room.tombstone", StateKey: &empty, Content: tombstone}); err != nil {
+	if _, err := a.remote.Send(q.Context(), rooms.Draft{Room: old, Sender: q.user, Type: "m.room.tombstone", StateKey: &empty, Content: tombstone}); err != nil {
 		return nil, err
 	}
 	if err := a.quietOldRoom(q, old, state); err != nil { // "if possible"
@@ -308,7 +308,7 @@ func (a *API) quietOldRoom(q *request, room eventgraph.RoomID, state *rooms.Stat
 		return err
 	}
 	empty := ""
-	_, err = a.Rooms.Send(q.Context(), rooms.Draft{Room: room, Sender: q.user, Type: "m.room.power_levels", StateKey: &empty, Content: raw})
+	_, err = a.remote.Send(q.Context(), rooms.Draft{Room: room, Sender: q.user, Type: "m.room.power_levels", StateKey: &empty, Content: raw})
 	return err
 }
 

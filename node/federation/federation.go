@@ -120,6 +120,8 @@ type Federation struct {
 	joining     keyedLock[eventgraph.RoomID]     // one join of a room at a time
 	joins       joins                            // where the work on them runs (import.go)
 	receiving   keyedLock[eventgraph.ServerName] // one transaction of a server at a time
+	signing     keyedLock[eventgraph.RoomID]     // one event of ours on its way to a room's policy server at a time
+	policies    policies                         // policy servers that do not answer (policy.go)
 	hierarchies *hierarchies                     // spaces of others, asked for lately (hierarchy.go)
 	asked       keyedLock[eventgraph.PeerID]     // one question who it is to a peer that makes requests, at a time
 	bodies      *semaphore.Weighted              // bytes of long request bodies held now, of servers that share a room with us

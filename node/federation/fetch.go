@@ -27,9 +27,10 @@ const (
 	askAuth                       // event_auth: the auth chain of the waiting event
 	askEvent                      // event: one parent, by its ID
 	askState                      // state_ids: the state before the waiting event, as the server claims it
+	askPolicy                     // policy/v1/sign: the policy server's signature on the waiting event, or on a parent
 )
 
-// ask is one question to one server. Event is the waiting event, Parent the one asked for by askEvent.
+// ask is one question to one server. Event is the waiting event, Parent the one asked for by askEvent, or to be signed.
 type ask struct {
 	kind   askKind
 	server eventgraph.ServerName
@@ -61,6 +62,9 @@ func decide(wants []want, holders []eventgraph.ServerName, tried func(ask) bool)
 		if len(w.Keys) > 0 {
 			// ensureKeys asks the keys' owners and the servers given, so one question is enough.
 			next = append(next, ask{kind: askKeys, event: w.event})
+		}
+		if w.Policy != nil {
+			next = append(next, ask{askPolicy, w.Policy.By.Name, w.event, w.Policy.Event.ID()})
 		}
 		if len(parents) > 0 {
 			add(askMissing, "")

@@ -333,6 +333,7 @@ func (f *Federation) runInbox(ctx context.Context) error {
 			}
 			turn = next
 			for _, c := range met {
+				f.policies.met(c.Server)
 				f.inbox.met(c.Server, func(room eventgraph.RoomID) bool { return f.Rooms.InRoom(room, c.Server) })
 			}
 		}
@@ -399,7 +400,9 @@ func (f *Federation) visit(ctx context.Context, room eventgraph.RoomID) (empty, 
 // nextQuestion is what decide says; for the events that rest on such as wait too only when nothing else is to be asked.
 func (f *Federation) nextQuestion(w *waiting) (ask, bool) {
 	holders := f.holders(w)
-	tried := func(a ask) bool { return f.inbox.tried(w.room, a) }
+	tried := func(a ask) bool {
+		return f.inbox.tried(w.room, a) || a.kind == askPolicy && f.policies.rests(a.server, f.Now())
+	}
 	next, ok := decide(w.wants(), holders, tried)
 	if !ok {
 		behind := w.behind(holders, func(a ask) bool { return f.inbox.wasAskedInVain(w.room, a) })
@@ -425,6 +428,7 @@ type waitingEvent struct {
 	prev        []eventgraph.EventID
 	lacks       map[eventgraph.EventID]bool
 	keys        []rooms.KeyNeeded
+	policy      *rooms.PolicyNeeded
 	stateBefore bool
 }
 
@@ -527,8 +531,8 @@ func (w *waiting) wants() []want {
 			}
 		}
 		slices.Sort(next.Events)
-		next.Keys, next.StateBefore = e.keys, e.stateBefore
-		if len(next.Events) > 0 || len(next.Keys) > 0 || next.StateBefore {
+		next.Keys, next.StateBefore, next.Policy = e.keys, e.stateBefore, e.policy
+		if len(next.Events) > 0 || len(next.Keys) > 0 || next.StateBefore || next.Policy != nil {
 			all = append(all, next)
 		}
 	}
@@ -648,7 +652,7 @@ func (f *Federation) takeTogether(ctx context.Context, w *waiting, run []eventgr
 			switch {
 			case errors.As(o.Err, &missing):
 				waits := w.events[e.ID()]
-				waits.keys, waits.stateBefore = missing.Keys, missing.StateBefore
+				waits.keys, waits.stateBefore, waits.policy = missing.Keys, missing.StateBefore, missing.Policy
 				if w.park(e.ID(), missing.Events); len(waits.lacks) == 0 {
 					w.ready = w.ready[:len(w.ready)-1] // it lacks something else
 				}

@@ -49,6 +49,9 @@ func (f *Federation) Invite(ctx context.Context, d rooms.Draft) (eventgraph.Even
 		return "", &rooms.Refusal{Code: "M_FORBIDDEN", Reason: "the server of " + string(user) + " is blocked here"}
 	}
 	e, err := f.Rooms.Build(ctx, d)
+	if need := policyOf(err); need != nil {
+		e, err = f.policySignature(ctx, need)
+	}
 	if err != nil {
 		return "", err
 	}

@@ -141,7 +141,7 @@ func (f *Federation) sendHere(ctx context.Context, membership string, room event
 		return err
 	}
 	key := string(user)
-	_, err = f.Rooms.Send(ctx, rooms.Draft{Room: room, Sender: user, Type: "m.room.member", StateKey: &key, Content: whole})
+	_, err = f.Send(ctx, rooms.Draft{Room: room, Sender: user, Type: "m.room.member", StateKey: &key, Content: whole})
 	return err
 }
 

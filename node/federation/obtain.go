@@ -61,10 +61,18 @@ func (f *Federation) obtain(ctx context.Context, w *waiting, a ask) error {
 		}
 		return f.await(ctx, w, a.server, []*eventgraph.Event{parent})
 	case askState:
-		if err := f.askState(ctx, room, a.server, e); err != nil {
+		if err := f.askState(ctx, room, a.server, e, item.Received); err != nil {
 			return err
 		}
 		w.ready = append(w.ready, e.ID()) // with its verdict now
+		return nil
+	case askPolicy:
+		need := w.events[a.event].policy
+		if err := f.takeUnsigned(ctx, need, rooms.Basis{Kind: rooms.Parents, Origin: item.Origin}, item.Received); err != nil {
+			return err
+		}
+		w.events[a.event].policy = nil
+		w.ready = append(w.ready, e.ID()) // with its verdict now, or what it rests on has its
 		return nil
 	}
 	panic(fmt.Sprintf("federation: ask of kind %d", a.kind))
@@ -88,7 +96,7 @@ func (f *Federation) recheck(w *waiting) error {
 					delete(e.lacks, id)
 				}
 			}
-			if len(e.lacks) == 0 && len(f.lacking(e.keys)) == 0 {
+			if len(e.lacks) == 0 && e.policy == nil && len(f.lacking(e.keys)) == 0 {
 				e.keys = nil
 				w.ready = append(w.ready, want.event)
 			}
@@ -171,12 +179,16 @@ func (f *Federation) askAuth(ctx context.Context, room eventgraph.RoomID, server
 
 // askState takes the event in on the state before it as the server claims it: its parents are not to be had. The event carries a gap
 // marker (design.md §3.1 b).
-func (f *Federation) askState(ctx context.Context, room *store.Room, server eventgraph.ServerName, e *eventgraph.Event) error {
+func (f *Federation) askState(ctx context.Context, room *store.Room, server eventgraph.ServerName, e *eventgraph.Event, received int64) error {
 	state, err := f.claimedState(ctx, server, room, e.ID())
 	if err != nil {
 		return err
 	}
-	result, err := f.Rooms.Accept(ctx, e, rooms.Basis{Kind: rooms.Claimed, State: state, Origin: server})
+	basis := rooms.Basis{Kind: rooms.Claimed, State: state, Origin: server}
+	result, err := f.Rooms.Accept(ctx, e, basis)
+	if need := policyOf(err); need != nil {
+		return f.takeUnsigned(ctx, need, basis, received)
+	}
 	f.logOutcome(e, server, rooms.Outcome{Result: result, Err: err})
 	return err
 }

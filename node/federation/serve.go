@@ -229,8 +229,11 @@ func statusOf(code string) int {
 func (f *Federation) writeError(w http.ResponseWriter, req *http.Request, err error) {
 	var known *matrixError
 	var refusal *rooms.Refusal
+	var policy *PolicyError
 	switch {
 	case errors.As(err, &known):
+	case errors.As(err, &policy):
+		known = policy.toPeer()
 	case errors.As(err, &refusal):
 		known = &matrixError{Status: statusOf(refusal.Code), Refusal: *refusal}
 	case errors.Is(err, store.ErrNotFound):

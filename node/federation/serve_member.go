@@ -195,7 +195,10 @@ func (f *Federation) commitMembership(q *request, membership string) (*eventgrap
 		stored, err = r.Event(e.ID())
 		return err
 	})
-	return e, stored, err
+	if err != nil {
+		return nil, nil, err
+	}
+	return stored.Event, stored, nil // with the signature of the room's policy server, too
 }
 
 // claimedEvent is what a membership event says of itself, before it is checked.
@@ -238,14 +241,21 @@ func (f *Federation) signedBySender(q *request, room *store.Room, membership str
 	return f.membershipEvent(q, room.Version, raw, membership)
 }
 
-// acceptOne puts an event through Accept, with key documents fetched where they are missing; other things missing, and any
-// verdict but accepted, are refusals.
+// acceptOne puts an event through Accept, with key documents, and the signature of the room's policy server, fetched where they are missing;
+// other things missing, and any verdict but accepted, are refusals.
 func (f *Federation) acceptOne(ctx context.Context, e *eventgraph.Event, b rooms.Basis) error {
 	result, err := f.Rooms.Accept(ctx, e, b)
 	var missing *rooms.MissingError
 	if errors.As(err, &missing) && len(missing.Keys) > 0 {
 		if err := f.ensureKeys(ctx, missing.Keys, []eventgraph.ServerName{b.Origin}); err != nil {
 			return &rooms.Refusal{Code: "M_INVALID_PARAM", Reason: err.Error()}
+		}
+		result, err = f.Rooms.Accept(ctx, e, b)
+	}
+	if need := policyOf(err); need != nil {
+		// Who declines the event makes the whole handshake fail (MSC4284).
+		if e, err = f.signedFor(ctx, need); err != nil {
+			return err
 		}
 		result, err = f.Rooms.Accept(ctx, e, b)
 	}

@@ -1,0 +1,244 @@
+package federation
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/node/rooms"
+)
+
+// Rooms that use a policy server (SS API, Policy Servers): what is sent here is signed by it before anybody sees it, and of what comes without
+// its signature it is asked. rooms says what must be signed (rooms.MissingError, Policy), and commits; it is asked here, while the room goes on.
+// plexus is no policy server itself: POST /_matrix/policy/v1/sign answers as endpoints do that are not there.
+
+const (
+	// policyTimeout is how long who sends something waits for the policy server, and for those before them in the room.
+	policyTimeout = 10 * time.Second
+	// policyTries is how often something to send is made anew because the room has named another policy server, or key, meanwhile.
+	policyTries = 3
+	// policyRest is for how long a policy server that did not answer is not asked about what others sent, unless it is met.
+	policyRest = time.Minute
+	// maxPolicyRest bounds what a policy server may ask for with 429.
+	maxPolicyRest = 10 * time.Minute
+	// policyPatience is how long an event of others waits for a policy server that cannot be reached, before it is soft-failed: a verdict is
+	// for good, and who meets on a journey is at home again on the next day.
+	policyPatience = 24 * time.Hour
+	// maxResting bounds the policy servers of which is remembered that they do not answer.
+	maxResting = 256
+	// costPolicy is what it costs the giver of an unsigned event that we ask about it: five a second.
+	costPolicy = 60
+)
+
+const policySign = "/_matrix/policy/v1/sign"
+
+// PolicyError is why an event has no signature of its room's policy server. It is a *rooms.Refusal to errors.As, and is ErrUnreachable where the
+// policy server could not be asked.
+type PolicyError struct {
+	Server eventgraph.ServerName
+	// Status is that of its answer, if it declined with an error of the spec's; else 0.
+	Status     int
+	Refusal    rooms.Refusal // its error as it gave it, or what is wrong, in plain words
+	RetryAfter time.Duration // with status 429; 0: not said
+	Cause      error         // why it could not be asked; nil if it answered
+}
+
+func (e *PolicyError) Error() string {
+	return fmt.Sprintf("policy server %s: %v", e.Server, &e.Refusal)
+}
+
+func (e *PolicyError) Unwrap() []error {
+	if e.Cause != nil {
+		return []error{&e.Refusal, ErrUnreachable}
+	}
+	return []error{&e.Refusal}
+}
+
+// final says whether the policy server has answered, and will not answer otherwise soon.
+func (e *PolicyError) final() bool { return e.Cause == nil && e.Status != http.StatusTooManyRequests }
+
+// toPeer is the error to who wanted a room's resident to take in a membership event.
+func (e *PolicyError) toPeer() *matrixError {
+	m := &matrixError{Status: e.Status, Refusal: e.Refusal}
+	switch {
+	case e.Cause != nil:
+		m.Status = http.StatusServiceUnavailable
+	case e.Status == http.StatusTooManyRequests:
+		m.RetryAfterMS = e.RetryAfter.Milliseconds()
+	default:
+		m.Status = statusOf(e.Refusal.Code)
+	}
+	return m
+}
+
+// whatToDo is for people whose room's policy server does not do its work (CS API, Policy Servers, Security considerations).
+const whatToDo = "whoever may change this room's settings can take it out of use by sending the state event m.room.policy with empty content, which needs no signature"
+
+// policyOf is what err says that a policy server must sign; nil if it says something else.
+func policyOf(err error) *rooms.PolicyNeeded {
+	var missing *rooms.MissingError
+	if errors.As(err, &missing) {
+		return missing.Policy
+	}
+	return nil
+}
+
+// Send is rooms.Send, with the signature of the policy server if the room uses one: nothing is kept or shown before it has come. *PolicyError says
+// why it has not. Of such a room one event is on its way at a time, or each would make a forward extremity of its own.
+func (f *Federation) Send(ctx context.Context, d rooms.Draft) (eventgraph.EventID, error) {
+	id, err := f.Rooms.Send(ctx, d)
+	need := policyOf(err)
+	if need == nil {
+		return id, err
+	}
+	within, cancel := context.WithTimeout(ctx, policyTimeout)
+	defer cancel()
+	unlock, err := f.signing.lock(within, d.Room)
+	if err != nil {
+		if ctx.Err() == nil {
+			err = notAsked(need.By.Name, err)
+		}
+		return "", err
+	}
+	defer unlock()
+	for range policyTries {
+		id, err = f.Rooms.Send(ctx, d) // on what has come meanwhile
+		if need = policyOf(err); need == nil {
+			return id, err
+		}
+		signed, err := f.policySignature(within, need)
+		if err != nil {
+			return "", err
+		}
+		id, err = f.Rooms.SendSigned(ctx, d, signed)
+		if policyOf(err) == nil {
+			return id, err
+		}
+	}
+	return "", notAsked(need.By.Name, errors.New("the room names another one each time"))
+}
+
+// policySignature asks the policy server to sign an event, and returns it signed. The error is a *PolicyError, or that of ctx where it was cancelled.
+func (f *Federation) policySignature(ctx context.Context, need *rooms.PolicyNeeded) (*eventgraph.Event, error) {
+	server := need.By.Name
+	if server == f.server {
+		return nil, &PolicyError{Server: server, Refusal: rooms.Refusal{Code: "M_FORBIDDEN",
+			Reason: "the room names this server as its policy server, which it is not; " + whatToDo}}
+	}
+	ctx, cancel := context.WithTimeout(ctx, policyTimeout)
+	defer cancel()
+	var answer json.RawMessage
+	err := f.do(ctx, server, http.MethodPost, policySign, json.RawMessage(need.Event.Raw()), &answer)
+	var remote *remoteError
+	switch {
+	case errors.As(err, &remote) && remote.Status < 500:
+		return nil, declined(server, remote)
+	case errors.Is(ctx.Err(), context.Canceled):
+		return nil, ctx.Err()
+	case err != nil:
+		return nil, notAsked(server, err)
+	}
+	signed, err := need.Event.WithPolicySignature(need.By, answer)
+	if err != nil {
+		return nil, &PolicyError{Server: server, Refusal: rooms.Refusal{Code: "M_FORBIDDEN",
+			Reason: fmt.Sprintf("what the room's policy server %s answered is no signature by the key that the room names (%v); %s", server, err, whatToDo)}}
+	}
+	return signed, nil
+}
+
+// declined is the error that the policy server gave, as it is; but for that of a server that does not know the endpoint, which a client would take
+// for our own.
+func declined(server eventgraph.ServerName, remote *remoteError) *PolicyError {
+	e := &PolicyError{Server: server, Status: remote.Status, Refusal: remote.Refusal, RetryAfter: remote.RetryAfter}
+	if remote.Refusal.Code == "M_UNRECOGNIZED" {
+		e.Status = 0
+		e.Refusal = rooms.Refusal{Code: "M_FORBIDDEN", Reason: fmt.Sprintf("the server %s, which the room names as its policy server, is none; %s", server, whatToDo)}
+	}
+	return e
+}
+
+func notAsked(server eventgraph.ServerName, err error) *PolicyError {
+	return &PolicyError{Server: server, Cause: err, Refusal: rooms.Refusal{Code: "M_UNKNOWN",
+		Reason: fmt.Sprintf("the policy server of this room, %s, cannot be reached now, and nothing can be sent here without its signature: try again later; %s", server, whatToDo)}}
+}
+
+// signedFor is an event of another server's user, or an invite, for which somebody waits: with the policy server's signature. One that did not
+// answer a moment ago is not asked again.
+func (f *Federation) signedFor(ctx context.Context, need *rooms.PolicyNeeded) (*eventgraph.Event, error) {
+	if f.policies.rests(need.By.Name, f.Now()) {
+		return nil, notAsked(need.By.Name, errors.New("it did not answer a moment ago"))
+	}
+	signed, err := f.policySignature(ctx, need)
+	f.noteRest(err)
+	return signed, err
+}
+
+// noteRest remembers a policy server that did not answer, or asks for patience.
+func (f *Federation) noteRest(err error) {
+	var p *PolicyError
+	if errors.As(err, &p) && !p.final() {
+		f.policies.rest(p.Server, f.Now().Add(min(max(policyRest, p.RetryAfter), maxPolicyRest)), f.Now())
+	}
+}
+
+var errAskedEnough = errors.New("the giver of unsigned events has had its share of questions to policy servers")
+
+// takeUnsigned asks the policy server about an event of others, and takes it in: with its signature, or, if it declined or was not to be reached
+// for policyPatience since the event was received, as one that it has not signed. The giver pays for the question.
+func (f *Federation) takeUnsigned(ctx context.Context, need *rooms.PolicyNeeded, b rooms.Basis, received int64) error {
+	if !f.budgets.friend(b.Origin).AllowN(time.Now(), costPolicy) {
+		return errAskedEnough
+	}
+	e, err := f.signedFor(ctx, need)
+	if err != nil {
+		var p *PolicyError
+		if !errors.As(err, &p) || !p.final() && f.Now().Sub(time.UnixMilli(received)) < policyPatience {
+			return err
+		}
+		f.Log.Info("event without the signature of the room's policy server", "room", need.Event.RoomID(), "event", need.Event.ID(), "origin", b.Origin, "err", err)
+		e, b.Unsigned = need.Event, true
+	}
+	result, err := f.Rooms.Accept(ctx, e, b)
+	f.logOutcome(e, b.Origin, rooms.Outcome{Result: result, Err: err})
+	return err
+}
+
+// policies remembers which policy servers are not to be asked about what others sent, and until when.
+type policies struct {
+	mu    sync.Mutex
+	until map[eventgraph.ServerName]time.Time // at most maxResting
+}
+
+func (p *policies) rest(server eventgraph.ServerName, until, now time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.until == nil {
+		p.until = map[eventgraph.ServerName]time.Time{}
+	}
+	if _, known := p.until[server]; !known && len(p.until) >= maxResting {
+		for s, u := range p.until {
+			if !u.After(now) || len(p.until) >= maxResting {
+				delete(p.until, s)
+			}
+		}
+	}
+	p.until[server] = until
+}
+
+func (p *policies) rests(server eventgraph.ServerName, now time.Time) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.until[server].After(now)
+}
+
+// met lets a server be asked again.
+func (p *policies) met(server eventgraph.ServerName) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.until, server)
+}

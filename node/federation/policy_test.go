@@ -1,0 +1,390 @@
+package federation
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/node/rooms"
+	"github.com/plexus-p2p/plexus/p2ptransport/memnet"
+	"github.com/plexus-p2p/plexus/store"
+)
+
+// What a policy server does with what it is asked.
+const (
+	signs int32 = iota
+	refuses
+	isBusy   // 429
+	isNone   // does not know the endpoint
+	isBroken // 502
+	signsWrongly
+	isSlow // never answers
+)
+
+// policed is a room of alice on a; p is its policy server, and u, which does nothing by itself, has not heard of that.
+type policed struct {
+	n       *memnet.Network
+	a, u, p *memHost
+	room    eventgraph.RoomID
+	by      eventgraph.PolicyServer
+	mode    atomic.Int32
+	asked   atomic.Int32
+	waiting chan struct{} // gets a token for each question to a slow one
+}
+
+func newPoliced(t *testing.T, version eventgraph.RoomVersion) *policed {
+	t.Helper()
+	n := memnet.New()
+	r := &policed{n: n, u: newMemHost(t, n, "unaware"), waiting: make(chan struct{}, 16)}
+	both := newMemHosts(t, n, "a", "policy")
+	r.a, r.p = both[0], both[1]
+	r.u.run(r.u.runPeers)
+	r.u.meet(r.a.host)
+	r.room = r.a.create(version, "public", "shared")
+	r.p.join(r.room, r.p.user("police"), r.a.host)
+	r.u.join(r.room, r.u.user("ursula"), r.a.host)
+	r.u.on(func(w http.ResponseWriter, q *http.Request, _ []byte) bool {
+		deaf := strings.Contains(q.URL.Path, "/send/")
+		if deaf {
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}
+		return deaf
+	})
+	key := testKey("policy key")
+	r.by = eventgraph.PolicyServer{Name: r.p.server, Key: public(key)}
+	r.p.on(func(w http.ResponseWriter, q *http.Request, body []byte) bool {
+		if q.URL.Path != policySign {
+			return false
+		}
+		r.asked.Add(1)
+		fail := func(status int, body string) {
+			w.WriteHeader(status)
+			w.Write([]byte(body))
+		}
+		if q.Method != http.MethodPost || !strings.HasPrefix(q.Header.Get("Authorization"), "X-Matrix ") {
+			fail(401, `{}`)
+			return true
+		}
+		switch r.mode.Load() {
+		case refuses:
+			fail(400, `{"errcode":"M_FORBIDDEN","error":"this looks like spam"}`)
+			return true
+		case isBusy:
+			fail(429, `{"errcode":"M_LIMIT_EXCEEDED","error":"later","retry_after_ms":90000}`)
+			return true
+		case isNone:
+			return false
+		case isBroken:
+			fail(502, `gateway`)
+			return true
+		case isSlow:
+			r.waiting <- struct{}{}
+			<-q.Context().Done()
+			return true
+		}
+		e, err := eventgraph.ParseEvent(version, body)
+		if err != nil {
+			fail(400, `{"errcode":"M_BAD_JSON","error":"no event"}`)
+			return true
+		}
+		private := key
+		if r.mode.Load() == signsWrongly {
+			private = testKey("another key")
+		}
+		if e, err = e.WithSignature(eventgraph.SigningKey{Server: r.p.server, ID: eventgraph.PolicyKeyID, Private: private}); err != nil {
+			fail(500, err.Error())
+			return true
+		}
+		var all map[eventgraph.ServerName]map[eventgraph.KeyID]string
+		json.Unmarshal(e.Signatures(), &all)
+		answer, _ := json.Marshal(map[eventgraph.ServerName]map[eventgraph.KeyID]string{r.p.server: {eventgraph.PolicyKeyID: all[r.p.server][eventgraph.PolicyKeyID]}})
+		w.Write(answer)
+		return true
+	})
+	r.a.setState(r.room, r.a.user("alice"), eventgraph.PolicyType, "", fmt.Sprintf(`{"via":%q,"public_keys":{"ed25519":%q}}`, r.p.server, unpadded(r.by.Key)))
+	return r
+}
+
+func (r *policed) send(ctx context.Context, text string) (eventgraph.EventID, error) {
+	content, _ := json.Marshal(map[string]string{"msgtype": "m.text", "body": text})
+	return r.a.Send(ctx, rooms.Draft{Room: r.room, Sender: r.a.user("alice"), Type: "m.room.message", Content: content})
+}
+
+// unsigned is an event that u makes and a gets.
+func (r *policed) unsigned(text string) eventgraph.EventID {
+	r.a.t.Helper()
+	id := r.u.say(r.room, r.u.user("ursula"), text)
+	if err := r.u.put(r.a, id); err != nil {
+		r.a.t.Fatal(err)
+	}
+	return id
+}
+
+func (r *policed) signed(h *memHost, id eventgraph.EventID) bool {
+	return h.event(id).VerifyPolicySignature(r.by) == nil
+}
+
+func TestPolicyServer(t *testing.T) {
+	t.Parallel()
+	for _, version := range eventgraph.SupportedVersions() {
+		t.Run(string(version), func(t *testing.T) {
+			t.Parallel()
+			r := newPoliced(t, version)
+			if r.asked.Load() != 0 {
+				t.Errorf("asked %d times about what needs no signature", r.asked.Load())
+			}
+			id, err := r.send(t.Context(), "hello")
+			if err != nil || !r.signed(r.a, id) || r.asked.Load() != 1 {
+				t.Fatalf("%s, %v; asked %d times", id, err, r.asked.Load())
+			}
+			r.p.waitFor("the signed event", id)
+
+			r.mode.Store(refuses)
+			was := r.a.Store.Position()
+			_, err = r.send(t.Context(), "buy this")
+			var declined *PolicyError
+			if !errors.As(err, &declined) || declined.Status != 400 || declined.Refusal != (rooms.Refusal{Code: "M_FORBIDDEN", Reason: "this looks like spam"}) {
+				t.Errorf("declined: %v", err)
+			}
+			if changed := r.a.Store.Position() != was; changed {
+				t.Error("what was declined has left something")
+			}
+
+			// Of others: refused, then signed, the second on the first.
+			refused := r.unsigned("and buy that")
+			r.a.waitFor("the refused event", refused)
+			if e := r.a.event(refused); e.Verdict != store.SoftFailed {
+				t.Errorf("refused, and has verdict %d", e.Verdict)
+			}
+			r.mode.Store(signs)
+			wanted := r.unsigned("never mind")
+			r.a.waitFor("the wanted event", wanted)
+			if e := r.a.event(wanted); e.Verdict != store.Accepted || !r.signed(r.a, wanted) {
+				t.Errorf("signed, and has verdict %d, signed %v", e.Verdict, r.signed(r.a, wanted))
+			}
+
+			// A room can be rid of it without asking it, and sends freely then.
+			asked := r.asked.Load()
+			r.a.setState(r.room, r.a.user("alice"), eventgraph.PolicyType, "", `{}`)
+			if id, err := r.send(t.Context(), "free"); err != nil || r.signed(r.a, id) || r.asked.Load() != asked {
+				t.Errorf("without a policy server: %v, asked %d times", err, r.asked.Load()-asked)
+			}
+		})
+	}
+}
+
+// What the sender is told, and what becomes of an event that comes, by what the policy server does.
+func TestPolicyServerDoesNotSign(t *testing.T) {
+	t.Parallel()
+	r := newPoliced(t, "12")
+	for _, c := range []struct {
+		mode     int32
+		status   int
+		code     string
+		says     string
+		reached  bool
+		softFail bool // at once
+	}{
+		{refuses, 400, "M_FORBIDDEN", "this looks like spam", true, true},
+		{isNone, 0, "M_FORBIDDEN", "m.room.policy with empty content", true, true},
+		{signsWrongly, 0, "M_FORBIDDEN", "m.room.policy with empty content", true, true},
+		{isBusy, 429, "M_LIMIT_EXCEEDED", "later", true, false},
+		{isBroken, 0, "M_UNKNOWN", "m.room.policy with empty content", false, false},
+	} {
+		r.mode.Store(c.mode)
+		_, err := r.send(t.Context(), "hello")
+		var p *PolicyError
+		if !errors.As(err, &p) || p.Status != c.status || p.Refusal.Code != c.code || !strings.Contains(p.Refusal.Reason, c.says) || errors.Is(err, ErrUnreachable) == c.reached {
+			t.Errorf("mode %d: %v", c.mode, err)
+		}
+		id := r.unsigned(fmt.Sprint("in mode ", c.mode))
+		if !c.softFail {
+			r.a.waitUntil("it to be asked about", func() bool { return r.a.policies.rests(r.p.server, time.Now()) })
+			if r.a.holds(id) {
+				t.Errorf("mode %d: held", c.mode)
+			}
+			// It has waited for long: the verdict is made without.
+			need := &rooms.PolicyNeeded{Event: r.u.event(id).Event, By: r.by}
+			basis := rooms.Basis{Kind: rooms.Parents, Origin: r.u.server}
+			if err := r.a.takeUnsigned(t.Context(), need, basis, time.Now().Add(time.Minute-policyPatience).UnixMilli()); err == nil {
+				t.Errorf("mode %d: taken in before its time", c.mode)
+			}
+			if err := r.a.takeUnsigned(t.Context(), need, basis, time.Now().Add(-policyPatience).UnixMilli()); err != nil {
+				t.Errorf("mode %d: %v", c.mode, err)
+			}
+			r.a.policies.met(r.p.server)
+		}
+		r.a.waitFor("the event", id)
+		if e := r.a.event(id); e.Verdict != store.SoftFailed {
+			t.Errorf("mode %d: verdict %d", c.mode, e.Verdict)
+		}
+	}
+}
+
+// While the policy server is away what others sent waits, and is asked about when it is met; it is not asked again and again.
+func TestPolicyServerAway(t *testing.T) {
+	t.Parallel()
+	r := newPoliced(t, "12")
+	cut(r.n, r.a, r.p)
+	r.a.gone(r.p)
+	_, err := r.send(t.Context(), "nobody hears this")
+	var p *PolicyError
+	if !errors.As(err, &p) || !errors.Is(err, ErrUnreachable) || p.Status != 0 {
+		t.Errorf("sent while it is away: %v", err)
+	}
+	first := r.unsigned("first")
+	second := r.unsigned("second")
+	r.a.waitUntil("both to wait", func() bool { return r.a.waits(r.room) == 2 && r.a.policies.rests(r.p.server, time.Now()) })
+	// The room can be changed meanwhile.
+	r.a.setState(r.room, r.a.user("alice"), eventgraph.PolicyType, "", fmt.Sprintf(`{"via":%q,"public_keys":{"ed25519":%q},"more":1}`, r.p.server, unpadded(r.by.Key)))
+	mend(r.n, r.a, r.p)
+	r.a.waitFor("the events", first, second)
+	for _, id := range []eventgraph.EventID{first, second} {
+		if e := r.a.event(id); e.Verdict != store.Accepted || !r.signed(r.a, id) {
+			t.Errorf("verdict %d", e.Verdict)
+		}
+	}
+	r.a.waitUntil("the inbox to empty", func() bool { return r.a.waits(r.room) == 0 })
+	if n := r.asked.Load(); n != 2 {
+		t.Errorf("asked %d times about two events", n)
+	}
+}
+
+// A policy server that does not answer holds up who sends, no longer than they want to wait, and nobody else.
+func TestPolicyServerSlow(t *testing.T) {
+	t.Parallel()
+	r := newPoliced(t, "12")
+	r.mode.Store(isSlow)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	sent := make(chan error, 1)
+	go func() {
+		_, err := r.send(ctx, "slow")
+		sent <- err
+	}()
+	<-r.waiting
+	r.a.setState(r.room, r.a.user("alice"), eventgraph.PolicyType, "", fmt.Sprintf(`{"via":%q,"public_keys":{"ed25519":%q},"more":1}`, r.p.server, unpadded(r.by.Key)))
+	cancel()
+	if err := <-sent; !errors.Is(err, context.Canceled) {
+		t.Errorf("given up: %v", err)
+	}
+	short, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := r.send(short, "in a hurry"); !errors.Is(err, ErrUnreachable) {
+		t.Errorf("not in time: %v", err)
+	}
+}
+
+// Events sent at the same time are signed one after the other, so that each rests on the one before.
+func TestPolicyServerOneAtATime(t *testing.T) {
+	t.Parallel()
+	r := newPoliced(t, "12")
+	var group sync.WaitGroup
+	for i := range 8 {
+		group.Go(func() {
+			if _, err := r.send(t.Context(), fmt.Sprint(i)); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	group.Wait()
+	var held *store.Room
+	if err := r.a.Store.View(func(read *store.Reader) (err error) {
+		held, err = read.Room(r.room)
+		return err
+	}); err != nil || len(held.Forward) != 1 {
+		t.Errorf("forward extremities %v, %v", held.Forward, err)
+	}
+	if n := r.asked.Load(); n != 8 {
+		t.Errorf("asked %d times about eight events", n)
+	}
+}
+
+// Joins and invites: the resident asks before it takes in a join, and the inviter before it invites.
+func TestPolicyServerAndMemberships(t *testing.T) {
+	t.Parallel()
+	r := newPoliced(t, "12")
+	j := newMemHost(t, r.n, "joiner")
+	j.start()
+	j.meet(r.a.host)
+	jane := j.user("jane")
+	r.mode.Store(refuses)
+	err := j.Join(t.Context(), r.room, jane, names([]*host{r.a.host}), nil)
+	wantCode(t, err, "M_FORBIDDEN")
+	if !strings.Contains(err.Error(), "this looks like spam") || r.a.membership(r.room, jane) != "" {
+		t.Errorf("a join that the policy server declines: %v; jane is %q", err, r.a.membership(r.room, jane))
+	}
+	key := string(jane)
+	invite := rooms.Draft{Room: r.room, Sender: r.a.user("alice"), Type: "m.room.member", StateKey: &key, Content: json.RawMessage(`{"membership":"invite"}`)}
+	if _, err := r.a.Invite(t.Context(), invite); !errors.As(err, new(*PolicyError)) || j.membership(r.room, jane) != "" {
+		t.Errorf("an invite that the policy server declines: %v; jane is %q", err, j.membership(r.room, jane))
+	}
+	r.mode.Store(signs)
+	id, err := r.a.Invite(t.Context(), invite)
+	if err != nil || !r.signed(r.a, id) || j.membership(r.room, jane) != "invite" {
+		t.Errorf("invite: %v; jane is %q", err, j.membership(r.room, jane))
+	}
+	j.join(r.room, jane, r.a.host)
+	for _, h := range []*memHost{r.a, j} {
+		state, err := h.Rooms.CurrentState(r.room)
+		if err != nil {
+			t.Fatal(err)
+		}
+		join, _, err := state.EventID(eventgraph.StateTuple{Type: "m.room.member", Key: key})
+		if err != nil || !r.signed(h, join) {
+			t.Errorf("the join on %s is signed: %v, %v", h.server.Tail(), r.signed(h, join), err)
+		}
+	}
+	// Who joins asks for what they send, too.
+	if _, err := j.Send(t.Context(), rooms.Draft{Room: r.room, Sender: jane, Type: "m.room.message", Content: json.RawMessage(`{"body":"hi"}`)}); err != nil {
+		t.Error(err)
+	}
+}
+
+// A room that names us as its policy server, which we are not, says so; and nobody is served as one.
+func TestNoPolicyServer(t *testing.T) {
+	t.Parallel()
+	r := newPoliced(t, "12")
+	r.a.setState(r.room, r.a.user("alice"), eventgraph.PolicyType, "", fmt.Sprintf(`{"via":%q,"public_keys":{"ed25519":%q}}`, r.a.server, unpadded(r.by.Key)))
+	_, err := r.send(t.Context(), "hello")
+	wantCode(t, err, "M_FORBIDDEN")
+	if !strings.Contains(err.Error(), "names this server") {
+		t.Errorf("it is not said what is wrong: %v", err)
+	}
+	err = r.p.do(t.Context(), r.a.server, http.MethodPost, policySign, struct{}{}, nil)
+	wantCode(t, err, "M_UNRECOGNIZED")
+	var remote *remoteError
+	if !errors.As(err, &remote) || remote.Status != http.StatusNotFound {
+		t.Errorf("asked to sign: %v", err)
+	}
+}
+
+// The giver of unsigned events pays for the questions about them, and what is remembered of policy servers is bounded.
+func TestPolicyBounds(t *testing.T) {
+	t.Parallel()
+	r := newPoliced(t, "12")
+	id := r.u.say(r.room, r.u.user("ursula"), "hello")
+	need := &rooms.PolicyNeeded{Event: r.u.event(id).Event, By: r.by}
+	for l := r.a.budgets.friend(r.u.server); l.AllowN(time.Now(), costPolicy); {
+	}
+	err := r.a.takeUnsigned(t.Context(), need, rooms.Basis{Kind: rooms.Parents, Origin: r.u.server}, time.Now().UnixMilli())
+	if !errors.Is(err, errAskedEnough) || r.asked.Load() != 0 {
+		t.Errorf("%v; asked %d times", err, r.asked.Load())
+	}
+	var p policies
+	now := time.Now()
+	for i := range 2 * maxResting {
+		p.rest(eventgraph.ServerName(fmt.Sprint(i)), now.Add(time.Minute), now)
+	}
+	if len(p.until) > maxResting || !p.rests(eventgraph.ServerName(fmt.Sprint(2*maxResting-1)), now) {
+		t.Errorf("%d policy servers are remembered", len(p.until))
+	}
+}
