@@ -3,6 +3,7 @@ package clientapi
 import (
 	"context"
 	"encoding/json"
+	"maps"
 	"slices"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
@@ -138,16 +139,42 @@ func (a *API) deactivate(q *request) (any, error) {
 	if err := a.deactivateAccount(q.Context(), user, body.Erase); err != nil {
 		return nil, err
 	}
-	ctx := context.WithoutCancel(q.Context()) // the client's tokens have ended: it could not ask again
+	a.finishDeactivation(context.WithoutCancel(q.Context()), user, body.Erase) // the client's tokens have ended: it could not ask again
+	return map[string]string{"id_server_unbind_result": "success"}, nil
+}
+
+// finishDeactivation does what takes longer than the commit that ends an account: it leaves the rooms and, of an erased user,
+// removes the uploads. What does not succeed is logged, and done at the next start.
+func (a *API) finishDeactivation(ctx context.Context, user eventgraph.UserID, erased bool) {
 	a.sweepKeyBackups(ctx, user)
 	a.leaveAll(ctx, user)
-	if body.Erase {
-		theirs := func(m *store.Media) bool { return m.User == user && m.Server == a.Server }
-		if err := a.Media.Remove(ctx, theirs, func(int64) {}); err != nil {
-			a.Log.Error("uploads of an erased user stay", "error", err)
-		}
+	if !erased {
+		return
 	}
-	return map[string]string{"id_server_unbind_result": "success"}, nil
+	theirs := func(m *store.Media) bool { return m.User == user && m.Server == a.Server }
+	if err := a.Media.Remove(ctx, theirs, func(int64) {}); err != nil {
+		a.Log.Error("uploads of an erased user stay", "error", err)
+	}
+}
+
+// FinishDeactivations ends what a stop of the node left undone of deactivations: nobody can ask for it again.
+func (a *API) FinishDeactivations(ctx context.Context) error {
+	erased := map[eventgraph.UserID]bool{}
+	err := a.Store.View(func(r *store.Reader) error {
+		return r.Accounts(func(account *store.Account) (bool, error) {
+			if account.Deactivated {
+				erased[account.User] = account.Erased != 0
+			}
+			return true, nil
+		})
+	})
+	if err != nil {
+		return err
+	}
+	for _, user := range slices.Sorted(maps.Keys(erased)) {
+		a.finishDeactivation(ctx, user, erased[user])
+	}
+	return nil
 }
 
 // deactivateAccount removes what is to go at once.

@@ -160,3 +160,49 @@ func TestDeactivateWithoutErase(t *testing.T) {
 		t.Errorf("%d %s", a.status, a.raw)
 	}
 }
+
+// A node that stops in the middle of a deactivation goes on with it at the next start.
+func TestDeactivationIsFinished(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, nil)
+	alice, bob := s.newClient("alice"), s.newClient("bob")
+	room := alice.room()
+	bob.join(room)
+	id, err := s.Media.Upload(t.Context(), bob.user, "", strings.NewReader("his"), "text/plain", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	token := bob.call(200, "POST", "/v3/user/"+string(bob.user)+"/openid/request_token", map[string]any{}).text("access_token")
+	if err := s.deactivateAccount(t.Context(), bob.user, true); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.OpenIDUser(token); err == nil {
+		t.Error("an OpenID token of a deactivated user names them")
+	}
+	if err := s.FinishDeactivations(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := s.memberContent(room, bob.user); got != `{"membership":"leave"}` {
+		t.Errorf("membership: %s", got)
+	}
+	if _, err := s.Media.Open(id.MediaID); err == nil {
+		t.Error("the upload is still there")
+	}
+}
+
+// Who is locked cannot say who they are by a token of before.
+func TestTokensOfTheLocked(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, nil)
+	alice := s.newClient("alice")
+	token := alice.call(200, "POST", "/v3/user/"+string(alice.user)+"/openid/request_token", map[string]any{}).text("access_token")
+	if user, err := s.OpenIDUser(token); err != nil || user != alice.user {
+		t.Fatalf("before: %s, %v", user, err)
+	}
+	if _, err := s.SetLocked(t.Context(), alice.user, true); err != nil {
+		t.Fatal(err)
+	}
+	if user, err := s.OpenIDUser(token); err == nil {
+		t.Errorf("while locked: %s", user)
+	}
+}

@@ -69,7 +69,7 @@ func (a *API) valid(p tokenHolder) (bool, error) {
 		if err != nil {
 			return err
 		}
-		if account.Deactivated {
+		if account.Deactivated || account.Locked {
 			return store.ErrNotFound
 		}
 		if p.device == "" { // asked for by an application service
