@@ -63,7 +63,7 @@ func (a *API) slidingSync(q *request) (any, error) {
 	} else if round.conn, err = a.slidingConn(s, req.ConnID, pos.generation); err != nil {
 		return nil, err
 	}
-	answer, err := a.slidingRounds(under, s, round, delivered)
+	answer, err := a.slidingRounds(under, q, s, round, delivered)
 	if err == nil {
 		return answer, nil
 	}
@@ -88,7 +88,7 @@ func (a *API) parsePos(s *syncRequest, req *slidingRequest, param string) (slidi
 }
 
 // slidingRounds answers once there is something to tell, or the time is over.
-func (a *API) slidingRounds(under context.Context, s *syncRequest, round *slidingRound, delivered store.Position) (*slidingAnswer, error) {
+func (a *API) slidingRounds(under context.Context, q *request, s *syncRequest, round *slidingRound, delivered store.Position) (*slidingAnswer, error) {
 	ctx, cancel := context.WithTimeout(under, s.timeout)
 	defer cancel()
 	gathered := newChanges(s.user, s.device)
@@ -109,6 +109,9 @@ func (a *API) slidingRounds(under context.Context, s *syncRequest, round *slidin
 				return nil, err
 			}
 			break // nothing happened in time
+		}
+		if err := a.admitAgain(q); err != nil {
+			return nil, err
 		}
 	}
 	return round.finish(under)

@@ -124,6 +124,9 @@ func (a *API) sync(q *request) (any, error) {
 			}
 			return round.finish(), nil // nothing happened in time
 		}
+		if err := a.admitAgain(q); err != nil {
+			return nil, err
+		}
 		round.settle()
 	}
 }
@@ -149,6 +152,17 @@ func (a *API) acknowledge(ctx context.Context, user eventgraph.UserID, device st
 		return nil // they will be passed over below, and deleted another time
 	}
 	return err
+}
+
+// admitAgain refuses a call that has waited, if it would be refused now: its device was logged out meanwhile, or the account locked.
+func (a *API) admitAgain(q *request) error {
+	if err := a.authenticate(q, q.token()); err != nil {
+		return err
+	}
+	if q.locked {
+		return errLocked
+	}
+	return nil
 }
 
 // waitForChange returns once the store or the ephemeral state has moved, or with an error. It has waited for

@@ -104,3 +104,44 @@ func TestWakingIdlePolls(t *testing.T) {
 		}
 	})
 }
+
+// A long poll that waits while its device is logged out, or its account locked, gives away nothing that comes after that.
+func TestPollsOfWhoIsOut(t *testing.T) {
+	t.Parallel()
+	for name, out := range map[string]func(t *testing.T, s *testServer, c client){
+		"locked": func(t *testing.T, s *testServer, c client) {
+			if _, err := s.SetLocked(t.Context(), c.user, true); err != nil {
+				t.Error(err)
+			}
+		},
+		"logged out": func(_ *testing.T, _ *testServer, c client) { c.call(200, "POST", "/v3/logout", nil) },
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			s := newTestAPI(t, nil)
+			alice, bob := s.newClient("alice"), s.newClient("bob")
+			room := bob.room()
+			alice.join(room)
+			since := alice.sync(alice.sync("").NextBatch).NextBatch
+			pos := alice.slide("", window(0, 9, 1, "", "")).Pos
+			pos = alice.slide(pos, window(0, 9, 1, "", "")).Pos
+			answers := make(chan answer, 2)
+			go func() {
+				answers <- s.send("GET", "/_matrix/client/v3/sync?timeout=600000&since="+since, alice.token, nil)
+			}()
+			go func() {
+				answers <- s.send("POST", "/_matrix/client"+slidingPath+"?timeout=600000&pos="+url.QueryEscape(pos), alice.token, window(0, 9, 1, "", ""))
+			}()
+			synctest.Wait()
+			if len(answers) != 0 {
+				t.Fatalf("%s: a poll does not wait: %s", name, (<-answers).raw)
+			}
+			out(t, s, alice)
+			bob.say(room, "a secret")
+			for range 2 {
+				if a := <-answers; a.status != 401 {
+					t.Errorf("%s: %d %s", name, a.status, a.raw)
+				}
+			}
+		})
+	}
+}
