@@ -117,6 +117,39 @@ func newNotification(p *store.Pusher, n *Notice, unread int) *notification {
 	return out
 }
 
+// enter waits until one more request may be under way, of the user and of all.
+func (s *Sender) enter(ctx context.Context, user eventgraph.UserID) (leave func(), err error) {
+	s.mu.Lock()
+	own := s.users[user]
+	if own == nil {
+		own = &share{slots: make(chan struct{}, pushesOfUser)}
+		s.users[user] = own
+	}
+	own.in++
+	s.mu.Unlock()
+	out := func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if own.in--; own.in == 0 {
+			delete(s.users, user)
+		}
+	}
+	select {
+	case own.slots <- struct{}{}:
+	case <-ctx.Done():
+		out()
+		return nil, ctx.Err()
+	}
+	select {
+	case s.slots <- struct{}{}:
+		return func() { <-s.slots; <-own.slots; out() }, nil
+	case <-ctx.Done():
+		<-own.slots
+		out()
+		return nil, ctx.Err()
+	}
+}
+
 // notify sends one request to the pusher's gateway: nil if it was taken, errRejected, errUnfit, or what else there was, after which it can be
 // repeated: a gateway knows the event by its ID.
 func (s *Sender) notify(ctx context.Context, p *store.Pusher, n *notification) error {
@@ -127,12 +160,11 @@ func (s *Sender) notify(ctx context.Context, p *store.Pusher, n *notification) e
 	if err != nil {
 		return err
 	}
-	select {
-	case s.slots <- struct{}{}:
-		defer func() { <-s.slots }()
-	case <-ctx.Done():
-		return ctx.Err()
+	leave, err := s.enter(ctx, p.User)
+	if err != nil {
+		return err
 	}
+	defer leave()
 	r, err := http.NewRequestWithContext(ctx, http.MethodPost, p.URL, bytes.NewReader(body))
 	if err != nil {
 		return err

@@ -531,6 +531,43 @@ func TestGatewayWithoutEnd(t *testing.T) {
 	})
 }
 
+// Many pushers of one user at a gateway that hangs hold up nobody else.
+func TestUsersShareTheSlots(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		s := New(Config{Store: w.store, Source: w, Now: time.Now})
+		s.client = newClient(roundTrip(func(r *http.Request) (*http.Response, error) {
+			if r.URL.Host == "push.example.org" {
+				return &http.Response{StatusCode: 200, Body: http.NoBody, Request: r}, nil
+			}
+			<-r.Context().Done()
+			return nil, r.Context().Err()
+		}))
+		notify := func(user eventgraph.UserID, host string) error {
+			p := &store.Pusher{URL: "https://" + host + Path, Data: json.RawMessage(`{}`)}
+			p.User = user
+			return s.notify(t.Context(), p, newNotification(p, nil, 0))
+		}
+		var hanging sync.WaitGroup
+		for range store.MaxPushers {
+			hanging.Go(func() {
+				if notify("@many:here", "hangs.example.org") == nil {
+					t.Error("a gateway that hangs has answered")
+				}
+			})
+		}
+		synctest.Wait()
+		begun := time.Now()
+		if err := notify("@one:here", "push.example.org"); err != nil || time.Since(begun) != 0 {
+			t.Errorf("the other user waits %v: %v", time.Since(begun), err)
+		}
+		hanging.Wait()
+		if len(s.users) != 0 || len(s.slots) != 0 {
+			t.Errorf("%d users and %d slots are left", len(s.users), len(s.slots))
+		}
+	})
+}
+
 type roundTrip func(*http.Request) (*http.Response, error)
 
 func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/http"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -22,6 +23,8 @@ import (
 const (
 	// pushesAtOnce of all pushers together. It bounds what this node lays on gateways and on its own connection.
 	pushesAtOnce = 16
+	// pushesOfUser of them are one user's at most: who has many pushers at a gateway that hangs holds up nobody else.
+	pushesOfUser = 2
 	// retryFirst and retryLast bound the pause after a failed attempt; it doubles. The last is short enough that a device that comes back
 	// to the Internet tells within a quarter of an hour, and long enough to lay nothing on a gateway that is gone.
 	retryFirst = time.Second
@@ -54,6 +57,15 @@ type Sender struct {
 	Config
 	client *http.Client
 	slots  chan struct{}
+
+	mu    sync.Mutex
+	users map[eventgraph.UserID]*share // of whom something is under way or waits
+}
+
+// share is what one user has of the slots.
+type share struct {
+	slots chan struct{}
+	in    int // requests under way or waiting; guarded by Sender.mu
 }
 
 // New makes a sender; it does nothing before Run.
@@ -61,7 +73,7 @@ func New(c Config) *Sender {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Sender{Config: c, client: newClient(c.Gateways.transport()), slots: make(chan struct{}, pushesAtOnce)}
+	return &Sender{Config: c, client: newClient(c.Gateways.transport()), slots: make(chan struct{}, pushesAtOnce), users: map[eventgraph.UserID]*share{}}
 }
 
 // working is a worker that runs.
