@@ -410,12 +410,13 @@ func TestLANCutInTheMiddle(t *testing.T) {
 	ma, mb := l.machine(true), l.machine(true)
 	a, b := ma.start(seed(t)), mb.start(seed(t))
 	a.awaitPeer(3*time.Second, b.ID)
+	a.get(3*time.Second, b.ID) // a connection that has never answered is given longer
 	l.ip("-n", l.bridge(), "link", "set", "br0", "down")
 	_, _ = fmt.Fprintln(a.stdin, "get", b.ID)
 	a.await(20*time.Second, "loss", func(l line) bool { return l.Peer == b.ID && !l.Connected })
 	l.ip("-n", l.bridge(), "link", "set", "br0", "up")
-	a.get(40*time.Second, b.ID)
-	b.get(40*time.Second, a.ID)
+	a.get(20*time.Second, b.ID)
+	b.get(20*time.Second, a.ID)
 }
 
 // TestStaticPeer: without mDNS, at a given address, before and after that peer runs.
