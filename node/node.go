@@ -348,7 +348,7 @@ func (n *Node) Run(ctx context.Context) error {
 	group.Go(func() error { return n.push.Run(ctx) })
 	group.Go(func() error { return n.rooms.RunMerging(ctx) })
 	group.Go(func() error { return n.api.RunDelayed(ctx) })
-	group.Go(func() error { return n.api.FinishDeactivations(ctx) })
+	group.Go(func() error { n.api.FinishDeactivations(ctx); return nil })
 	group.Go(func() error { collectTrieNodes(ctx, n.store, n.config.Now, n.log); return nil })
 	group.Go(n.writeNodeFile) // all listeners are open
 	defer os.Remove(filepath.Join(n.config.Dir, nodeFile))

@@ -157,8 +157,9 @@ func (a *API) finishDeactivation(ctx context.Context, user eventgraph.UserID, er
 	}
 }
 
-// FinishDeactivations ends what a stop of the node left undone of deactivations: nobody can ask for it again.
-func (a *API) FinishDeactivations(ctx context.Context) error {
+// FinishDeactivations ends what a stop of the node left undone of deactivations: nobody can ask for it again. What does not
+// succeed is logged.
+func (a *API) FinishDeactivations(ctx context.Context) {
 	erased := map[eventgraph.UserID]bool{}
 	err := a.Store.View(func(r *store.Reader) error {
 		return r.Accounts(func(account *store.Account) (bool, error) {
@@ -169,12 +170,11 @@ func (a *API) FinishDeactivations(ctx context.Context) error {
 		})
 	})
 	if err != nil {
-		return err
+		a.Log.Error("deactivations that were cut off are not finished", "error", err)
 	}
 	for _, user := range slices.Sorted(maps.Keys(erased)) {
 		a.finishDeactivation(ctx, user, erased[user])
 	}
-	return nil
 }
 
 // deactivateAccount removes what is to go at once.

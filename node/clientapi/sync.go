@@ -154,9 +154,10 @@ func (a *API) acknowledge(ctx context.Context, user eventgraph.UserID, device st
 	return err
 }
 
-// admitAgain refuses a call that has waited, if it would be refused now: its device was logged out meanwhile, or the account locked.
+// admitAgain refuses a call that has waited, if its device was logged out meanwhile, or the account locked. A token that ran out or was
+// replaced meanwhile was good when the call came: the client may just have refreshed it.
 func (a *API) admitAgain(q *request) error {
-	if err := a.authenticate(q, q.token()); err != nil {
+	if err := a.authenticate(q, q.token()); err != nil && !errors.Is(err, errSoftLogout) {
 		return err
 	}
 	if q.locked {

@@ -59,8 +59,15 @@ func (e *PolicyError) Unwrap() []error {
 	return []error{&e.Refusal}
 }
 
-// final says whether the policy server has answered, and will not answer otherwise soon.
-func (e *PolicyError) final() bool { return e.Cause == nil && e.Status != http.StatusTooManyRequests }
+// final says whether the policy server has looked at the event and said no. Other refusals pass: it may not know yet that it serves
+// the room (404), or lack our key document (401).
+func (e *PolicyError) final() bool {
+	switch e.Refusal.Code {
+	case "M_FORBIDDEN", "M_BAD_JSON", "M_NOT_JSON":
+		return e.Cause == nil && (e.Status == http.StatusForbidden || e.Status == http.StatusBadRequest)
+	}
+	return false
+}
 
 // toPeer is the error to who wanted a room's resident to take in a membership event.
 func (e *PolicyError) toPeer() *matrixError {

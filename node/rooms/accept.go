@@ -610,6 +610,9 @@ func (run *run) covered(id eventgraph.EventID) (bool, error) {
 			if seen[child] {
 				continue
 			}
+			if len(seen) == maxBehind { // one parent can have any number of children
+				return false, nil
+			}
 			seen[child] = true
 			s, err := run.stored(child)
 			if err != nil {
