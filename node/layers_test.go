@@ -31,8 +31,11 @@ var layers = map[string]struct {
 	"node/clientapi":           {[]string{"eventgraph/canonicaljson", "eventgraph", "eventgraph/auth", "eventgraph/stateres", "store", "node/appservice", "node/ephemeral", "node/media", "node/outgoing", "node/push", "node/pushrules", "node/rooms", "node/federation"}, "the client API asks the layers below and no transport"},
 }
 
-// literal is imported by tests alone.
-const literal = "eventgraph/internal/literal"
+// literal and specdata are imported by tests alone.
+const (
+	literal  = "eventgraph/internal/literal"
+	specdata = "node/internal/specdata"
+)
 
 func TestLayers(t *testing.T) {
 	const module = "github.com/plexus-p2p/plexus/"
@@ -45,6 +48,9 @@ func TestLayers(t *testing.T) {
 		words := strings.Fields(strings.ReplaceAll(line, module, ""))
 		if slices.Contains(words[1:], literal) {
 			t.Errorf("%s must not import %s: the slow second implementation is for tests to compare with", words[0], literal)
+		}
+		if slices.Contains(words[1:], specdata) {
+			t.Errorf("%s must not import %s: what the specification says of answers, and its validator, are for tests", words[0], specdata)
 		}
 		layer, ok := layers[words[0]]
 		if !ok {

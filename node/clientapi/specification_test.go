@@ -2,11 +2,7 @@ package clientapi
 
 import (
 	"encoding/json"
-	"flag"
-	"fmt"
-	"os"
 	"regexp"
-	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -18,35 +14,10 @@ import (
 // specification's schema when it came (testServer.do).
 var seen specdata.Seen
 
-// exit ends the test binary. After a whole run that went well it demands that each endpoint of the specification was seen to
-// succeed, to refuse a request without a token where it demands one, and to refuse wrong input.
+// exit ends the test binary: a whole run fails unless each endpoint of the specification was seen to succeed, to refuse a request
+// without a proof of who asks where it demands one, and to refuse wrong input.
 func exit(code int) {
-	whole := true
-	for _, name := range []string{"test.run", "test.skip", "test.list", "test.fuzz", "test.bench"} {
-		whole = whole && flag.Lookup(name).Value.String() == ""
-	}
-	if whole {
-		if untested := untested(); len(untested) > 0 {
-			fmt.Printf("FAIL: no test shows\n%s\n", strings.Join(untested, "\n"))
-			code = 1
-		}
-	}
-	os.Exit(code)
-}
-
-// untested says what no test has shown of the client-server API.
-func untested() []string {
-	var lines []string
-	for _, e := range specdata.Endpoints("client-server") {
-		if _, not := notServed[e.Name]; not {
-			continue
-		}
-		missing := slices.DeleteFunc(seen.Missing(e), func(what string) bool { return slices.Contains(excused[e.Name], what) })
-		if len(missing) > 0 {
-			lines = append(lines, fmt.Sprintf("%-80s %s", e.Name, strings.Join(missing, ", ")))
-		}
-	}
-	return lines
+	specdata.Exit(code, func() []string { return seen.Untested("client-server", notServed, excused) })
 }
 
 // excused are endpoints of which something cannot be shown, with what.

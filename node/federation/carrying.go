@@ -540,22 +540,7 @@ func (f *Federation) sweepKept(ctx context.Context) error {
 // serve takes messages to carry, and those that are for us.
 func (k *carrying) serve(ctx context.Context, peer eventgraph.PeerID, s idle) error {
 	f := k.f
-	if err := f.admitStream(ctx, peer); err != nil {
-		return err
-	}
-	server, err := f.asker(ctx, peer)
-	if err != nil {
-		return err
-	}
-	if !f.sharesRoom(server) {
-		return errors.New("it shares no room with us")
-	}
-	unlock, err := k.one.lock(ctx, server) // who does not go on holds up nobody else's
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	release, err := take(ctx, k.serving)
+	server, release, err := f.admitFriend(ctx, peer, &k.one, k.serving)
 	if err != nil {
 		return err
 	}

@@ -418,25 +418,34 @@ func (f *Federation) signBundle(user eventgraph.UserID, bundle json.RawMessage) 
 	return eventgraph.SignJSON(object, f.Key)
 }
 
+// admitFriend lets a stream of a server that shares a room with us in: one of the server's at a time, for who does not go on holds up
+// nobody else's, and as many of all as there are slots.
+func (f *Federation) admitFriend(ctx context.Context, peer eventgraph.PeerID, one *keyedLock[eventgraph.ServerName], slots chan struct{}) (server eventgraph.ServerName, release func(), err error) {
+	if err := f.admitStream(ctx, peer); err != nil {
+		return "", nil, err
+	}
+	if server, err = f.asker(ctx, peer); err != nil {
+		return "", nil, err
+	}
+	if !f.sharesRoom(server) {
+		return "", nil, errors.New("it shares no room with us")
+	}
+	unlock, err := one.lock(ctx, server)
+	if err != nil {
+		return "", nil, err
+	}
+	leave, err := take(ctx, slots)
+	if err != nil {
+		unlock()
+		return "", nil, err
+	}
+	return server, func() { leave(); unlock() }, nil
+}
+
 // serve takes what a peer hands over, or gives it what others have.
 func (h *handover) serve(ctx context.Context, peer eventgraph.PeerID, s idle) error {
 	f := h.f
-	if err := f.admitStream(ctx, peer); err != nil {
-		return err
-	}
-	server, err := f.asker(ctx, peer)
-	if err != nil {
-		return err
-	}
-	if !f.sharesRoom(server) {
-		return errors.New("it shares no room with us")
-	}
-	unlock, err := h.one.lock(ctx, server) // who does not go on holds up nobody else's
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	release, err := take(ctx, h.serving)
+	server, release, err := f.admitFriend(ctx, peer, &h.one, h.serving)
 	if err != nil {
 		return err
 	}

@@ -4,12 +4,8 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
-	"flag"
-	"fmt"
 	"net/http"
-	"os"
 	"regexp"
-	"slices"
 	"strings"
 	"testing"
 
@@ -64,35 +60,10 @@ func (k *keeper) Write(p []byte) (int, error) {
 
 func (k *keeper) Unwrap() http.ResponseWriter { return k.ResponseWriter }
 
-// exit ends the test binary. After a whole run that went well it demands that each endpoint of the server-server API was
-// seen to succeed, to refuse a request without a proof where it demands one, and to refuse wrong input.
+// exit ends the test binary: a whole run fails unless each endpoint of the specification was seen to succeed, to refuse a request
+// without a proof of who asks where it demands one, and to refuse wrong input.
 func exit(code int) {
-	whole := true
-	for _, name := range []string{"test.run", "test.skip", "test.list", "test.fuzz", "test.bench"} {
-		whole = whole && flag.Lookup(name).Value.String() == ""
-	}
-	if whole {
-		if untested := untested(); len(untested) > 0 {
-			fmt.Printf("FAIL: no test shows\n%s\n", strings.Join(untested, "\n"))
-			code = 1
-		}
-	}
-	os.Exit(code)
-}
-
-// untested says what no test has shown of the server-server API.
-func untested() []string {
-	var lines []string
-	for _, e := range specdata.Endpoints("server-server") {
-		if _, not := notServed[e.Name]; not {
-			continue
-		}
-		missing := slices.DeleteFunc(seen.Missing(e), func(what string) bool { return slices.Contains(excused[e.Name], what) })
-		if len(missing) > 0 {
-			lines = append(lines, fmt.Sprintf("%-80s %s", e.Name, strings.Join(missing, ", ")))
-		}
-	}
-	return lines
+	specdata.Exit(code, func() []string { return seen.Untested("server-server", notServed, excused) })
 }
 
 // notServed are endpoints that answer as unknown ones do, with the reason.

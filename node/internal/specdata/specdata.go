@@ -7,9 +7,11 @@ import (
 	"bytes"
 	_ "embed"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"maps"
 	"net/http"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -204,4 +206,36 @@ func (s *Seen) Missing(e *Endpoint) []string {
 		missing = append(missing, "wrong input")
 	}
 	return missing
+}
+
+// Untested says, a line for each endpoint of a part of the specification, what was never seen of it. Those in notServed are passed
+// over, and what excused names of the others.
+func (s *Seen) Untested(api string, notServed map[string]string, excused map[string][]string) []string {
+	var lines []string
+	for _, e := range Endpoints(api) {
+		if _, not := notServed[e.Name]; not {
+			continue
+		}
+		missing := slices.DeleteFunc(s.Missing(e), func(what string) bool { return slices.Contains(excused[e.Name], what) })
+		if len(missing) > 0 {
+			lines = append(lines, fmt.Sprintf("%-80s %s", e.Name, strings.Join(missing, ", ")))
+		}
+	}
+	return lines
+}
+
+// Exit ends a test binary with the code of its tests. After a whole run that went well it prints what untested returns, and
+// fails if that is anything.
+func Exit(code int, untested func() []string) {
+	whole := true
+	for _, name := range []string{"test.run", "test.skip", "test.list", "test.fuzz", "test.bench"} {
+		whole = whole && flag.Lookup(name).Value.String() == ""
+	}
+	if code == 0 && whole {
+		if lines := untested(); len(lines) > 0 {
+			fmt.Printf("FAIL: no test shows\n%s\n", strings.Join(lines, "\n"))
+			code = 1
+		}
+	}
+	os.Exit(code)
 }
