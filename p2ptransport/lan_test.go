@@ -396,6 +396,8 @@ func TestLANLater(t *testing.T) {
 		return len(both) == 0
 	})
 
+	b.get(10*time.Second, a.ID) // a connection that has never answered is given longer
+
 	// Another address, and the old one is gone.
 	l.ip("-n", ma.ns, "addr", "flush", "dev", "eth0")
 	l.ip("-n", ma.ns, "addr", "add", "10.77.0.98/24", "dev", "eth0")
