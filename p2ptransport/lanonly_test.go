@@ -96,9 +96,7 @@ func TestLANOnlyTransports(t *testing.T) {
 		}
 		a, b := start(t, Config{LANOnly: true, Listen: []string{listen}}), start(t, Config{LANOnly: true, Listen: []string{listen}})
 		connect(t, a, b)
-		if !b.isConnected(a.host.ID()) {
-			t.Errorf("%s: not connected", listen)
-		}
+		eventually(t, listen+": connected", func() bool { return b.isConnected(a.host.ID()) })
 	}
 }
 
