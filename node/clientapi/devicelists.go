@@ -86,13 +86,47 @@ func (c *company) joined(span *roomSpan, changed []eventgraph.Difference) error 
 		if err != nil {
 			return err
 		}
-		if user := eventgraph.UserID(d.Tuple.Key); after && !before {
+		user := eventgraph.UserID(d.Tuple.Key)
+		switch {
+		case before && after:
+			if err := c.again(span, d); err != nil {
+				return err
+			}
+		case after:
 			c.met[user] = true
-		} else if before && !after {
+		case before:
 			c.parted[user] = true
 		}
 	}
 	return nil
+}
+
+// again takes in who was joined at both ends of the span, by different events. If they were gone in between, their server may have had no
+// reason to tell us what changed in their devices meanwhile; and if it was the user who was gone, the same goes for all others.
+func (c *company) again(span *roomSpan, d eventgraph.Difference) error {
+	stayed, err := c.stayed(d.A, d.B)
+	switch user := eventgraph.UserID(d.Tuple.Key); {
+	case err != nil || stayed:
+		return err
+	case user == c.user:
+		return c.addMembers(span.room, c.met)
+	default:
+		c.met[user] = true
+		return nil
+	}
+}
+
+// stayed says whether the one member event followed on the other by changes of the profile alone. Where that cannot be seen, they count as gone:
+// to look at their devices once in vain is the lesser harm.
+func (c *company) stayed(from, to eventgraph.EventID) (bool, error) {
+	e, err := c.r.Event(to)
+	for range maxMemberHops {
+		if err != nil || e == nil || e.Membership() != "join" || e.ID() == from {
+			break
+		}
+		e, err = replacedState(c.r, e)
+	}
+	return err == nil && e != nil && e.ID() == from, err
 }
 
 // left takes in a room that the user has left in the span: whoever was in it when the span began is no company there any more, also
