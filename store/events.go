@@ -448,6 +448,9 @@ func (r *Reader) Related(parent eventgraph.EventID, from int64, backwards bool, 
 	if backwards {
 		start = append(start, 0xff) // behind all entries of that order
 	}
+	if r.pending == nil && backwards && r.unrelated.none(r, prefix, start) {
+		return nil
+	}
 	return r.scan(prefix, start, backwards, func(k, v []byte) (bool, error) {
 		fields := fieldReader{rest: v}
 		p := parts(k)

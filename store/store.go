@@ -105,6 +105,7 @@ func (s *Store) snapshot() (*Reader, error) {
 }
 
 func (s *Store) release(r *Reader) {
+	r.unrelated.close()
 	r.txn.Discard()
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -158,6 +159,8 @@ type Reader struct {
 	pending *overlay // inside Update: what is written but not committed yet; else nil
 
 	position Position // newest in the snapshot; 0 inside Update
+
+	unrelated gap // in tableRelation; not inside Update
 }
 
 // Position is that of the newest change in the snapshot; not for use inside Update.

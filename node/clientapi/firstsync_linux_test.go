@@ -10,19 +10,33 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/node/rooms"
 )
 
 // BenchmarkFirstSync500 is a first sync of 500 rooms with 20 events each, as the handler answers it: "times-marshal" is how many times as long
 // it takes as encoding/json takes to serialise what it answers, "times-remarshal" the same of the whole answer parsed into maps, in CPU time: other
 // work on the machine does not count.
 func BenchmarkFirstSync500(b *testing.B) {
+	b.Run("messages", func(b *testing.B) { benchFirstSync(b, 0) })
+	b.Run("reactions", func(b *testing.B) { benchFirstSync(b, 5) })
+}
+
+// benchFirstSync: of the 20 events of a room's timeline so many are reactions to another.
+func benchFirstSync(b *testing.B, reactions int) {
 	s := newTestAPI(b, nil)
 	alice := s.newClient("alice")
 	for i := range 500 {
 		room := alice.room()
 		alice.state(room, "m.room.name", "", fmt.Sprintf(`{"name":"room %d"}`, i))
-		for range 20 {
-			alice.say(room, "Shall we meet at the usual place after work, or is it too late for you today?")
+		var said eventgraph.EventID
+		for range 20 - reactions {
+			said = alice.say(room, "Shall we meet at the usual place after work, or is it too late for you today?")
+		}
+		for n := range reactions {
+			alice.event(rooms.Draft{Room: room, Type: "m.reaction", Content: json.RawMessage(fmt.Sprintf(
+				`{"m.relates_to":{"rel_type":"m.annotation","event_id":%q,"key":"%d"}}`, said, n))})
 		}
 	}
 	h := s.Handler()

@@ -116,13 +116,13 @@ func (a *API) sync(q *request) (any, error) {
 			return nil, err
 		}
 		if s.since == nil || s.fullState || !round.empty() || s.timeout == 0 {
-			return round.finish(), nil
+			return a.writeSync(q.w, round.finish())
 		}
 		if err := a.waitForChange(ctx, gathered.upTo, round.counter); err != nil {
 			if q.Context().Err() != nil || ctx.Err() == nil {
 				return nil, err
 			}
-			return round.finish(), nil // nothing happened in time
+			return a.writeSync(q.w, round.finish()) // nothing happened in time
 		}
 		if err := a.admitAgain(q); err != nil {
 			return nil, err

@@ -1,0 +1,154 @@
+package clientapi
+
+import (
+	"bytes"
+	"encoding/json"
+	"io"
+	"maps"
+	"net/http"
+	"slices"
+	"strconv"
+
+	"github.com/plexus-p2p/plexus/eventgraph"
+)
+
+// A first sync may be megabytes, nearly all of it events that are JSON already. encoding/json would read each byte of them again and gather the
+// whole body in memory, so the rooms that a user is joined to are written here, the rest by it.
+
+// syncChunk is how much of an answer is gathered before it is written: most answers are less.
+const syncChunk = 32 << 10
+
+// writeSync answers with an answer to GET /sync.
+func (a *API) writeSync(w http.ResponseWriter, answer *syncAnswer) (any, error) {
+	jsonHeader(w)
+	w.WriteHeader(http.StatusOK)
+	out := &syncWriter{to: w}
+	out.answer(answer)
+	out.flush()
+	if out.failed != nil {
+		a.Log.Error("a response could not be encoded", "error", out.failed)
+	}
+	return written{}, nil
+}
+
+// syncWriter writes a syncAnswer as encoding/json does, but for HTML's escaping.
+type syncWriter struct {
+	to     io.Writer
+	b      []byte
+	failed error // the first thing that could not be encoded
+}
+
+// flush writes what has been gathered. An error of that is the client's: it has gone, and what follows goes nowhere.
+func (w *syncWriter) flush() {
+	w.to.Write(w.b)
+	w.b = w.b[:0]
+}
+
+// value appends what encoding/json makes of v.
+func (w *syncWriter) value(v any) {
+	var body bytes.Buffer
+	e := json.NewEncoder(&body)
+	e.SetEscapeHTML(false)
+	if err := e.Encode(v); err != nil && w.failed == nil {
+		w.failed = err
+	}
+	w.b = append(w.b, bytes.TrimSuffix(body.Bytes(), []byte("\n"))...)
+}
+
+// answer appends the answer, whose rooms come last in it, and of those the joined ones.
+func (w *syncWriter) answer(answer *syncAnswer) {
+	rest := *answer
+	rest.Rooms = nil
+	w.value(&rest)
+	if answer.Rooms != nil {
+		others := *answer.Rooms
+		others.Join = nil
+		w.member("rooms", func() {
+			w.value(&others)
+			if len(answer.Rooms.Join) > 0 {
+				w.member("join", func() { w.joined(answer.Rooms.Join) })
+			}
+		})
+	}
+	w.b = append(w.b, '\n')
+}
+
+// member adds a member to the object that has just been written.
+func (w *syncWriter) member(name string, value func()) {
+	w.b = bytes.TrimSuffix(w.b, []byte("}"))
+	if !bytes.HasSuffix(w.b, []byte("{")) {
+		w.b = append(w.b, ',')
+	}
+	w.b = append(appendString(w.b, name), ':')
+	value()
+	w.b = append(w.b, '}')
+}
+
+func (w *syncWriter) joined(rooms map[eventgraph.RoomID]*joinedRoom) {
+	before := byte('{')
+	for _, id := range slices.Sorted(maps.Keys(rooms)) {
+		w.b = append(appendString(append(w.b, before), string(id)), ':')
+		w.room(rooms[id])
+		before = ','
+		if len(w.b) > syncChunk {
+			w.flush()
+		}
+	}
+	w.b = append(w.b, '}')
+}
+
+// room appends a joinedRoom.
+func (w *syncWriter) room(room *joinedRoom) {
+	w.b = append(w.b, '{')
+	for _, list := range []struct {
+		name string
+		list *eventList
+	}{{"state", room.State}, {"state_after", room.StateAfter}, {"org.matrix.msc4222.state_after", room.UnstableAfter}} {
+		if list.list != nil {
+			w.b = append(appendString(w.b, list.name), ':')
+			w.list(list.list)
+			w.b = append(w.b, ',')
+		}
+	}
+	if room.Summary != nil {
+		w.b = append(w.b, `"summary":`...)
+		w.value(room.Summary)
+		w.b = append(w.b, ',')
+	}
+	w.b = append(w.b, `"timeline":{"events":`...)
+	w.events(room.Timeline.Events)
+	w.b = strconv.AppendBool(append(w.b, `,"limited":`...), room.Timeline.Limited)
+	if token := room.Timeline.PrevBatch; token != "" {
+		w.b = appendString(append(w.b, `,"prev_batch":`...), token)
+	}
+	w.b = append(w.b, `},"ephemeral":`...)
+	w.list(&room.Ephemeral)
+	w.b = append(w.b, `,"account_data":`...)
+	w.list(&room.AccountData)
+	w.b = strconv.AppendInt(append(w.b, `,"unread_notifications":{"highlight_count":`...), int64(room.Unread.Highlights), 10)
+	w.b = strconv.AppendInt(append(w.b, `,"notification_count":`...), int64(room.Unread.Notifications), 10)
+	w.b = append(w.b, '}')
+	if len(room.UnreadThread) > 0 {
+		w.b = append(w.b, `,"unread_thread_notifications":`...)
+		w.value(room.UnreadThread)
+	}
+	w.b = append(w.b, '}')
+}
+
+func (w *syncWriter) list(list *eventList) {
+	w.b = append(w.b, `{"events":`...)
+	w.events(list.Events)
+	w.b = append(w.b, '}')
+}
+
+// events appends an array of events as they are.
+func (w *syncWriter) events(events []json.RawMessage) {
+	w.b = append(w.b, '[')
+	for i, e := range events {
+		if i > 0 {
+			w.b = append(w.b, ',')
+		}
+		w.b = append(w.b, e...)
+	}
+	w.b = append(w.b, ']')
+}
