@@ -36,6 +36,7 @@ type StoredEvent struct {
 	ReceivedTS  int64              // ms
 	Height      uint32             // in the auth graph: the length of the longest path of auth_events from it
 	Purged      bool               // its content has been removed here: Event is what redaction leaves, for the graph's sake, and is shown to nobody
+	Related     Relation           // what it related to before it was redacted: shown to nobody, but whose message it was had read what is before it
 
 	mismatched *eventgraph.Event // Event, if its record has the mark of a wrong content hash: the bytes alone do not show it
 }
@@ -66,7 +67,8 @@ type ClientTxn struct {
 //
 //	format byte, verdict byte, flags byte,
 //	room version string, order varint, position uvarint, received varint, height uvarint,
-//	[state before hash], [state after hash], [room state hash], [redacted by string], [user, device, txn ID strings],
+//	[state before hash], [state after hash], [room state hash], [redacted by string], [relation: rel_type, parent strings],
+//	[user, device, txn ID strings],
 //	the event as JSON to the end
 //
 // where the parts in brackets are there if their flag is set.
@@ -87,6 +89,9 @@ const eventHeaderSize = 3
 
 // purgedMark is set in a verdict byte, here and in tableOrder, of a purged event.
 const purgedMark = 0x80
+
+// relatedMark is set in the verdict byte of a record that has Related; the flags are all in use.
+const relatedMark = 0x40
 
 func (e *StoredEvent) verdictByte() byte {
 	if e.Purged {
@@ -124,6 +129,10 @@ func (e *StoredEvent) encode() []byte {
 	if set(e.RedactedBy != "", flagRedacted) {
 		b = appendString(b, string(e.RedactedBy))
 	}
+	if e.Related != (Relation{}) {
+		b[1] |= relatedMark
+		b = appendString(appendString(b, e.Related.Type), string(e.Related.Parent))
+	}
 	if set(e.SentBy != nil, flagSentBy) {
 		b = appendString(b, string(e.SentBy.User))
 		b = appendString(b, string(e.SentBy.Device))
@@ -139,7 +148,7 @@ func decodeEventHeader(record []byte) (e *StoredEvent, rest eventRest, err error
 		return nil, rest, fmt.Errorf("event record of format %d", format)
 	}
 	verdict := f.byte()
-	e = &StoredEvent{Verdict: Verdict(verdict &^ purgedMark), Purged: verdict&purgedMark != 0}
+	e = &StoredEvent{Verdict: Verdict(verdict &^ (purgedMark | relatedMark)), Purged: verdict&purgedMark != 0}
 	flags := f.byte()
 	rest.version = eventgraph.RoomVersion(f.string())
 	e.Order = f.varint()
@@ -163,6 +172,9 @@ func decodeEventHeader(record []byte) (e *StoredEvent, rest eventRest, err error
 	}
 	if flags&flagRedacted != 0 {
 		e.RedactedBy = eventgraph.EventID(f.string())
+	}
+	if verdict&relatedMark != 0 {
+		e.Related = Relation{Type: f.string(), Parent: eventgraph.EventID(f.string())}
 	}
 	if flags&flagSentBy != 0 {
 		e.SentBy = &ClientTxn{User: eventgraph.UserID(f.string()), Device: DeviceID(f.string()), TxnID: f.string()}
@@ -223,7 +235,7 @@ func (r *Reader) HasEvent(id eventgraph.EventID) (Verdict, bool, error) {
 		if len(record) < eventHeaderSize {
 			return errCutOff
 		}
-		v = Verdict(record[1] &^ purgedMark)
+		v = Verdict(record[1] &^ (purgedMark | relatedMark))
 		return nil
 	})
 	if errors.Is(err, ErrNotFound) {
@@ -258,8 +270,8 @@ func (tx *Tx) PutEvent(e *StoredEvent) error {
 		if err := tx.put(rel.key(e), rel.value(e)); err != nil {
 			return err
 		}
-		if rel.relType == threadRelation {
-			if err := tx.put(threadKey(e), []byte(rel.parent)); err != nil {
+		if rel.Type == threadRelation {
+			if err := tx.put(threadKey(e), []byte(rel.Parent)); err != nil {
 				return err
 			}
 		}
@@ -329,7 +341,7 @@ func (tx *Tx) unindexEvent(old *StoredEvent) error {
 	if !ok {
 		return nil
 	}
-	if rel.relType == threadRelation {
+	if rel.Type == threadRelation {
 		if err := tx.delete(threadKey(old)); err != nil {
 			return err
 		}
@@ -340,16 +352,16 @@ func (tx *Tx) unindexEvent(old *StoredEvent) error {
 // threadRelation is the rel_type whose children make a thread (CS API, Threading).
 const threadRelation = "m.thread"
 
-// relation is what an accepted event says that it relates to (CS API, Forming relationships between events).
-type relation struct {
-	parent  eventgraph.EventID
-	relType string
+// Relation is what an event says that it relates to (CS API, Forming relationships between events).
+type Relation struct {
+	Parent eventgraph.EventID
+	Type   string // rel_type; a client may have left it out
 }
 
-// relationOf is the event's relation, if it has one that is indexed.
-func relationOf(e *StoredEvent) (relation, bool) {
-	if e.Verdict != Accepted || e.Order == 0 || !bytes.Contains(e.Content(), []byte(`"m.relates_to"`)) {
-		return relation{}, false
+// Relation is the event's, also if it has been redacted; zero if it has none.
+func (e *StoredEvent) Relation() Relation {
+	if e.Related != (Relation{}) || !bytes.Contains(e.Content(), []byte(`"m.relates_to"`)) {
+		return e.Related
 	}
 	var c struct {
 		RelatesTo struct {
@@ -357,18 +369,27 @@ func relationOf(e *StoredEvent) (relation, bool) {
 			EventID eventgraph.EventID `json:"event_id"`
 		} `json:"m.relates_to"`
 	}
-	if json.Unmarshal(e.Content(), &c) != nil || c.RelatesTo.RelType == "" || c.RelatesTo.EventID == "" {
-		return relation{}, false // whatever a client wrote there, it is no relation
+	if json.Unmarshal(e.Content(), &c) != nil || c.RelatesTo.EventID == "" {
+		return Relation{} // whatever a client wrote there, it is no relation
 	}
-	return relation{c.RelatesTo.EventID, c.RelatesTo.RelType}, true
+	return Relation{c.RelatesTo.EventID, c.RelatesTo.RelType}
 }
 
-func (rel relation) key(e *StoredEvent) dbKey {
-	return key(tableRelation).str(string(rel.parent)).i64(e.Order).str(string(e.ID()))
+// relationOf is the event's relation, if it has one that is indexed.
+func relationOf(e *StoredEvent) (Relation, bool) {
+	if e.Verdict != Accepted || e.Order == 0 || e.Related != (Relation{}) {
+		return Relation{}, false
+	}
+	rel := e.Relation()
+	return rel, rel.Type != ""
 }
 
-func (rel relation) value(e *StoredEvent) []byte {
-	return appendString(appendString(nil, rel.relType), e.Type())
+func (rel Relation) key(e *StoredEvent) dbKey {
+	return key(tableRelation).str(string(rel.Parent)).i64(e.Order).str(string(e.ID()))
+}
+
+func (rel Relation) value(e *StoredEvent) []byte {
+	return appendString(appendString(nil, rel.Type), e.Type())
 }
 
 func threadKey(e *StoredEvent) dbKey { return key(tableThread).str(string(e.RoomID())).i64(e.Order) }

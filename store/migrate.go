@@ -36,7 +36,7 @@ func (s *Store) indexThreads() error {
 		return s.writeDirectly(func(g *group) error {
 			for _, e := range replies {
 				rel, _ := relationOf(e)
-				if err := g.pending.write(threadKey(e), write{value: []byte(rel.parent)}); err != nil {
+				if err := g.pending.write(threadKey(e), write{value: []byte(rel.Parent)}); err != nil {
 					return err
 				}
 			}
@@ -58,7 +58,7 @@ func (s *Store) indexThreads() error {
 		if err != nil {
 			return false, err
 		}
-		if rel, ok := relationOf(e); ok && rel.relType == threadRelation {
+		if rel, ok := relationOf(e); ok && rel.Type == threadRelation {
 			replies = append(replies, e)
 		}
 		if len(replies) == migratedAtOnce {

@@ -105,8 +105,12 @@ func (n *notices) told(e *store.StoredEvent) (outcome pushrules.Outcome, read bo
 	if err != nil {
 		return outcome, false, err
 	}
-	read, err = n.reading.cover(notification{order: e.Order, thread: thread})
-	return outcome, read, err
+	one := notification{order: e.Order, thread: thread}
+	if read, err = n.reading.cover(one); err != nil || read {
+		return outcome, read, err
+	}
+	known, err := n.evaluated(n.room, n.reading.all)
+	return outcome, err == nil && known.answered(one), err
 }
 
 // notice puts together what is told of an event.

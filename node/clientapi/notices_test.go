@@ -51,13 +51,13 @@ func TestNotices(t *testing.T) {
 	bob.join(room)
 	carol.join(room)
 
+	own := bob.say(room, "mine")
 	plain := alice.say(room, "one")
 	secret := alice.event(rooms.Draft{Room: room, Type: "m.room.encrypted", Content: json.RawMessage(`{"ciphertext":"x"}`)})
 	notice := alice.message(room, `{"msgtype":"m.notice","body":"two"}`)
-	own := bob.say(room, "mine")
 	reply := alice.message(room, fmt.Sprintf(`{"msgtype":"m.text","body":"in a thread","m.relates_to":{"rel_type":"m.thread","event_id":%q}}`, plain))
 	last := carol.say(room, "three")
-	all := []eventgraph.EventID{early, plain, secret, notice, own, reply, last}
+	all := []eventgraph.EventID{early, own, plain, secret, notice, reply, last}
 	bob.wantTold("all", room, all, plain, secret, reply, last)
 	bob.wantTold("none that is held", room, []eventgraph.EventID{"$nothing"})
 

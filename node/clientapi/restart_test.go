@@ -31,9 +31,10 @@ func TestTypingEndsWithARestart(t *testing.T) {
 	}
 }
 
-// restart is what a new process makes of the API: nothing of what was ephemeral is left.
+// restart is what a new process makes of the API: nothing is left of what was ephemeral or is reckoned anew.
 func (s *testServer) restart() {
 	s.API.Ephemeral = ephemeral.New(s.time)
 	s.t.Cleanup(s.API.Ephemeral.Close)
+	s.API.unreads = newUnreadCache()
 	s.API.boot++
 }

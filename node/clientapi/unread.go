@@ -1,7 +1,6 @@
 package clientapi
 
 import (
-	"bytes"
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
@@ -61,6 +60,9 @@ type notified struct {
 	list       []notification
 	sent       map[string]int64 // by thread, the order of the user's own newest message
 }
+
+// answered says whether the user has sent something in the thread since: sending is reading (CS API, Marking notifications as read).
+func (n *notified) answered(one notification) bool { return one.order <= n.sent[one.thread] }
 
 type unreadKey struct {
 	user eventgraph.UserID
@@ -192,7 +194,7 @@ func (u *unread) room(id eventgraph.RoomID, byThread bool) (unreadCounts, map[st
 		if err != nil {
 			return counts, nil, err
 		}
-		if seen || one.order <= n.sent[one.thread] { // sending is reading (CS API, Marking notifications as read)
+		if seen || n.answered(one) {
 			continue
 		}
 		if byThread && one.thread != mainThread {
@@ -318,11 +320,11 @@ func (u *unread) evaluate(next *notified, room *store.Room, e *store.StoredEvent
 			next.list = slices.DeleteFunc(next.list, func(one notification) bool { return one.order == victim.Order })
 		}
 	}
-	if e.RedactedBy != "" {
+	_, isState := e.StateKey()
+	sent := e.Sender() == u.user && !isState && e.Type() != "m.room.redaction" // what was redacted since, too: its sender had read what is before it
+	if e.RedactedBy != "" && !sent {
 		return nil
 	}
-	_, isState := e.StateKey()
-	sent := e.Sender() == u.user && !isState && e.Type() != "m.room.redaction"
 	outcome := u.outcome(room, ruleEvent(e.Event), context)
 	if !sent && !outcome.Notify {
 		return nil
@@ -444,31 +446,22 @@ func (u *unread) mayNotify(room *store.Room, sender eventgraph.UserID, key strin
 // threadOf is the root of the event's thread, or mainThread: relations are followed for a few hops, so that a reaction
 // counts with the thread of what it reacts to.
 func (u *unread) threadOf(e *store.StoredEvent) (string, error) {
-	event := e.Event
 	for range maxThreadHops {
-		if !bytes.Contains(event.Content(), []byte("m.relates_to")) {
+		relation := e.Relation()
+		if relation.Type == "m.thread" {
+			return string(relation.Parent), nil
+		}
+		if relation.Parent == "" {
 			break
 		}
-		var content struct {
-			Relation struct {
-				Type  string             `json:"rel_type"`
-				Event eventgraph.EventID `json:"event_id"`
-			} `json:"m.relates_to"`
-		}
-		if json.Unmarshal(event.Content(), &content) != nil || content.Relation.Event == "" {
-			break
-		}
-		if content.Relation.Type == "m.thread" {
-			return string(content.Relation.Event), nil
-		}
-		parent, err := u.r.Event(content.Relation.Event)
+		parent, err := u.r.Event(relation.Parent)
 		if errors.Is(err, store.ErrNotFound) {
 			break
 		}
 		if err != nil {
 			return "", err
 		}
-		event = parent.Event
+		e = parent
 	}
 	return mainThread, nil
 }

@@ -1,6 +1,14 @@
 package clientapi
 
-import "testing"
+import (
+	"fmt"
+	"net/url"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/plexus-p2p/plexus/eventgraph"
+)
 
 // A new name does not mark everything as read.
 func TestUnreadSurvivesANewName(t *testing.T) {
@@ -16,4 +24,47 @@ func TestUnreadSurvivesANewName(t *testing.T) {
 	if counts, _ := bob.unread(room, false); counts.Notifications != 2 {
 		t.Errorf("%d unread, want 2", counts.Notifications)
 	}
+}
+
+// Who answered has read what was said before, also once the answer is redacted; in the thread of the answer, and in no other. A restart changes nothing in that.
+func TestUnreadAfterARedactedAnswer(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, nil)
+	alice, bob := s.newClient("alice"), s.newClient("bob")
+	room := alice.room()
+	bob.join(room)
+	inThread := func(c client, root eventgraph.EventID, body string) eventgraph.EventID {
+		return c.message(room, fmt.Sprintf(`{"msgtype":"m.text","body":%q,"m.relates_to":{"rel_type":"m.thread","event_id":%q}}`, body, root))
+	}
+	one := alice.say(room, "one")
+	answers := []eventgraph.EventID{bob.say(room, "answer")}
+	two := alice.say(room, "two")
+	threaded := inThread(alice, one, "in the first thread")
+	inThread(alice, two, "in the second thread")
+	answers = append(answers, inThread(bob, one, "answer"))
+	inThread(alice, one, "in the first thread again")
+	reaction := fmt.Sprintf(`{"m.relates_to":{"rel_type":"m.annotation","event_id":%q,"key":"+"}}`, inThread(alice, two, "and in the second"))
+	answers = append(answers, bob.message(room, reaction))
+	told := func(when string) {
+		t.Helper()
+		bob.wantTold(when, room, []eventgraph.EventID{one, two, threaded}, two)
+		all, _ := bob.unread(room, false)
+		main, threads := bob.unread(room, true)
+		first, second := threads[string(one)].Notifications, threads[string(two)].Notifications
+		if all.Notifications != 2 || main.Notifications != 1 || first != 1 || second != 0 {
+			t.Errorf("%s: %d unread, in the main thread %d, in the others %d and %d", when, all.Notifications, main.Notifications, first, second)
+		}
+		shown, _ := bob.notifications("")
+		shown = slices.DeleteFunc(shown, func(line string) bool { return !strings.Contains(line, " false ") })
+		if len(shown) != 2 || !strings.HasPrefix(shown[0], "in the first thread again ") || !strings.HasPrefix(shown[1], "two ") {
+			t.Errorf("%s: not read %q", when, shown)
+		}
+	}
+	told("at first")
+	for _, id := range answers {
+		bob.call(200, "PUT", "/v3/rooms/"+url.PathEscape(string(room))+"/redact/"+url.PathEscape(string(id))+"/"+string(id[1:5]), struct{}{})
+	}
+	told("redacted")
+	s.restart()
+	told("after a restart")
 }

@@ -411,6 +411,7 @@ func (run *run) replace(held *store.StoredEvent, e *eventgraph.Event) {
 	s := run.changeable(held)
 	s.Event = e
 	if s.RedactedBy != "" {
+		s.Related = s.Relation()
 		s.Event = e.RedactKeepingRules()
 	}
 	run.put(&write{event: s})

@@ -88,6 +88,7 @@ func (run *run) redact(target *store.StoredEvent, by eventgraph.EventID) {
 		return
 	}
 	t := run.changeable(target)
+	t.Related = t.Relation()
 	t.Event, t.RedactedBy = t.RedactKeepingRules(), by
 	run.put(&write{event: t, change: store.ChangeRedaction})
 }
