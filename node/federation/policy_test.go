@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -347,6 +348,105 @@ func TestPolicyServerAndMemberships(t *testing.T) {
 	if _, err := j.Send(t.Context(), rooms.Draft{Room: r.room, Sender: jane, Type: "m.room.message", Content: json.RawMessage(`{"body":"hi"}`)}); err != nil {
 		t.Error(err)
 	}
+}
+
+// A handshake's event may rest on one that is held and has its place only now: the policy server is asked about that first, and the event
+// of the handshake is the one that is taken in, and announced.
+func TestPolicyServerAndWhatAHandshakeRestsOn(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name    string
+		rests   int
+		mode    int32 // of the first question
+		verdict store.Verdict
+	}{
+		{"one", 1, signs, store.Accepted},
+		{"two", 2, signs, store.Accepted},
+		{"one that is declined", 1, refuses, store.SoftFailed},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			r := newPoliced(t, "12")
+			j := newMemHost(t, r.n, "joiner")
+			j.start()
+			j.meet(r.a.host)
+			jane := j.user("jane")
+			var base eventgraph.EventID
+			for range c.rests {
+				base = r.u.say(r.room, r.u.user("ursula"), "hello")
+				if err := r.a.acceptOutliers(t.Context(), r.u.server, r.u.event(base).Event); err != nil {
+					t.Fatal(err)
+				}
+			}
+			r.a.on(func(w http.ResponseWriter, q *http.Request, _ []byte) bool {
+				if !strings.Contains(q.URL.Path, "/make_join/") {
+					return false
+				}
+				made := httptest.NewRecorder()
+				(*r.a.handler.Load()).ServeHTTP(made, q)
+				var template struct {
+					Event   map[string]any         `json:"event"`
+					Version eventgraph.RoomVersion `json:"room_version"`
+				}
+				if err := json.Unmarshal(made.Body.Bytes(), &template); err != nil {
+					t.Error(err)
+				}
+				template.Event["prev_events"] = []eventgraph.EventID{base}
+				template.Event["depth"] = r.u.event(base).Depth() + 1
+				answer, _ := json.Marshal(template)
+				w.Write(answer)
+				return true
+			})
+			r.mode.Store(c.mode)
+			r.p.on(r.afterwards(signs))
+			j.join(r.room, jane, r.a.host)
+			state, err := r.a.Rooms.CurrentState(r.room)
+			if err != nil {
+				t.Fatal(err)
+			}
+			join, found, err := state.EventID(eventgraph.StateTuple{Type: "m.room.member", Key: string(jane)})
+			if err != nil || !found {
+				t.Fatalf("the join is not in the room's state: %v", err)
+			}
+			if e := r.a.event(base); e.Verdict != c.verdict || r.signed(r.a, base) != (c.verdict == store.Accepted) {
+				t.Errorf("what it rests on has verdict %d, signed %v", e.Verdict, r.signed(r.a, base))
+			}
+			if e := r.a.event(join); e.Verdict != store.Accepted || !r.signed(r.a, join) || r.asked.Load() != int32(c.rests)+1 {
+				t.Errorf("the join has verdict %d, signed %v; asked %d times", e.Verdict, r.signed(r.a, join), r.asked.Load())
+			}
+			if announced := r.announced(); len(announced) != 1 || announced[0] != join {
+				t.Errorf("announced %v, not the join %s", announced, join)
+			}
+		})
+	}
+}
+
+// afterwards lets the policy server go on with another mode once it was asked.
+func (r *policed) afterwards(mode int32) func(w http.ResponseWriter, q *http.Request, body []byte) bool {
+	answer := *r.p.intercept.Load()
+	return func(w http.ResponseWriter, q *http.Request, body []byte) bool {
+		answered := answer(w, q, body)
+		if answered {
+			r.mode.Store(mode)
+		}
+		return answered
+	}
+}
+
+// announced lists what a has taken in by handshakes since the room uses the policy server: newPoliced makes two before.
+func (r *policed) announced() (ids []eventgraph.EventID) {
+	r.a.t.Helper()
+	if err := r.a.Store.View(func(read *store.Reader) error {
+		return read.Changes(0, r.a.Store.Position(), func(_ store.Position, c store.Change) (bool, error) {
+			if c.Kind == store.ChangeEvent && c.Key == store.KeyHandshake {
+				ids = append(ids, c.Event)
+			}
+			return true, nil
+		})
+	}); err != nil {
+		r.a.t.Fatal(err)
+	}
+	return ids[2:]
 }
 
 // A room that names us as its policy server, which we are not, says so; and nobody is served as one.

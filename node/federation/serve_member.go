@@ -241,6 +241,9 @@ func (f *Federation) signedBySender(q *request, room *store.Room, membership str
 	return f.membershipEvent(q, room.Version, raw, membership)
 }
 
+// maxUnsigned bounds the questions to a policy server for one handshake: its event, and what that rests on and is held without a place.
+const maxUnsigned = 10
+
 // acceptOne puts an event through Accept, with key documents, and the signature of the room's policy server, fetched where they are missing;
 // other things missing, and any verdict but accepted, are refusals.
 func (f *Federation) acceptOne(ctx context.Context, e *eventgraph.Event, b rooms.Basis) error {
@@ -252,10 +255,18 @@ func (f *Federation) acceptOne(ctx context.Context, e *eventgraph.Event, b rooms
 		}
 		result, err = f.Rooms.Accept(ctx, e, b)
 	}
-	if need := policyOf(err); need != nil {
-		// Who declines the event makes the whole handshake fail (MSC4284).
-		if e, err = f.signedFor(ctx, need); err != nil {
-			return err
+	for range maxUnsigned {
+		need := policyOf(err)
+		if need == nil {
+			break
+		}
+		if need.Event.ID() != e.ID() {
+			// Held, without a place yet: it is taken in before, for what it is.
+			if err := f.takeUnsigned(ctx, need, rooms.Basis{Kind: rooms.Parents, Origin: b.Origin}, f.Now().UnixMilli()); err != nil {
+				return err
+			}
+		} else if e, err = f.signedFor(ctx, need); err != nil {
+			return err // who declines the event makes the whole handshake fail (MSC4284)
 		}
 		result, err = f.Rooms.Accept(ctx, e, b)
 	}
