@@ -226,7 +226,7 @@ func (f *Federation) newsFor(g *gift, cursor string) (*meetNews, error) {
 			if err != nil {
 				return false, err
 			}
-			may, err := f.mayGive(r, server, then, e, at)
+			may, err := f.mayGive(r, server, then, e, c, at)
 			if may {
 				news.add(meetID{c.Room, c.Event})
 			}
@@ -245,7 +245,7 @@ func (f *Federation) newsFor(g *gift, cursor string) (*meetNews, error) {
 
 // mayGive says whether an event that came in at a position is news to the server: it may see it, and it was in the room then; what
 // was before its time it pages back for. then is the state of each room at the event before, as far as known; it is brought up to this one.
-func (f *Federation) mayGive(r *store.Reader, server eventgraph.ServerName, then map[eventgraph.RoomID]eventgraph.Hash, e *store.StoredEvent, at store.Position) (bool, error) {
+func (f *Federation) mayGive(r *store.Reader, server eventgraph.ServerName, then map[eventgraph.RoomID]eventgraph.Hash, e *store.StoredEvent, c store.Change, at store.Position) (bool, error) {
 	state, known := then[e.RoomID()]
 	switch {
 	case e.Position == at:
@@ -260,7 +260,7 @@ func (f *Federation) mayGive(r *store.Reader, server eventgraph.ServerName, then
 		}
 	}
 	then[e.RoomID()] = state
-	if !f.Rooms.ServerAllowed(e.RoomID(), server) || !f.owedSince(server, e, state) {
+	if !f.Rooms.ServerAllowed(e.RoomID(), server) || !f.owedSince(server, e, c, state) {
 		return false, nil
 	}
 	return f.Rooms.MaySeeServer(server, e)
@@ -279,14 +279,17 @@ func newestAt(r *store.Reader, room eventgraph.RoomID, at store.Position) (e *st
 	return r.Event(id)
 }
 
-// owedSince is owed for meetings: in the room before or after the event, or by the room's state here once the event had come in. Which members
+// owedSince is owed for meetings: in the room before or after the event, or by the room's state here once the event had come in; of a handshake's
+// event, by that state alone (sentIn). Which members
 // are joined now says less: a server stays in the room while one of its users leaves and another comes.
-func (f *Federation) owedSince(server eventgraph.ServerName, e *store.StoredEvent, then eventgraph.Hash) bool {
+func (f *Federation) owedSince(server eventgraph.ServerName, e *store.StoredEvent, c store.Change, then eventgraph.Hash) bool {
 	if target, ok := removedServer(e); ok && target == server {
 		return true
 	}
-	return f.Rooms.InRoomAt(e.RoomID(), e.StateBefore, server) || f.Rooms.InRoomAt(e.RoomID(), e.StateAfter, server) ||
-		then != eventgraph.Hash{} && f.Rooms.InRoomAt(e.RoomID(), then, server)
+	if c.Key != store.KeyHandshake && (f.Rooms.InRoomAt(e.RoomID(), e.StateBefore, server) || f.Rooms.InRoomAt(e.RoomID(), e.StateAfter, server)) {
+		return true
+	}
+	return then != eventgraph.Hash{} && f.Rooms.InRoomAt(e.RoomID(), then, server)
 }
 
 // wasIn says whether a user of the server has been in the room: then it may still be owed what came before its removal.

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/node/rooms"
 	"github.com/plexus-p2p/plexus/p2ptransport/memnet"
 	"github.com/plexus-p2p/plexus/store"
 )
@@ -450,5 +451,75 @@ func TestManyRecords(t *testing.T) {
 	}
 	if fresh, err = a.withoutRecord(recorded, first); err != nil || len(fresh) != 0 || len(recorded) != len(first) {
 		t.Errorf("%d have no record still, %d are known to, %v", len(fresh), len(recorded), err)
+	}
+}
+
+// TestHandshakeOnOldParents: what a handshake brings is sent to who was in the room when it was taken in, whatever it is built on: not to who had
+// been banned by then; and still to who was banned after, though the sender comes to it later.
+func TestHandshakeOnOldParents(t *testing.T) {
+	t.Parallel()
+	for _, banned := range []bool{true, false} { // before the handshake
+		hosts := newHosts(t, newWire(), "a", "b", "c", "d")
+		a, b, c, d := hosts[0], hosts[1], hosts[2], hosts[3]
+		room := a.create("12", "public", "shared")
+		b.join(room, b.user("bob"), a)
+		c.join(room, c.user("carol"), a)
+		old := a.event(a.say(room, a.user("alice"), "all are here"))
+		state, err := a.Rooms.CurrentState(room)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var auth []eventgraph.EventID
+		for _, kind := range []string{"m.room.power_levels", "m.room.join_rules"} {
+			id, _, err := state.EventID(eventgraph.StateTuple{Type: kind})
+			if err != nil {
+				t.Fatal(err)
+			}
+			auth = append(auth, id)
+		}
+		key := string(d.user("dora"))
+		join, err := eventgraph.Build(old.Version(), eventgraph.Draft{
+			RoomID: room, Sender: d.user("dora"), Type: "m.room.member", StateKey: &key, Content: json.RawMessage(`{"membership":"join"}`),
+			Depth: old.Depth() + 1, PrevEvents: []eventgraph.EventID{old.ID()}, AuthEvents: auth, OriginServerTS: old.OriginServerTS(),
+		}, d.Key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ban := func() {
+			a.setState(room, a.user("alice"), "m.room.member", string(b.user("bob")), `{"membership":"ban"}`)
+		}
+		if banned {
+			ban()
+		}
+		if err := a.acceptOne(t.Context(), join, rooms.Basis{Kind: rooms.Parents, Origin: d.server, Announce: true}); err != nil {
+			t.Fatal(err)
+		}
+		if !banned {
+			ban()
+		}
+		change := store.Change{Kind: store.ChangeEvent, Room: room, Event: join.ID(), Key: store.KeyHandshake}
+		for _, s := range []*host{a, b, c, d} {
+			want := s == c || s == b && !banned
+			var concerned []eventgraph.ServerName
+			draft := a.draftFor(s.server)
+			if err := a.Store.View(func(r *store.Reader) (err error) {
+				if concerned, err = a.concerned(r, change); err != nil {
+					return err
+				}
+				return a.compose(r, s.server, 0, a.Store.Position(), change, draft)
+			}); err != nil {
+				t.Fatal(err)
+			}
+			news, err := a.newsFor(&gift{contact: contact{Server: s.server}}, "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if given := slices.Contains(news.Events, join.ID()); s == b && given != want {
+				t.Errorf("b is banned before the handshake: %v; a meeting brings it what that brought: %v", banned, given)
+			}
+			if s != a && (slices.Contains(concerned, s.server) != want || len(draft.PDUs) == 1 != want) {
+				t.Errorf("b is banned before the handshake: %v; %s is concerned: %v, gets %d events", banned, s.server.Tail(), slices.Contains(concerned, s.server), len(draft.PDUs))
+			}
+		}
 	}
 }
