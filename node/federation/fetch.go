@@ -38,16 +38,33 @@ type ask struct {
 	parent eventgraph.EventID
 }
 
+// holders are the servers that are connected now and may have what is missing.
+type holders struct {
+	room []eventgraph.ServerName // the room's: asked about all that waits
+	// outside is who gave an event of its own, was let in once, and is not in the room by what we hold. Such a server is asked about what it gave
+	// itself, and only for events, of which each is judged by what it rests on: never for what it claims of the room's state.
+	outside map[eventgraph.ServerName]bool
+}
+
+// about lists who is asked for what an event misses, whoever gave it first.
+func (h holders) about(origin eventgraph.ServerName) []eventgraph.ServerName {
+	if h.outside[origin] {
+		return append([]eventgraph.ServerName{origin}, h.room...)
+	}
+	return firstIn(h.room, origin)
+}
+
 // decide returns the next question for the first waiting event that has one; false if there is none. tried says whether a question was put
-// so lately that it is no use to put it again. holders are the servers of the room that can be reached. A parent's absence is taken
-// for final, and the state before the event as a server claims it for its basis, only after every holder has been
-// asked for the parent.
-func decide(wants []want, holders []eventgraph.ServerName, tried func(ask) bool) (ask, bool) {
+// so lately that it is no use to put it again. A parent's absence is taken for final, and the state before the event as a server of the room
+// claims it for its basis, only after every holder has been asked for the parent.
+func decide(wants []want, holders holders, tried func(ask) bool) (ask, bool) {
 	for _, w := range wants {
-		servers := firstIn(holders, w.origin)
 		var next []ask
 		add := func(kind askKind, parent eventgraph.EventID) {
-			for _, s := range servers {
+			for _, s := range holders.about(w.origin) {
+				if kind == askState && holders.outside[s] {
+					continue
+				}
 				next = append(next, ask{kind, s, w.event, parent})
 			}
 		}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -62,8 +61,21 @@ type inboxRoom struct {
 	visited  bool            // being worked on
 	again    bool            // woken while visited
 	asked    map[ask]attempt // what was asked for it
-	items    int             // that wait, about: counted when they are read, and as they come
-	bytes    int             // of their PDUs
+	all      load            // of what waits, about: counted when it is read, and as it comes
+	outside  load            // of what servers gave that are not in the room
+}
+
+// load counts events and the bytes of their PDUs.
+type load struct{ items, bytes int }
+
+func (t *load) add(bytes int) {
+	t.items++
+	t.bytes += bytes
+}
+
+// takes says whether one more of that many bytes stays within one part of so many of a room's share.
+func (t load) takes(bytes, parts int) bool {
+	return t.items < maxWaiting/parts && t.bytes+bytes <= maxWaitingBytes/parts
 }
 
 // attempt is when a question may be put again, how often it was, and whether the server has answered that it does not give that.
@@ -101,19 +113,21 @@ func (r *inboxRoom) wake(now time.Time) {
 	}
 }
 
-// Bounds of what may wait in one room, so that one does not take the place of all others.
+// Bounds of what may wait in one room, so that one does not take the place of all others; and the part of that for all servers together that
+// are not in the room, one of so many: they may have been let in once only to fill it.
 const (
 	maxWaiting      = store.InboxMaxItems / 5
 	maxWaitingBytes = store.InboxMaxBytes / 5
+	outsidePart     = 20
 )
 
-// reserve says whether one more event may wait in the room, and counts it.
-func (i *inbox) reserve(room eventgraph.RoomID, bytes int) bool {
-	return i.reservePatiently(room, bytes, 0)
+// reserve says whether one more event may wait in the room, and counts it. outside: who gives it is not in the room.
+func (i *inbox) reserve(room eventgraph.RoomID, bytes int, outside bool) bool {
+	return i.reservePatiently(room, bytes, outside, 0)
 }
 
 // reservePatiently is reserve; if the event is the first that waits, nothing is asked for in the room while patience lasts.
-func (i *inbox) reservePatiently(room eventgraph.RoomID, bytes int, patience time.Duration) bool {
+func (i *inbox) reservePatiently(room eventgraph.RoomID, bytes int, outside bool, patience time.Duration) bool {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	r := i.rooms[room]
@@ -121,14 +135,16 @@ func (i *inbox) reservePatiently(room eventgraph.RoomID, bytes int, patience tim
 		r = &inboxRoom{asked: map[ask]attempt{}, due: i.now()}
 		i.rooms[room] = r
 	}
-	if r.items >= maxWaiting || r.bytes+bytes > maxWaitingBytes {
+	if !r.all.takes(bytes, 1) || outside && !r.outside.takes(bytes, outsidePart) {
 		return false
 	}
-	if r.items == 0 {
+	if r.all.items == 0 {
 		r.patient = i.now().Add(patience)
 	}
-	r.items++
-	r.bytes += bytes
+	r.all.add(bytes)
+	if outside {
+		r.outside.add(bytes)
+	}
 	return true
 }
 
@@ -140,10 +156,10 @@ func (i *inbox) isPatient(room eventgraph.RoomID) bool {
 }
 
 // counted notes what waits in a room that is visited.
-func (i *inbox) counted(room eventgraph.RoomID, items, bytes int) {
+func (i *inbox) counted(room eventgraph.RoomID, all, outside load) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	i.rooms[room].items, i.rooms[room].bytes = items, bytes
+	i.rooms[room].all, i.rooms[room].outside = all, outside
 }
 
 // nudge makes the room due if something waits there.
@@ -405,7 +421,7 @@ func (f *Federation) nextQuestion(w *waiting) (ask, bool) {
 	}
 	next, ok := decide(w.wants(), holders, tried)
 	if !ok {
-		behind := w.behind(holders, func(a ask) bool { return f.inbox.wasAskedInVain(w.room, a) })
+		behind := w.behind(holders.room, func(a ask) bool { return f.inbox.wasAskedInVain(w.room, a) })
 		next, ok = decide(behind, holders, tried)
 	}
 	return next, ok
@@ -419,7 +435,7 @@ type waiting struct {
 	children map[eventgraph.EventID][]eventgraph.EventID // which waiting events lack it
 	ready    []eventgraph.EventID                        // those that seem to lack nothing
 	arrived  int
-	letIn    map[eventgraph.ServerName]bool // those not in the room that may be asked: see noteGiver
+	letIn    map[eventgraph.ServerName]bool // see noteGiver
 }
 
 type waitingEvent struct {
@@ -440,12 +456,12 @@ func (f *Federation) loadWaiting(ctx context.Context, room eventgraph.RoomID) (*
 		letIn: map[eventgraph.ServerName]bool{},
 	}
 	var dropped []eventgraph.EventID
-	items, bytes := 0, 0
+	var all, outside load
 	now := f.Now()
 	err := f.Store.View(func(r *store.Reader) error {
 		return r.Inbox(room, func(item *store.InboxItem) (bool, error) {
-			keep := inboxKeep
-			if !f.Rooms.InRoom(room, item.Origin) {
+			keep, isIn := inboxKeep, f.Rooms.InRoom(room, item.Origin)
+			if !isIn {
 				keep = inboxKeepOutside
 			}
 			e, err := eventgraph.ParseEvent(version, item.PDU)
@@ -454,15 +470,17 @@ func (f *Federation) loadWaiting(ctx context.Context, room eventgraph.RoomID) (*
 				dropped = append(dropped, item.ID)
 				return true, nil
 			}
-			items++
-			bytes += len(item.PDU)
+			all.add(len(item.PDU))
+			if !isIn {
+				outside.add(len(item.PDU))
+			}
 			return true, errors.Join(f.noteGiver(r, w, e, item.Origin), w.add(r, e, item.Origin))
 		})
 	})
 	if err != nil {
 		return nil, err
 	}
-	f.inbox.counted(room, items, bytes)
+	f.inbox.counted(room, all, outside)
 	return w, f.dropInbox(ctx, room, dropped)
 }
 
@@ -540,16 +558,16 @@ func (w *waiting) wants() []want {
 	return all[:min(len(all), maxWants)]
 }
 
-// behind lists the events whose every lack waits itself and is stuck: all holders have refused the state before it, which is the last that is asked
+// behind lists the events whose every lack waits itself and is stuck: all of the room's servers have refused the state before it, which is the last that is asked
 // for. A server may be told of the state before a later event where it is not told of that before an earlier one: it was out of the room
 // there, by the giver's side of a fork. So these events are let in by the state before them, like those whose parents nobody has.
-func (w *waiting) behind(holders []eventgraph.ServerName, refused func(ask) bool) []want {
-	if len(holders) == 0 {
+func (w *waiting) behind(servers []eventgraph.ServerName, refused func(ask) bool) []want {
+	if len(servers) == 0 {
 		return nil
 	}
 	stuck := map[eventgraph.EventID]bool{}
 	for id, e := range w.events {
-		stuck[id] = len(e.keys) == 0 && !slices.ContainsFunc(holders, func(s eventgraph.ServerName) bool {
+		stuck[id] = len(e.keys) == 0 && !slices.ContainsFunc(servers, func(s eventgraph.ServerName) bool {
 			return !refused(ask{kind: askState, server: s, event: id})
 		})
 	}
@@ -699,11 +717,11 @@ func (f *Federation) dropInbox(ctx context.Context, room eventgraph.RoomID, ids 
 // inboxDrop is how many items are dropped in one write.
 const inboxDrop = 1000
 
-// noteGiver notes who gave an event of its own that waits, if it is not in the room by what we hold, but its user was let in or invited once: a
-// membership of the sender is held among the auth events and was not rejected. We may have it out by one side of a fork, and nobody else
-// have what the event rests on. A server that nobody ever let in is asked nothing: its answers could fill the inbox.
+// noteGiver notes who gave an event of its own that waits, if its user was let in or invited once: a membership of the sender is held among the
+// auth events and was not rejected. We may have it out by one side of a fork, and nobody else have what the event rests on. A server
+// that nobody ever let in is asked nothing.
 func (f *Federation) noteGiver(r *store.Reader, w *waiting, e *eventgraph.Event, giver eventgraph.ServerName) error {
-	if w.letIn[giver] || e.Sender().Server() != giver || f.Rooms.InRoom(w.room, giver) || !f.Rooms.ServerAllowed(w.room, giver) {
+	if w.letIn[giver] || e.Sender().Server() != giver {
 		return nil
 	}
 	for _, id := range e.AuthEvents() {
@@ -726,13 +744,18 @@ func (f *Federation) noteGiver(r *store.Reader, w *waiting, e *eventgraph.Event,
 	return nil
 }
 
-// holders lists the servers that are connected now and may have what is missing: the room's, and those that noteGiver noted. Where by what we hold
-// we are not in the room, the room's are only those that gave us what waits: they take us to be in it, or owe us our removal, and the others
-// would not answer.
-func (f *Federation) holders(w *waiting) []eventgraph.ServerName {
+// holders are the room's servers, and those that noteGiver noted and the room has not banned. Where by what we hold we are not in the room, the
+// room's are only those that gave us what waits: they take us to be in it, or owe us our removal, and the others would not answer.
+func (f *Federation) holders(w *waiting) holders {
 	servers, err := f.Rooms.Servers(w.room)
 	if err != nil {
-		return nil
+		return holders{}
+	}
+	h := holders{outside: map[eventgraph.ServerName]bool{}}
+	for s := range w.letIn {
+		if !slices.Contains(servers, s) && f.peers.isConnected(s) && f.Rooms.ServerAllowed(w.room, s) && !f.Rooms.Banned(w.room, s) {
+			h.outside[s] = true
+		}
 	}
 	if !slices.Contains(servers, f.server) {
 		givers := map[eventgraph.ServerName]bool{}
@@ -741,6 +764,6 @@ func (f *Federation) holders(w *waiting) []eventgraph.ServerName {
 		}
 		servers = slices.DeleteFunc(servers, func(s eventgraph.ServerName) bool { return !givers[s] })
 	}
-	servers = append(servers, slices.Sorted(maps.Keys(w.letIn))...)
-	return slices.DeleteFunc(servers, func(s eventgraph.ServerName) bool { return s == f.server || !f.peers.isConnected(s) })
+	h.room = slices.DeleteFunc(servers, func(s eventgraph.ServerName) bool { return s == f.server || !f.peers.isConnected(s) })
+	return h
 }

@@ -272,19 +272,30 @@ func TestInboxShare(t *testing.T) {
 	t.Parallel()
 	i := newInbox(time.Now)
 	for n := range maxWaiting {
-		if !i.reserve("!one", 10) {
+		if !i.reserve("!one", 10, false) {
 			t.Fatalf("no place for event %d", n)
 		}
 	}
-	if i.reserve("!one", 10) {
+	if i.reserve("!one", 10, false) {
 		t.Error("place for one too many")
 	}
-	if !i.reserve("!two", maxWaitingBytes) || i.reserve("!two", 1) {
+	if !i.reserve("!two", maxWaitingBytes, false) || i.reserve("!two", 1, false) {
 		t.Error("another room has not its own bytes")
 	}
-	i.counted("!one", 0, 0)
-	if !i.reserve("!one", 10) {
+	i.counted("!one", load{}, load{})
+	if !i.reserve("!one", 10, false) {
 		t.Error("no place after all were taken in")
+	}
+	for n := range maxWaiting / outsidePart {
+		if !i.reserve("!three", 10, true) {
+			t.Fatalf("no place for event %d of servers that are not in the room", n)
+		}
+	}
+	if i.reserve("!three", 10, true) || !i.reserve("!three", 10, false) {
+		t.Error("servers that are not in the room have not a share of their own")
+	}
+	if i.reserve("!four", maxWaitingBytes/outsidePart+1, true) || !i.reserve("!four", maxWaitingBytes/outsidePart, true) {
+		t.Error("nor of their own bytes")
 	}
 }
 
@@ -326,16 +337,18 @@ func TestInboxBackoff(t *testing.T) {
 	}
 }
 
-// TestHoldersOutside: of the servers that are not in the room only one of whose user a membership is held is asked for what its event misses.
+// TestHoldersOutside: of the servers that are not in the room only one of whose user a membership is held is asked for what its event misses;
+// not while it is banned, or the room's server ACL denies it.
 func TestHoldersOutside(t *testing.T) {
 	t.Parallel()
 	hosts := newHosts(t, newWire(), "a", "b", "d")
 	a, b, d := hosts[0], hosts[1], hosts[2]
 	room := a.create("12", "public", "shared")
-	b.join(room, b.user("bob"), a)
+	bob, alice := b.user("bob"), a.user("alice")
+	b.join(room, bob, a)
 	var membership eventgraph.EventID
 	if err := a.Store.View(func(r *store.Reader) error {
-		m, err := r.Member(room, b.user("bob"))
+		m, err := r.Member(room, bob)
 		if err == nil {
 			membership = m.Event
 		}
@@ -343,25 +356,18 @@ func TestHoldersOutside(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	a.setState(room, a.user("alice"), "m.room.member", string(b.user("bob")), `{"membership":"ban"}`)
 	held := a.event(membership)
-	for _, c := range []struct {
-		from *host
-		auth []eventgraph.EventID
-		want bool
-	}{
-		{b, append(held.AuthEvents(), membership), true},
-		{b, held.AuthEvents(), false},
-		{d, append(held.AuthEvents(), membership), false}, // of another's user
-	} {
+	letIn := append(held.AuthEvents(), membership)
+	outside := func(from *host, auth []eventgraph.EventID) bool {
+		t.Helper()
 		e, err := eventgraph.Build(held.Version(), eventgraph.Draft{
-			RoomID: room, Sender: c.from.user("bob"), Type: "m.room.message", Content: json.RawMessage(`{}`), Depth: 9,
-			PrevEvents: []eventgraph.EventID{"$" + eventgraph.EventID(strings.Repeat("A", 43))}, AuthEvents: c.auth,
-		}, c.from.Key)
+			RoomID: room, Sender: from.user("bob"), Type: "m.room.message", Content: json.RawMessage(`{}`), Depth: 9,
+			PrevEvents: []eventgraph.EventID{"$" + eventgraph.EventID(strings.Repeat("A", 43))}, AuthEvents: auth,
+		}, from.Key)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := a.putInbox(t.Context(), []*store.InboxItem{{ID: e.ID(), Room: room, Origin: c.from.server, PDU: e.Raw(), Received: a.Now().UnixMilli()}}); err != nil {
+		if err := a.putInbox(t.Context(), []*store.InboxItem{{ID: e.ID(), Room: room, Origin: from.server, PDU: e.Raw(), Received: a.Now().UnixMilli()}}); err != nil {
 			t.Fatal(err)
 		}
 		a.inbox.wake(room)
@@ -369,11 +375,99 @@ func TestHoldersOutside(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := slices.Contains(a.holders(w), c.from.server); got != c.want {
-			t.Errorf("an event of %s, who is out, with auth events %v: it is %v that it is asked", c.from.server, c.auth, got)
+		h := a.holders(w)
+		if isIn := a.Rooms.InRoom(room, from.server); slices.Contains(h.room, from.server) != isIn || isIn && h.outside[from.server] {
+			t.Errorf("in the room: %v, and of its holders: %+v", isIn, h)
 		}
 		if err := a.dropInbox(t.Context(), room, []eventgraph.EventID{e.ID()}); err != nil {
 			t.Fatal(err)
 		}
+		return h.outside[from.server]
+	}
+	member := func(membership string) {
+		a.setState(room, alice, "m.room.member", string(bob), `{"membership":"`+membership+`"}`)
+	}
+	acl := func(deny string) {
+		a.setState(room, alice, "m.room.server_acl", "", `{"allow":["*"],"deny":["`+deny+`"]}`)
+	}
+	kick := func() { member("leave") }
+	for _, c := range []struct {
+		name string
+		do   func()
+		from *host
+		auth []eventgraph.EventID
+		want bool
+	}{
+		{"in the room", func() {}, b, letIn, false},
+		{"never let in", kick, b, held.AuthEvents(), false},
+		{"another's user was", func() {}, d, letIn, false},
+		{"let in once", func() {}, b, letIn, true},
+		{"denied by the ACL", func() { acl(string(b.server)) }, b, letIn, false},
+		{"allowed again", func() { acl(string(d.server)) }, b, letIn, true},
+		{"banned", func() { member("ban") }, b, letIn, false},
+		{"no longer banned", kick, b, letIn, true},
+	} {
+		if c.do(); outside(c.from, c.auth) != c.want {
+			t.Errorf("%s: it is %v that it is asked", c.name, !c.want)
+		}
+	}
+}
+
+// TestBehindOneOutside: what rests on events that cannot be had is asked for by its own state, of the room's servers, though a server that is not in
+// the room, and gave all of it, answers nothing.
+func TestBehindOneOutside(t *testing.T) {
+	t.Parallel()
+	hosts := newHosts(t, newWire(), "a", "b", "d")
+	a, b, d := hosts[0], hosts[1], hosts[2]
+	room := a.create("12", "public", "shared")
+	b.join(room, b.user("bob"), a)
+	dora := d.user("dora")
+	d.join(room, dora, a)
+	state, err := a.Rooms.CurrentState(room)
+	if err != nil {
+		t.Fatal(err)
+	}
+	join, err := state.Event(eventgraph.StateTuple{Type: "m.room.member", Key: string(dora)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.setState(room, a.user("alice"), "m.room.member", string(dora), `{"membership":"leave"}`)
+	prev := "$" + eventgraph.EventID(strings.Repeat("A", 43))
+	var given []eventgraph.EventID
+	for range 2 {
+		e, err := eventgraph.Build("12", eventgraph.Draft{
+			RoomID: room, Sender: dora, Type: "m.room.message", Content: json.RawMessage(`{}`), Depth: 9,
+			PrevEvents: []eventgraph.EventID{prev}, AuthEvents: append(join.AuthEvents(), join.ID()),
+		}, d.Key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := a.putInbox(t.Context(), []*store.InboxItem{{ID: e.ID(), Room: room, Origin: d.server, PDU: e.Raw(), Received: a.Now().UnixMilli()}}); err != nil {
+			t.Fatal(err)
+		}
+		prev = e.ID()
+		given = append(given, prev)
+	}
+	now := a.Now()
+	a.inbox = newInbox(func() time.Time { return now }) // before anything that waits is visited
+	a.inbox.wake(room)
+	w, err := a.loadWaiting(t.Context(), room)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var questions []ask
+	for next, ok := a.nextQuestion(w); ok; next, ok = a.nextQuestion(w) {
+		questions = append(questions, next)
+		if a.inbox.ask(room, next); next.server == b.server {
+			a.inbox.refuse(room, next)
+		}
+	}
+	const none = "$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
+	if want := []ask{
+		{askMissing, d.server, given[0], ""}, {askMissing, b.server, given[0], ""},
+		{askEvent, d.server, given[0], none}, {askEvent, b.server, given[0], none},
+		{askState, b.server, given[0], ""}, {askState, b.server, given[1], ""},
+	}; !slices.Equal(questions, want) {
+		t.Errorf("asked %+v, want %+v", questions, want)
 	}
 }

@@ -47,7 +47,7 @@ func (f *Federation) obtain(ctx context.Context, w *waiting, a ask) error {
 	}
 	switch a.kind {
 	case askKeys:
-		err = f.ensureKeys(ctx, w.events[a.event].keys, firstIn(f.holders(w), item.Origin))
+		err = f.ensureKeys(ctx, w.events[a.event].keys, f.holders(w).about(item.Origin))
 		return errors.Join(err, f.recheck(w))
 	case askMissing:
 		return f.askMissing(ctx, w, room, a.server, e)
@@ -126,6 +126,7 @@ func (f *Federation) askMissing(ctx context.Context, w *waiting, room *store.Roo
 func (f *Federation) await(ctx context.Context, w *waiting, server eventgraph.ServerName, events []*eventgraph.Event) error {
 	var items []*store.InboxItem
 	var news []*eventgraph.Event
+	outside := !f.Rooms.InRoom(w.room, server)
 	err := f.Store.View(func(r *store.Reader) error {
 		for _, e := range unique(events) {
 			verdict, held, err := r.HasEvent(e.ID())
@@ -137,8 +138,8 @@ func (f *Federation) await(ctx context.Context, w *waiting, server eventgraph.Se
 				return err
 			}
 			if !waits && (!held || verdict == store.Outlier) && !f.inbox.wasRefused(e.ID(), server) {
-				if !f.inbox.reserve(w.room, len(e.Raw())) {
-					return errTooManyWaiting // the state is asked for instead
+				if !f.inbox.reserve(w.room, len(e.Raw()), outside) {
+					return errTooManyWaiting // the state is asked for instead, of the room's servers
 				}
 				items = append(items, &store.InboxItem{ID: e.ID(), Room: w.room, Origin: server, PDU: e.Raw(), Received: f.Now().UnixMilli()})
 				news = append(news, e)

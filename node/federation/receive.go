@@ -253,6 +253,7 @@ func (f *Federation) takeInPatiently(ctx context.Context, room eventgraph.RoomID
 	var waiting []*store.InboxItem
 	moved := false
 	now := f.Now().UnixMilli()
+	outside := !f.Rooms.InRoom(room, origin)
 	err = f.acceptEvents(ctx, events, origin, func(e *eventgraph.Event, o rooms.Outcome) {
 		var refusal *rooms.Refusal
 		var missing *rooms.MissingError
@@ -261,7 +262,7 @@ func (f *Federation) takeInPatiently(ctx context.Context, room eventgraph.RoomID
 			refused[e.ID()] = refusal.Reason
 			f.inbox.refused.Add(refusedFrom{e.ID(), origin}, f.Now())
 		case errors.As(o.Err, &missing):
-			if !f.inbox.reservePatiently(room, len(e.Raw()), patience) {
+			if !f.inbox.reservePatiently(room, len(e.Raw()), outside, patience) {
 				refused[e.ID()] = errTooManyWaiting.Error()
 				return
 			}

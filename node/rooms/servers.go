@@ -12,11 +12,12 @@ import (
 	"github.com/plexus-p2p/plexus/store"
 )
 
-// census counts, in one state of a room, the users of each server that are joined or invited, and names what says what servers may
+// census counts, in one state of a room, the users of each server that are joined, invited or banned, and names what says what servers may
 // see. It is immutable.
 type census struct {
 	root            eventgraph.Hash
 	joined, invited map[eventgraph.ServerName]int
+	banned          map[eventgraph.ServerName]int
 	servers         func() []eventgraph.ServerName // joined, sorted when it is first asked for; the same slice each time
 	acl, visibility eventgraph.EventID             // of m.room.server_acl and m.room.history_visibility; "" if there is none. IDs, as events can be redacted
 }
@@ -47,6 +48,21 @@ func (r *Rooms) InRoom(room eventgraph.RoomID, server eventgraph.ServerName) boo
 		return false
 	}
 	return r.InRoomAt(room, l.State, server)
+}
+
+// Banned says whether users of the server are banned from the room now, and none is joined or invited.
+func (r *Rooms) Banned(room eventgraph.RoomID, server eventgraph.ServerName) bool {
+	l, err := r.liveRoom(room)
+	if err != nil {
+		r.logUnlessNotFound("who is banned", room, err)
+		return false
+	}
+	c, err := r.census(room, l.State)
+	if err != nil {
+		r.logUnlessNotFound("who is banned", room, err)
+		return true
+	}
+	return c.banned[server] > 0 && c.joined[server] == 0 && c.invited[server] == 0
 }
 
 // SharesRoom says whether a user of the server is joined to some room that is held here.
@@ -160,11 +176,11 @@ func (r *Rooms) remember(c *census) {
 	}
 }
 
-func (c *census) size() int64 { return int64(len(c.joined) + len(c.invited)) }
+func (c *census) size() int64 { return int64(len(c.joined) + len(c.invited) + len(c.banned)) }
 
 // countFrom counts the state at root, from one counted before.
 func countFrom(from source, last *census, root eventgraph.Hash) (*census, error) {
-	c := &census{root: root, joined: last.joined, invited: last.invited, acl: last.acl, visibility: last.visibility}
+	c := &census{root: root, joined: last.joined, invited: last.invited, banned: last.banned, acl: last.acl, visibility: last.visibility}
 	copied := false
 	count := func(user eventgraph.UserID, id eventgraph.EventID, by int) error {
 		if id == "" {
@@ -179,6 +195,8 @@ func countFrom(from source, last *census, root eventgraph.Hash) (*census, error)
 			bump(c.joined, user.Server(), by)
 		case "invite":
 			bump(c.invited, user.Server(), by)
+		case "ban":
+			bump(c.banned, user.Server(), by)
 		}
 		return nil
 	}
@@ -195,7 +213,7 @@ func countFrom(from source, last *census, root eventgraph.Hash) (*census, error)
 		}
 		if !copied {
 			copied = true
-			c.joined, c.invited = clone(c.joined), clone(c.invited)
+			c.joined, c.invited, c.banned = clone(c.joined), clone(c.invited), clone(c.banned)
 		}
 		user := eventgraph.UserID(d.Tuple.Key)
 		if err := count(user, d.A, -1); err != nil {
