@@ -60,7 +60,6 @@ func TestPolicyServerDeclines(t *testing.T) {
 	for _, q := range [][3]string{
 		{"PUT", path + "/state/m.room.topic", `{"topic":"x"}`},
 		{"PUT", path + "/redact/" + string(said) + "/2", `{}`},
-		{"POST", path + "/leave", `{}`},
 		{"POST", path + "/ban", `{"user_id":"@bob:` + string(s.Server) + `"}`},
 		{"POST", path + "/invite", `{"user_id":"@bob:` + string(s.Server) + `"}`},
 	} {

@@ -20,6 +20,8 @@ import (
 const (
 	// policyTimeout is how long who sends something waits for the policy server, and for those before them in the room.
 	policyTimeout = 10 * time.Second
+	// leavePatience is how long a user's own leave waits for it; then it goes out without the signature.
+	leavePatience = 3 * time.Second
 	// policyTries is how often something to send is made anew because the room has named another policy server, or key, meanwhile.
 	policyTries = 3
 	// policyRest is for how long a policy server that did not answer is not asked about what others sent, unless it is met.
@@ -96,14 +98,31 @@ func policyOf(err error) *rooms.PolicyNeeded {
 }
 
 // Send is rooms.Send, with the signature of the policy server if the room uses one: nothing is kept or shown before it has come. *PolicyError says
-// why it has not. Of such a room one event is on its way at a time, or each would make a forward extremity of its own.
+// why it has not. A user's own leave is kept and sent without the signature, too: nobody can be held in a room.
 func (f *Federation) Send(ctx context.Context, d rooms.Draft) (eventgraph.EventID, error) {
 	id, err := f.Rooms.Send(ctx, d)
 	need := policyOf(err)
-	if need == nil {
+	switch {
+	case need == nil:
+		return id, err
+	case !d.IsOwnLeave():
+		return f.sendSigned(ctx, d, need, policyTimeout)
+	case f.policies.rests(need.By.Name, f.Now()): // leaving many of its rooms takes no longer than leaving one
+		return f.Rooms.LeaveUnsigned(ctx, d)
+	}
+	id, err = f.sendSigned(ctx, d, need, leavePatience)
+	var p *PolicyError
+	if !errors.As(err, &p) {
 		return id, err
 	}
-	within, cancel := context.WithTimeout(ctx, policyTimeout)
+	f.Log.Info("leave without the signature of the room's policy server", "room", d.Room, "err", err)
+	return f.Rooms.LeaveUnsigned(ctx, d)
+}
+
+// sendSigned is Send where the policy server must sign. Of such a room one event is on its way at a time, or each would make a forward extremity of
+// its own.
+func (f *Federation) sendSigned(ctx context.Context, d rooms.Draft, need *rooms.PolicyNeeded, patience time.Duration) (eventgraph.EventID, error) {
+	within, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	unlock, err := f.signing.lock(within, d.Room)
 	if err != nil {
@@ -114,12 +133,15 @@ func (f *Federation) Send(ctx context.Context, d rooms.Draft) (eventgraph.EventI
 	}
 	defer unlock()
 	for range policyTries {
-		id, err = f.Rooms.Send(ctx, d) // on what has come meanwhile
+		id, err := f.Rooms.Send(ctx, d) // on what has come meanwhile
 		if need = policyOf(err); need == nil {
 			return id, err
 		}
 		signed, err := f.policySignature(within, need)
 		if err != nil {
+			if d.IsOwnLeave() {
+				f.noteRest(err)
+			}
 			return "", err
 		}
 		id, err = f.Rooms.SendSigned(ctx, d, signed)

@@ -284,6 +284,67 @@ func TestPolicyServerSlow(t *testing.T) {
 	}
 }
 
+// Nobody is held in a room: whatever its policy server does with their leave, they are out here, and invites can be declined. Others that ask it too,
+// and are refused, soft-fail the leave.
+func TestPolicyServerHoldsNobody(t *testing.T) {
+	t.Parallel()
+	r := newPoliced(t, "12")
+	other := newMemHosts(t, r.n, "other")[0]
+	other.meet(r.a.host)
+	other.meet(r.p.host)
+	other.join(r.room, other.user("oscar"), r.a.host)
+	member := func(user eventgraph.UserID, membership string) (eventgraph.EventID, error) {
+		key := string(user)
+		content := fmt.Sprintf(`{"membership":%q,"reason":"so"}`, membership)
+		return r.a.Send(t.Context(), rooms.Draft{Room: r.room, Sender: user, Type: "m.room.member", StateKey: &key, Content: json.RawMessage(content)})
+	}
+	invited := r.a.user("ivy")
+	key := string(invited)
+	invite := rooms.Draft{Room: r.room, Sender: r.a.user("alice"), Type: "m.room.member", StateKey: &key, Content: json.RawMessage(`{"membership":"invite"}`)}
+	if _, err := r.a.Send(t.Context(), invite); err != nil {
+		t.Fatal(err)
+	}
+	r.mode.Store(refuses)
+	if _, err := member(invited, "leave"); err != nil || r.a.membership(r.room, invited) != "leave" {
+		t.Errorf("an invite declined: %v; %s is %q", err, invited, r.a.membership(r.room, invited))
+	}
+	for _, mode := range []int32{refuses, isNone, isBusy, isBroken, signsWrongly, isSlow} {
+		user := r.a.user(fmt.Sprint("carol", mode))
+		r.mode.Store(signs)
+		r.a.policies.met(r.p.server)
+		if _, err := member(user, "join"); err != nil {
+			t.Fatal(err)
+		}
+		r.mode.Store(mode)
+		id, err := member(user, "leave")
+		if err != nil || r.a.membership(r.room, user) != "leave" || r.signed(r.a, id) {
+			t.Fatalf("mode %d: %v; %s is %q", mode, err, user, r.a.membership(r.room, user))
+		}
+		if content := string(r.a.event(id).Content()); content != `{"membership":"leave"}` {
+			t.Errorf("left with %s", content)
+		}
+		if mode == refuses {
+			other.waitFor("the leave", id)
+			if e := other.event(id); e.Verdict != store.SoftFailed {
+				t.Errorf("on another server the leave has verdict %d", e.Verdict)
+			}
+		}
+	}
+	// What it does not sign it hinders in all other things.
+	r.mode.Store(refuses)
+	if _, err := member(r.a.user("alice"), "join"); !errors.As(err, new(*PolicyError)) {
+		t.Errorf("another membership: %v", err)
+	}
+	if _, err := r.a.Rooms.LeaveUnsigned(t.Context(), rooms.Draft{Room: r.room, Sender: r.a.user("alice"), Type: "m.room.message", Content: json.RawMessage(`{}`)}); err == nil {
+		t.Error("a message goes out as a leave")
+	}
+	// It rests by now, and is not asked again.
+	asked := r.asked.Load()
+	if _, err := member(r.a.user("alice"), "leave"); err != nil || r.a.membership(r.room, r.a.user("alice")) != "leave" || r.asked.Load() != asked {
+		t.Errorf("while the policy server rests: %v; asked %d times", err, r.asked.Load()-asked)
+	}
+}
+
 // Events sent at the same time are signed one after the other, so that each rests on the one before.
 func TestPolicyServerOneAtATime(t *testing.T) {
 	t.Parallel()

@@ -286,6 +286,9 @@ func (run *run) judge(in incoming, held *store.StoredEvent) (judgement, error) {
 	signed, err := run.bySignature(in.event, in.copy, now)
 	var missing *MissingError
 	if errors.As(err, &missing) && in.basis.Unsigned {
+		if in.local { // LeaveUnsigned
+			return j, nil
+		}
 		j.verdict, j.reason = store.SoftFailed, "the room's policy server has not signed it"
 		return j, nil
 	}

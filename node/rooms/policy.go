@@ -2,10 +2,12 @@ package rooms
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
 	"github.com/plexus-p2p/plexus/eventgraph/auth"
+	"github.com/plexus-p2p/plexus/eventgraph/canonicaljson"
 	"github.com/plexus-p2p/plexus/store"
 )
 
@@ -13,6 +15,7 @@ import (
 // whose is missing; node/federation asks for it, without holding up the room, and comes again:
 //
 //	sent here  Send ──▶ MissingError{Policy} ──▶ signed: SendSigned commits   declined, or not reached: the client is told; nothing was kept
+//	own leave                                                                 declined, or not reached: LeaveUnsigned commits
 //	received   Accept ─▶ MissingError{Policy} ──▶ signed: Accept again        declined: Accept with Basis.Unsigned, soft-failed
 
 // PolicyNeeded is an event that the room's policy server has not signed, or not with the key that the room names now.
@@ -106,6 +109,37 @@ func (r *Rooms) SendSigned(ctx context.Context, d Draft, e *eventgraph.Event) (e
 			}
 		}
 		return run.accept(incoming{event: e, local: true, txn: d.Txn})
+	})
+	if err != nil {
+		return "", err
+	}
+	return id, nil
+}
+
+// IsOwnLeave says whether the draft is a user's leaving, or their declining an invite or taking back a knock.
+func (d Draft) IsOwnLeave() bool {
+	if d.Type != "m.room.member" || d.StateKey == nil || *d.StateKey != string(d.Sender) {
+		return false
+	}
+	content, err := canonicaljson.Canonicalize(d.Content, canonicaljson.Lenient)
+	if err != nil {
+		return false
+	}
+	membership, _ := canonicaljson.GetString(content, "membership")
+	return membership == "leave"
+}
+
+// LeaveUnsigned is Send of a user's own leave that the room's policy server did not sign, without its reason, which may be what that has against it. A policy
+// server decides what a room shows, not who stays in it. The leave is accepted here, or nobody would be rid of the room. Elsewhere it is soft-failed
+// (SS API, Validating Policy Server signatures: "or the homeserver sends a local client's event anyway"), unless the policy server signs it there.
+func (r *Rooms) LeaveUnsigned(ctx context.Context, d Draft) (id eventgraph.EventID, err error) {
+	if d.Sender.Server() != r.key.Server || !d.IsOwnLeave() {
+		return "", refuse("M_FORBIDDEN", "only the own leave can do without the signature of the room's policy server")
+	}
+	d.unsigned, d.Content = true, json.RawMessage(`{"membership":"leave"}`)
+	err = r.inTurn(ctx, d.Room, func(run *run) (err error) {
+		id, err = run.send(d)
+		return err
 	})
 	if err != nil {
 		return "", err

@@ -22,6 +22,7 @@ type Draft struct {
 	Redacts  eventgraph.EventID
 	Txn      *store.ClientTxn // recorded with the event, in the scope of txnEndpoint
 	TS       int64            // ms; 0 = now (application services may set it)
+	unsigned bool             // LeaveUnsigned: it needs no signature of the room's policy server
 }
 
 // Send builds on at most 20 forward extremities, signs, and puts it through Accept. Sending a state event equal to the current
@@ -98,7 +99,7 @@ func (run *run) send(d Draft) (eventgraph.EventID, error) {
 			return "", err
 		}
 	}
-	if err := run.accept(incoming{event: e, local: true, txn: d.Txn}); err != nil {
+	if err := run.accept(incoming{event: e, basis: Basis{Unsigned: d.unsigned}, local: true, txn: d.Txn}); err != nil {
 		return "", err
 	}
 	return e.ID(), nil
