@@ -21,6 +21,7 @@ type Account struct {
 	Service      string   `json:",omitzero"` // the ID of the application service that made it; "": a person or an administrator
 	Erased       Position `json:",omitzero"` // newest change when the user erased themself; 0: they have not
 	Locked       bool     `json:",omitzero"` // cannot be used until it is unlocked (CS API, Account locking)
+	Swept        bool     `json:",omitzero"` // Deactivated, and a start of the node since has seen that no uploads or backups are left that should go
 }
 
 // Account reads a local account; ErrNotFound.
@@ -41,6 +42,19 @@ func (r *Reader) Accounts(f func(*Account) (bool, error)) error {
 		}
 		return f(&a)
 	})
+}
+
+var keyPeople = key(tableMeta).str("people")
+
+// CountPerson counts an account that is about to be made for a person, and returns how many there are with it. Those of application services are
+// counted by CountServiceUser.
+func (tx *Tx) CountPerson() (uint64, error) {
+	n, err := tx.getNumber(keyPeople)
+	if err == nil {
+		n++
+		err = tx.putNumber(keyPeople, n)
+	}
+	return n, err
 }
 
 // PutAccount writes or replaces the account.

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math"
@@ -19,6 +20,11 @@ func (s *Store) migrate(from int) error {
 	if from < 4 {
 		if err := s.indexThreads(); err != nil {
 			return fmt.Errorf("schema 4: %w", err)
+		}
+	}
+	if from < 5 {
+		if err := s.countPeople(); err != nil {
+			return fmt.Errorf("schema 5: %w", err)
 		}
 	}
 	return s.writeDirectly(func(g *group) error {
@@ -70,6 +76,23 @@ func (s *Store) indexThreads() error {
 		return err
 	}
 	return flush()
+}
+
+// countPeople writes keyPeople, which schema 4 did not have.
+func (s *Store) countPeople() error {
+	return s.writeDirectly(func(g *group) error {
+		people := uint64(0)
+		err := g.snap.Accounts(func(a *Account) (bool, error) {
+			if a.Service == "" {
+				people++
+			}
+			return true, nil
+		})
+		if err != nil {
+			return err
+		}
+		return g.pending.write(keyPeople, write{value: binary.BigEndian.AppendUint64(nil, people)})
+	})
 }
 
 // migratedAtOnce bounds the entries of one commit of a migration, which stays well below what Badger takes.

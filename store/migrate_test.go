@@ -64,3 +64,34 @@ func TestMigrateThreads(t *testing.T) {
 		}
 	}
 }
+
+// A store of schema 4, which did not count people, does so at the next Open.
+func TestMigratePeople(t *testing.T) {
+	t.Parallel()
+	dir := ramDir(t)
+	s, err := Open(dir, Options{small: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustUpdate(t, s, func(tx *Tx) error {
+		for user, service := range map[eventgraph.UserID]string{"@a:x": "", "@b:x": "", "@irc_c:x": "irc"} {
+			if err := tx.PutAccount(&Account{User: user, Service: service}); err != nil {
+				return err
+			}
+		}
+		return tx.put(keySchema, []byte("4"))
+	})
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = openAt(t, dir, Options{small: true})
+	mustUpdate(t, s, func(tx *Tx) error {
+		if n, err := tx.CountPerson(); n != 3 || err != nil {
+			t.Errorf("%d people with one more, %v", n, err)
+		}
+		return nil
+	})
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+}

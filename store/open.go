@@ -12,9 +12,10 @@ import (
 )
 
 // schemaVersion is that of the layout in keys.go. Schema 1 had trie nodes and event records of another form, schema 2 no
-// tableCitedBy; no release wrote them, so nothing here reads them. Stores of schema 3 and up are brought up to date (migrate.go).
+// tableCitedBy; no release wrote them, so nothing here reads them. Stores of schema 3 and up are brought up to date (migrate.go). Schema 5 has event
+// records with relatedMark, and counts the people.
 const (
-	schemaVersion = 4
+	schemaVersion = 5
 	oldestSchema  = 3
 )
 

@@ -3,7 +3,6 @@ package clientapi
 import (
 	"context"
 	"encoding/json"
-	"maps"
 	"slices"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
@@ -143,28 +142,36 @@ func (a *API) deactivate(q *request) (any, error) {
 	return map[string]string{"id_server_unbind_result": "success"}, nil
 }
 
-// finishDeactivation does what takes longer than the commit that ends an account: it leaves the rooms and, of an erased user,
-// removes the uploads. What does not succeed is logged, and done at the next start.
+// finishDeactivation does what takes longer than the commit that ends an account: it leaves the rooms and sweeps. What does not succeed is logged,
+// and done at the next start.
 func (a *API) finishDeactivation(ctx context.Context, user eventgraph.UserID, erased bool) {
-	a.sweepKeyBackups(ctx, user)
 	a.leaveAll(ctx, user)
-	if !erased {
-		return
+	a.sweepAccount(ctx, user, erased)
+}
+
+// sweepAccount removes what is left of a deactivated user's backups and, if they are erased, their uploads, which takes a look at all
+// files. It says whether all is gone.
+func (a *API) sweepAccount(ctx context.Context, user eventgraph.UserID, erased bool) bool {
+	if swept := a.sweepKeyBackups(ctx, user); !swept || !erased {
+		return swept
 	}
 	theirs := func(m *store.Media) bool { return m.User == user && m.Server == a.Server }
-	if err := a.Media.Remove(ctx, theirs, func(int64) {}); err != nil {
+	err := a.Media.Remove(ctx, theirs, func(int64) {})
+	if err != nil {
 		a.Log.Error("uploads of an erased user stay", "error", err)
 	}
+	return err == nil
 }
 
 // FinishDeactivations ends what a stop of the node left undone of deactivations: nobody can ask for it again. What does not
-// succeed is logged.
+// succeed is logged. A deactivated user is swept at one start only: then no upload is under way any more that began before. Their rooms are looked at
+// each time: one may not have let them go, or have them back since, when two histories became one.
 func (a *API) FinishDeactivations(ctx context.Context) {
-	erased := map[eventgraph.UserID]bool{}
+	var ended []*store.Account
 	err := a.Store.View(func(r *store.Reader) error {
 		return r.Accounts(func(account *store.Account) (bool, error) {
 			if account.Deactivated {
-				erased[account.User] = account.Erased != 0
+				ended = append(ended, account)
 			}
 			return true, nil
 		})
@@ -172,9 +179,27 @@ func (a *API) FinishDeactivations(ctx context.Context) {
 	if err != nil {
 		a.Log.Error("deactivations that were cut off are not finished", "error", err)
 	}
-	for _, user := range slices.Sorted(maps.Keys(erased)) {
-		a.finishDeactivation(ctx, user, erased[user])
+	for _, account := range ended {
+		a.leaveAll(ctx, account.User)
+		if account.Swept || !a.sweepAccount(ctx, account.User, account.Erased != 0) {
+			continue
+		}
+		if err := a.noteSwept(ctx, account.User); err != nil {
+			a.Log.Error("a deactivated user will be swept again", "error", err)
+		}
 	}
+}
+
+func (a *API) noteSwept(ctx context.Context, user eventgraph.UserID) error {
+	_, err := a.Store.Update(ctx, func(tx *store.Tx) error {
+		account, err := tx.Account(user)
+		if err != nil {
+			return err
+		}
+		account.Swept = true
+		return tx.PutAccount(account)
+	})
+	return err
 }
 
 // deactivateAccount removes what is to go at once.

@@ -186,6 +186,17 @@ func TestDeactivationIsFinished(t *testing.T) {
 	if _, err := s.Media.Open(id.MediaID); err == nil {
 		t.Error("the upload is still there")
 	}
+
+	// A later start does not look through the files again.
+	if id, err = s.Media.Upload(t.Context(), bob.user, "", strings.NewReader("none of his"), "text/plain", ""); err != nil {
+		t.Fatal(err)
+	}
+	s.FinishDeactivations(t.Context())
+	content, err := s.Media.Open(id.MediaID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	content.Close()
 }
 
 // Who is locked cannot say who they are by a token of before.

@@ -135,8 +135,9 @@ func (a *API) postKeyBackup(q *request) (any, error) {
 	return map[string]string{"version": strconv.FormatUint(version, 10)}, nil
 }
 
-// sweepKeyBackups removes what is left of deleted backups. What it cannot remove is hidden already, and goes the next time.
-func (a *API) sweepKeyBackups(ctx context.Context, user eventgraph.UserID) {
+// sweepKeyBackups removes what is left of deleted backups, and says whether that is all. What it cannot remove is hidden already, and goes
+// the next time.
+func (a *API) sweepKeyBackups(ctx context.Context, user eventgraph.UserID) bool {
 	for more := true; more; {
 		_, err := a.Store.Update(ctx, func(tx *store.Tx) (err error) {
 			more, err = tx.SweepKeyBackups(user)
@@ -144,9 +145,10 @@ func (a *API) sweepKeyBackups(ctx context.Context, user eventgraph.UserID) {
 		})
 		if err != nil {
 			a.Log.Warn("not all of a deleted backup of room keys is removed", "error", err)
-			return
+			return false
 		}
 	}
+	return true
 }
 
 // getLatestKeyBackup is GET /room_keys/version.

@@ -221,17 +221,9 @@ func roomForAccount(tx *store.Tx, service string) error {
 		}
 		return err
 	}
-	count := 0
-	if err := tx.Accounts(func(other *store.Account) (bool, error) {
-		if other.Service == "" {
-			count++
-		}
-		return true, nil
-	}); err != nil {
-		return err
+	n, err := tx.CountPerson()
+	if err == nil && n > maxAccounts {
+		err = full
 	}
-	if count >= maxAccounts {
-		return full
-	}
-	return nil
+	return err
 }
