@@ -284,11 +284,13 @@ func (a *API) leaveAll(ctx context.Context, user eventgraph.UserID) {
 		a.Log.Error("a deactivated user stays in rooms", "error", err)
 		return
 	}
-	for _, m := range members {
-		if err := a.leaveAs(ctx, &m); err != nil {
+	atOnce(members, func(m store.Member) error {
+		err := a.leaveAs(ctx, &m)
+		if err != nil {
 			a.Log.Warn("a deactivated user stays in a room", "error", err)
 		}
-	}
+		return nil
+	})
 }
 
 // inOrAtTheDoor says whether there is something to leave.

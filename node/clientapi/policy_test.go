@@ -81,3 +81,58 @@ func TestPolicyServerAway(t *testing.T) {
 		t.Errorf("%s", a.raw)
 	}
 }
+
+// stuck is a Remote that gets no further with some rooms until it is let go, as with policy servers that do not answer.
+type stuck struct {
+	*unreachable
+	rooms map[eventgraph.RoomID]bool
+	letGo chan struct{}
+}
+
+func (s *stuck) Send(ctx context.Context, d rooms.Draft) (eventgraph.EventID, error) {
+	if s.rooms[d.Room] {
+		<-s.letGo
+		return "", &federation.PolicyError{Refusal: rooms.Refusal{Code: "M_UNKNOWN", Reason: "it is away"}, Cause: context.DeadlineExceeded}
+	}
+	return s.unreachable.rooms.Send(ctx, d)
+}
+
+// A changed name comes to the rooms whose policy server answers, though more than are written to at once do not.
+func TestStuckRoomsHoldUpNoOthers(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, nil)
+	alice, bob := s.newClient("alice"), s.newClient("bob")
+	remote := &stuck{unreachable: s.remote, rooms: map[eventgraph.RoomID]bool{}, letGo: make(chan struct{})}
+	var good []eventgraph.RoomID
+	for i := range 2*roomsAtOnce + 4 {
+		room := alice.room()
+		if i%5 == 4 {
+			bob.join(room)
+			good = append(good, room)
+		} else {
+			remote.rooms[room] = true
+		}
+	}
+	s.SetRemote(remote)
+	since := bob.sync("").NextBatch
+	ended := make(chan answer, 1)
+	go func() {
+		ended <- s.send("PUT", "/_matrix/client/v3/profile/"+string(alice.user)+"/displayname", alice.token, `{"displayname":"Al"}`)
+	}()
+	told := map[eventgraph.RoomID]bool{}
+	for len(told) < len(good) {
+		got := bob.sync(since, "timeout=20000")
+		since = got.NextBatch
+		if len(got.Rooms.Join) == 0 {
+			t.Errorf("%d of %d rooms were told", len(told), len(good))
+			break
+		}
+		for room := range got.Rooms.Join {
+			told[room] = true
+		}
+	}
+	close(remote.letGo)
+	if a := <-ended; a.status != 200 {
+		t.Errorf("%d %s", a.status, a.raw)
+	}
+}

@@ -254,16 +254,17 @@ func (a *API) announceProfile(ctx context.Context, user eventgraph.UserID) error
 		return err
 	}
 	stateKey := string(user)
-	for _, room := range in {
+	return atOnce(in, func(room eventgraph.RoomID) error {
 		_, err := a.remote.Send(ctx, rooms.Draft{
 			Room: room, Sender: user, Type: "m.room.member", StateKey: &stateKey, Content: content,
 		})
 		var refused *rooms.Refusal
-		if err != nil && !errors.As(err, &refused) {
-			return err
+		if errors.As(err, &refused) {
+			a.Log.Info("a changed profile is not told to a room", "room", room, "err", refused)
+			return nil
 		}
-	}
-	return nil
+		return err
+	})
 }
 
 // membershipContent is the content of a membership event of a local user: with their profile, and a reason unless it is
