@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/node/federation"
 	"github.com/plexus-p2p/plexus/node/rooms"
 	"github.com/plexus-p2p/plexus/store"
 )
@@ -23,6 +24,8 @@ const (
 	maxDelayed         = 100                 // scheduled events of one user; a client in a call has one or two
 	maxDelayedContent  = 64 << 10            // bytes, as no event may be larger
 	delayedRetry       = 30 * time.Second    // after an error that is ours, such as a full disk
+	maxDelayedRetry    = 10 * time.Minute    // the longest that a policy server may put off what it has no time for
+	maxDelayedLate     = 24 * time.Hour      // after this, what was put off or could not be asked about is given up
 	maxDelayedLook     = time.Minute         // a timer stands still while a device sleeps: then the clock is looked at again
 	slowDelayed        = time.Second         // what took longer asked another server; after it the user's others wait for those of others
 	delayParameter     = "org.matrix.msc4140.delay"
@@ -48,12 +51,42 @@ func (a *API) delayedRoutes() {
 type delayedSending struct {
 	changed chan struct{} // of size 1: something was scheduled or restarted
 
-	mu   sync.Mutex
-	busy map[string]chan struct{} // delay IDs that are being sent or managed; closed when that is done
+	mu    sync.Mutex
+	busy  map[string]chan struct{} // delay IDs that are being sent or managed; closed when that is done
+	later map[string]time.Time     // due delay IDs that are not to be tried before; a restart tries them at once
 }
 
 func newDelayedSending() *delayedSending {
-	return &delayedSending{changed: make(chan struct{}, 1), busy: map[string]chan struct{}{}}
+	return &delayedSending{changed: make(chan struct{}, 1), busy: map[string]chan struct{}{}, later: map[string]time.Time{}}
+}
+
+// putOff says that a due event is not to be tried again before.
+func (s *delayedSending) putOff(id string, until time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.later[id] = until
+}
+
+// laterThan says until when a due event was put off, if that is after now, and forgets it if not.
+func (s *delayedSending) laterThan(now time.Time, id string) (until time.Time, put bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if until, put = s.later[id]; put && !until.After(now) {
+		delete(s.later, id)
+		put = false
+	}
+	return until, put
+}
+
+// forgetOthers forgets what was put off and is not due any more.
+func (s *delayedSending) forgetOthers(due map[string]bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for id := range s.later {
+		if !due[id] {
+			delete(s.later, id)
+		}
+	}
 }
 
 // wake makes RunDelayed look again.
@@ -383,24 +416,57 @@ func (a *API) sendDue(ctx context.Context) (next time.Time, err error) {
 			return true, nil
 		})
 	})
+	ids := map[string]bool{}
+	for _, one := range all {
+		ids[one.id] = true
+	}
+	a.delayed.forgetOthers(ids)
 	var failed []error
 	slow := map[eventgraph.UserID]bool{}
+	look := func(t time.Time) {
+		if next.IsZero() || t.Before(next) {
+			next = t
+		}
+	}
 	for _, one := range all {
 		if slow[one.user] {
-			next = now
+			look(now)
 			continue
 		}
 		began := a.Now()
-		if err := a.sendOneDue(ctx, one.user, one.id); err != nil {
-			failed = append(failed, err)
+		until, putOff := a.delayed.laterThan(began, one.id)
+		if !putOff {
+			if err := a.sendOneDue(ctx, one.user, one.id); err != nil {
+				failed = append(failed, err)
+			}
+			until, putOff = a.delayed.laterThan(began, one.id)
+			slow[one.user] = a.Now().Sub(began) > slowDelayed
 		}
-		slow[one.user] = a.Now().Sub(began) > slowDelayed
+		if putOff {
+			look(until)
+		}
 	}
 	return next, errors.Join(append(failed, err)...)
 }
 
-// sendOneDue sends an event whose time has come and finalises it, whether it could be sent or was refused; an error is ours, and the event
-// stays scheduled.
+// retryDelayed says after what time an event that could not be sent is to be tried again; false if never, or refused for good. It is the
+// room's policy server that is away or too busy, or the user who is sending too much.
+func retryDelayed(refused *matrixError, err error) (time.Duration, bool) {
+	var policy *federation.PolicyError
+	switch {
+	case refused.Status == http.StatusTooManyRequests:
+		if ms, ok := refused.Extra["retry_after_ms"].(int64); ok {
+			return min(time.Duration(ms)*time.Millisecond, maxDelayedRetry), true
+		}
+		return delayedRetry, true
+	case errors.As(err, &policy) && errors.Is(err, federation.ErrUnreachable):
+		return delayedRetry, true
+	}
+	return 0, false
+}
+
+// sendOneDue sends an event whose time has come and finalises it, whether it could be sent or was refused, or puts it off; an error is ours, and the
+// event stays scheduled.
 func (a *API) sendOneDue(ctx context.Context, user eventgraph.UserID, id string) error {
 	done, err := a.delayed.take(ctx, id)
 	if err != nil {
@@ -430,7 +496,16 @@ func (a *API) sendOneDue(ctx context.Context, user eventgraph.UserID, id string)
 	}
 	if err != nil {
 		refused := asMatrixError(err)
-		if refused == nil || refused.Status >= http.StatusInternalServerError {
+		if refused == nil {
+			return err
+		}
+		after, again := retryDelayed(refused, err)
+		now := a.Now()
+		if again && now.Sub(time.UnixMilli(d.Due())) < maxDelayedLate {
+			a.delayed.putOff(id, now.Add(after))
+			return nil
+		}
+		if !again && refused.Status >= http.StatusInternalServerError {
 			return err
 		}
 		if d.Error, err = json.Marshal(map[string]string{"errcode": refused.Code, "error": refused.Message}); err != nil {

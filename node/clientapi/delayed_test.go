@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/node/federation"
+	"github.com/plexus-p2p/plexus/node/rooms"
 )
 
 const delayedPath = "/unstable/org.matrix.msc4140/delayed_events"
@@ -299,5 +301,61 @@ func TestDelayedEventsRun(t *testing.T) {
 	stop()
 	if err := <-ended; err != context.Canceled {
 		t.Error(err)
+	}
+}
+
+// What the room's policy server has no time for now, or cannot be asked about, is sent later, when that allows; for maxDelayedLate.
+func TestDelayedEventsAreTriedAgain(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, nil)
+	alice := s.newClient("alice")
+	room := alice.room()
+	remote := &declining{unreachable: s.remote}
+	busy := &federation.PolicyError{Status: 429, Refusal: rooms.Refusal{Code: "M_LIMIT_EXCEEDED", Reason: "later"}, RetryAfter: 90 * time.Second}
+	away := &federation.PolicyError{Refusal: rooms.Refusal{Code: "M_UNKNOWN", Reason: "it is away"}, Cause: context.DeadlineExceeded}
+	look := func(want time.Duration) {
+		t.Helper()
+		next, err := s.sendDue(context.Background())
+		if got := next.Sub(s.Now()); err != nil || got != want {
+			t.Errorf("looks again after %s, %v; want %s", got, err, want)
+		}
+	}
+	alice.later(room, "busy", time.Second, `{}`)
+	remote.err = busy
+	s.SetRemote(remote)
+	s.advance(time.Second)
+	look(90 * time.Second)
+	s.SetRemote(s.remote) // it would be sent if it were tried
+	look(90 * time.Second)
+	s.advance(89 * time.Second)
+	alice.later(room, "other", time.Second, `{}`)
+	look(time.Second)
+	if got := alice.scheduled(); got != "com.example.call busy 1000@0 {}; com.example.call other 1000@90000 {}; " {
+		t.Errorf("scheduled: %s", got)
+	}
+	s.advance(time.Second)
+	s.due()
+	if alice.callState(room, "busy") != "{}" || alice.callState(room, "other") != "{}" || alice.scheduled() != "" {
+		t.Errorf("not sent: %s", alice.scheduled())
+	}
+
+	// Whoever is away is asked again, though not for ever, and none is made to wait longer than maxDelayedRetry.
+	id := alice.later(room, "away", time.Second, `{}`)
+	remote.err = away
+	s.SetRemote(remote)
+	s.advance(time.Second)
+	look(delayedRetry)
+	busy.RetryAfter = time.Hour
+	remote.err = busy
+	s.advance(delayedRetry)
+	look(maxDelayedRetry)
+	s.advance(maxDelayedLate)
+	s.due()
+	one := alice.call(200, "GET", delayedPath+"/"+id, nil)
+	if why, _ := one.body["error"].(map[string]any); why["errcode"] != "M_LIMIT_EXCEEDED" || alice.scheduled() != "" {
+		t.Errorf("given up: %s", one.raw)
+	}
+	if len(s.delayed.later) != 0 {
+		t.Errorf("%d are remembered", len(s.delayed.later))
 	}
 }
