@@ -35,6 +35,7 @@ type StoredEvent struct {
 	SentBy      *ClientTxn         // sent by a local client: for unsigned.transaction_id
 	ReceivedTS  int64              // ms
 	Height      uint32             // in the auth graph: the length of the longest path of auth_events from it
+	Aside       bool               // accepted, with an Order, but was no extremity of the room, or had to go for others: what it rests on may be some still
 	Purged      bool               // its content has been removed here: Event is what redaction leaves, for the graph's sake, and is shown to nobody
 	Related     Relation           // what it related to before it was redacted: shown to nobody, but whose message it was had read what is before it
 
@@ -87,11 +88,12 @@ const (
 
 const eventHeaderSize = 3
 
-// purgedMark is set in a verdict byte, here and in tableOrder, of a purged event.
-const purgedMark = 0x80
-
-// relatedMark is set in the verdict byte of a record that has Related; the flags are all in use.
-const relatedMark = 0x40
+// Marks in a verdict byte: the flags are all in use.
+const (
+	purgedMark  = 0x80 // of a purged event, in tableOrder too
+	relatedMark = 0x40 // the record has Related
+	asideMark   = 0x20
+)
 
 func (e *StoredEvent) verdictByte() byte {
 	if e.Purged {
@@ -100,10 +102,15 @@ func (e *StoredEvent) verdictByte() byte {
 	return byte(e.Verdict)
 }
 
+func verdictOf(b byte) Verdict { return Verdict(b &^ (purgedMark | relatedMark | asideMark)) }
+
 func (e *StoredEvent) encode() []byte {
 	raw := e.Raw()
 	b := make([]byte, eventHeaderSize, len(raw)+200)
 	b[0], b[1] = eventFormat, e.verdictByte()
+	if e.Aside {
+		b[1] |= asideMark
+	}
 	set := func(on bool, flag byte) bool {
 		if on {
 			b[2] |= flag
@@ -148,7 +155,7 @@ func decodeEventHeader(record []byte) (e *StoredEvent, rest eventRest, err error
 		return nil, rest, fmt.Errorf("event record of format %d", format)
 	}
 	verdict := f.byte()
-	e = &StoredEvent{Verdict: Verdict(verdict &^ (purgedMark | relatedMark)), Purged: verdict&purgedMark != 0}
+	e = &StoredEvent{Verdict: verdictOf(verdict), Aside: verdict&asideMark != 0, Purged: verdict&purgedMark != 0}
 	flags := f.byte()
 	rest.version = eventgraph.RoomVersion(f.string())
 	e.Order = f.varint()
@@ -235,7 +242,7 @@ func (r *Reader) HasEvent(id eventgraph.EventID) (Verdict, bool, error) {
 		if len(record) < eventHeaderSize {
 			return errCutOff
 		}
-		v = Verdict(record[1] &^ (purgedMark | relatedMark))
+		v = verdictOf(record[1])
 		return nil
 	})
 	if errors.Is(err, ErrNotFound) {
@@ -394,16 +401,17 @@ func (rel Relation) value(e *StoredEvent) []byte {
 
 func threadKey(e *StoredEvent) dbKey { return key(tableThread).str(string(e.RoomID())).i64(e.Order) }
 
-// Children lists the events held whose prev_events name id.
-func (r *Reader) Children(id eventgraph.EventID) ([]eventgraph.EventID, error) {
-	var children []eventgraph.EventID
-	err := r.scan(key(tableEdge).str(string(id)), nil, false, func(k, _ []byte) (bool, error) {
+// Children calls f for the events held, in whatever verdict and room, whose prev_events name id, until f wants no more. There may be any number.
+func (r *Reader) Children(id eventgraph.EventID, f func(child eventgraph.EventID) (more bool, err error)) error {
+	return r.scan(key(tableEdge).str(string(id)), nil, false, func(k, _ []byte) (bool, error) {
 		p := parts(k)
 		p.str()
-		children = append(children, eventgraph.EventID(p.str()))
-		return true, nil
+		child := p.str()
+		if !p.ok {
+			return false, errCutOff
+		}
+		return f(eventgraph.EventID(child))
 	})
-	return children, err
 }
 
 // CitedBy calls f for the events held, in whatever verdict, that name id among their auth_events, until f wants no more. It knows of

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -439,10 +440,15 @@ func (run *run) take(in incoming, held *store.StoredEvent, j judgement) error {
 	w := &write{event: s, txn: in.txn, result: in.result}
 	if j.verdict == store.Outlier || j.verdict == store.Rejected {
 		run.put(w)
-		if j.verdict == store.Outlier {
-			return run.redactions(s, w)
+		if err = run.tie(w); err == nil && j.verdict == store.Outlier {
+			err = run.redactions(s, w)
+		} else if err == nil {
+			err = run.fillGaps(s)
 		}
-		return run.fillGaps(s)
+		if err != nil {
+			run.broken = err
+		}
+		return err
 	}
 
 	if tuple, ok := e.Tuple(); ok {
@@ -494,41 +500,20 @@ func (run *run) consequences(in incoming, s *store.StoredEvent, w *write) error 
 	return run.redactions(s, w)
 }
 
-// tie takes away extremities that have come before what ties them to the timeline, as if they were news: an event, itself none, has tied them now. It may
-// rest on them by others behind the timeline, which came before it in its page.
-func (run *run) tie(w *write) error {
-	if len(run.live.tips) < 2 {
-		return nil // the last one stays
-	}
-	var rest []tip
-	for _, t := range run.live.tips {
-		tied, err := run.covered(t.id) // one look for children, as a rule
-		if err != nil {
-			return err
-		}
-		if !tied {
-			rest = append(rest, t)
-		}
-	}
-	if len(rest) == len(run.live.tips) || len(rest) == 0 {
-		return nil
-	}
-	return run.setTips(rest, w)
-}
-
 // extend makes an accepted event a forward extremity in the place of its ancestors, and brings the room's current state up to it.
 func (run *run) extend(b Basis, s *store.StoredEvent, w *write) error {
-	ancestors, err := run.visibleParents(s.Event)
+	found, err := run.ancestors(s.Event)
 	if err != nil {
 		return err
 	}
+	before := maps.Clone(found)
 	for _, id := range b.State { // behind a gap: what is in the state before an event comes before it
-		ancestors[id] = true
+		before[id] = true
 	}
 	added, tips := newTip(s), make([]tip, 0, len(run.live.tips)+1)
 	added.alone = true
 	for _, t := range run.live.tips {
-		if !ancestors[t.id] {
+		if _, ancestor := before[t.id]; !ancestor {
 			tips = append(tips, t)
 		} else if !t.alone || t.server != added.server {
 			added.alone = false
@@ -538,16 +523,43 @@ func (run *run) extend(b Basis, s *store.StoredEvent, w *write) error {
 	if err != nil {
 		return err
 	}
-	if !covered {
-		var in bool
-		if tips, in = admitted(tips, added); !in {
-			tips = slices.Clone(run.live.tips) // what it rests on stays
+	var out eventgraph.EventID
+	if covered {
+		s.Aside = true
+		if len(tips) < len(run.live.tips) {
+			tips = builtOn(tips)
+		}
+	} else {
+		tips, out = admitted(tips, added)
+	}
+	switch out {
+	case "":
+		run.ties.reached(found)
+	case s.ID():
+		s.Aside = true
+		tips = slices.Clone(run.live.tips) // what it rests on stays
+	default:
+		if err := run.setAside(out); err != nil {
+			return err
 		}
 	}
 	slices.SortFunc(tips, func(a, b tip) int { return strings.Compare(string(a.id), string(b.id)) })
 	err = run.setTips(tips, w)
 	s.RoomState = run.live.State
 	return err
+}
+
+// setAside makes one that was an extremity no part of what the room's current state is made of.
+func (run *run) setAside(id eventgraph.EventID) error {
+	held, err := run.stored(id)
+	if err != nil {
+		return err
+	}
+	s := run.changeable(held)
+	s.Aside = true
+	run.put(&write{event: s})
+	run.ties = ties{} // it may have tied others
+	return nil
 }
 
 // setTips sets the forward extremities, sorted, and resolves the room's current state.
@@ -567,73 +579,6 @@ func (run *run) setTips(tips []tip, w *write) (err error) {
 	return err
 }
 
-// visibleParents are the parents of e, and behind those that are soft-failed or rejected, and so never were extremities, their
-// parents in turn. Bounded: chains of unseen events longer than maxUnseen leave an extremity too many, which does no harm.
-func (run *run) visibleParents(e *eventgraph.Event) (map[eventgraph.EventID]bool, error) {
-	const maxUnseen = 1000
-	found := map[eventgraph.EventID]bool{}
-	todo := slices.Clone(e.PrevEvents())
-	for looked := 0; len(todo) > 0 && looked < maxUnseen; looked++ {
-		id := todo[len(todo)-1]
-		todo = todo[:len(todo)-1]
-		if found[id] {
-			continue
-		}
-		found[id] = true
-		if len(run.live.tips) == 0 || slices.ContainsFunc(run.live.tips, func(t tip) bool { return t.id == id }) {
-			continue
-		}
-		s, err := run.stored(id)
-		if errors.Is(err, store.ErrNotFound) {
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		if s.Verdict == store.SoftFailed || s.Verdict == store.Rejected {
-			todo = append(todo, s.PrevEvents()...)
-		}
-	}
-	return found, nil
-}
-
-// covered says whether an accepted event of the timeline descends from the event, so that it is no extremity. Others that are held are
-// looked behind, whatever their verdict, no further than maxBehind of them: backfilled ones, for whoever gave us one may not have given what
-// ties it to the timeline; outliers, for a join rests on them; those that are not shown, for what was built on them is.
-func (run *run) covered(id eventgraph.EventID) (bool, error) {
-	const maxBehind = 1000
-	seen := map[eventgraph.EventID]bool{}
-	todo := []eventgraph.EventID{id}
-	for len(todo) > 0 && len(seen) < maxBehind {
-		children, err := run.children(todo[len(todo)-1])
-		if err != nil {
-			return false, err
-		}
-		todo = todo[:len(todo)-1]
-		for _, child := range children {
-			if seen[child] {
-				continue
-			}
-			if len(seen) == maxBehind { // one parent can have any number of children
-				return false, nil
-			}
-			seen[child] = true
-			s, err := run.stored(child)
-			if err != nil {
-				return false, err
-			}
-			switch {
-			case s.RoomID() != run.rm.id: // any room's event can name any parent
-			case s.Verdict == store.Accepted && s.Order > 0:
-				return true, nil
-			default:
-				todo = append(todo, child)
-			}
-		}
-	}
-	return false, nil
-}
-
 // fillGaps brings the backward extremities up to an event that has come: it is one if parents of it are missing, and its
 // children are none any more if it was their last missing parent.
 func (run *run) fillGaps(s *store.StoredEvent) error {
@@ -649,11 +594,17 @@ func (run *run) fillGaps(s *store.StoredEvent) error {
 		changed = true
 	}
 	if len(back) > 0 {
-		children, err := run.children(s.ID())
+		var waiting []eventgraph.EventID
+		err := run.children(s.ID(), func(child eventgraph.EventID) (bool, error) {
+			if _, waits := slices.BinarySearch(run.live.Backward, child); waits {
+				waiting = append(waiting, child)
+			}
+			return true, nil
+		})
 		if err != nil {
 			return err
 		}
-		for _, child := range children {
+		for _, child := range waiting {
 			i := slices.Index(back, child)
 			if i < 0 {
 				continue

@@ -216,6 +216,8 @@ func TestAttackExtremityInThePlaceOfABan(t *testing.T) {
 		if back[store.SoftFailed] != 1 {
 			t.Errorf("an event of the banned user, from before the ban, is %v", back)
 		}
+		// What is not shown ties nothing either: the event on the ban is there, but not among what the room's state is made of.
+		a.wantMember(room, carol, "ban")
 	})
 }
 

@@ -57,9 +57,7 @@ func eventsOf(s *server, room eventgraph.RoomID) map[*store.StoredEvent]bool {
 		found[e] = true
 		todo = append(todo, e.PrevEvents()...)
 		err = s.store.View(func(r *store.Reader) error {
-			children, err := r.Children(e.ID())
-			todo = append(todo, children...)
-			return err
+			return r.Children(e.ID(), func(child eventgraph.EventID) (bool, error) { todo = append(todo, child); return true, nil })
 		})
 		if err != nil {
 			s.t.Fatal(err)

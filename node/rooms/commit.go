@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
 	"github.com/plexus-p2p/plexus/eventgraph/stateres"
@@ -28,6 +27,7 @@ type run struct {
 	nodes   map[eventgraph.Hash][]byte                  // trie nodes new in this run
 	states  map[eventgraph.Hash]*State
 	counted *census // the last that this run made
+	ties    ties    // the room's; it has them again when the run has ended well
 	placing int     // how deep placeAuthEvents is in auth events of auth events
 	txns    map[sentAs]eventgraph.EventID
 
@@ -69,6 +69,7 @@ func (r *Rooms) newRun(ctx context.Context, rm *room, read *store.Reader) (*run,
 		return nil, err
 	}
 	run.live = *l
+	run.ties, rm.ties = rm.ties, ties{}
 	return run, nil
 }
 
@@ -361,11 +362,12 @@ func held(e *store.StoredEvent) stateres.Held {
 	return stateres.Held{Event: e.Event, Rejected: e.Verdict == store.Rejected, Height: e.Height}
 }
 
-// children lists events held, in whatever verdict, that name id as a parent.
-func (run *run) children(id eventgraph.EventID) ([]eventgraph.EventID, error) {
-	children, err := run.read.Children(id)
-	if err != nil {
-		return nil, err
+// children calls f for the events held, in whatever verdict, that name id as a parent, until f wants no more; for some perhaps twice.
+func (run *run) children(id eventgraph.EventID, f func(child eventgraph.EventID) (more bool, err error)) error {
+	for _, child := range run.edges[id] {
+		if more, err := f(child); !more || err != nil {
+			return err
+		}
 	}
-	return append(slices.Clip(children), run.edges[id]...), nil
+	return run.read.Children(id, f)
 }

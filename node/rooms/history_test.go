@@ -133,6 +133,7 @@ func history(t *testing.T, version eventgraph.RoomVersion, random *rand.Rand) {
 	t.Logf("events %d verdicts %v merges %d", len(all), counts, forks)
 	for i, s := range servers {
 		checkIndex(t, s, room, i)
+		s.checkTips(room)
 	}
 }
 

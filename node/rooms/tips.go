@@ -25,21 +25,22 @@ type tip struct {
 	order  int64                 // when it got its place here
 	depth  int64                 // as its sender claims
 	after  eventgraph.Hash
-	alone  bool // it took the place of no tip but such of its own server. Not kept on disk: what is read from there is taken for built on others
+	alone  bool // it took the place of no tip but such of its own server, and may be pushed out. Not kept on disk: what is read from there is taken for built on others
 }
 
 func newTip(s *store.StoredEvent) tip {
 	return tip{id: s.ID(), server: s.Sender().Server(), order: s.Order, depth: s.Depth(), after: s.StateAfter}
 }
 
-// admitted adds the newest tip if there are not too many then. If there are, either it stays out (false), and so do not count what it
-// would have taken the place of as built on; or, where another server has more, the newest by the server that has the most goes.
+// admitted adds the newest tip if there are not too many then. If there are, it tells which is out: either the newest, and so do not count
+// what it would have taken the place of as built on; or, where another server has more, the newest by the server that has the most goes.
 // Neither depth nor time decides, which a sender chooses: a flood of forks could then push out what it forks from, and a ban be
 // forgotten that nobody took back. For the same reason only a tip that is alone ever goes: what others did, and it was built
 // on, would be forgotten with it. By this rule a server can only push out what its own users did.
 //
-// An event left out stays in the graph, accepted; the room's current state comes to know of it with the first event that builds on it.
-func admitted(tips []tip, newest tip) ([]tip, bool) {
+// An event left out stays in the graph, accepted (store.StoredEvent.Aside); the room's current state comes to know of it with the first event that
+// builds on it. Until then it ties nothing to the timeline.
+func admitted(tips []tip, newest tip) (_ []tip, aside eventgraph.EventID) {
 	tips = append(slices.Clone(tips), newest)
 	of := make(map[eventgraph.ServerName]int, len(tips))
 	most := 0
@@ -48,7 +49,7 @@ func admitted(tips []tip, newest tip) ([]tip, bool) {
 		most = max(most, of[t.server])
 	}
 	if len(tips) <= maxForward && most <= maxForwardOf {
-		return tips, true
+		return tips, ""
 	}
 	out := len(tips) - 1
 	if of[newest.server] < most {
@@ -58,8 +59,8 @@ func admitted(tips []tip, newest tip) ([]tip, bool) {
 			}
 		}
 	}
-	in := tips[out].id != newest.id
-	return slices.Delete(tips, out, out+1), in
+	aside = tips[out].id
+	return slices.Delete(tips, out, out+1), aside
 }
 
 // fairly orders tips for building on the first of them: our own before all, then one of each server in turn, the oldest first.

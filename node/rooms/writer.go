@@ -29,6 +29,7 @@ type room struct {
 
 	// Only for who leads.
 	resolved map[string]resolution // see merge
+	ties     ties
 }
 
 // live is a room as of some commit. It is immutable once it can be seen by others.
@@ -176,6 +177,9 @@ func (run *run) work(tasks []*task) {
 	}
 	if run.broken == nil {
 		settle(len(tasks), run.commit())
+	}
+	if run.broken == nil {
+		run.rm.ties = run.ties // else they may be by events that are not held
 	}
 }
 
