@@ -2,6 +2,7 @@ package store
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 
@@ -29,6 +30,18 @@ func (r *Reader) AccountData(user eventgraph.UserID, room eventgraph.RoomID, dat
 		return nil, err
 	}
 	return &d, nil
+}
+
+// AccountDataSum is a sum of one type as it is stored, which need not be parsed for it: another one if it has changed, zero if there is none.
+func (r *Reader) AccountDataSum(user eventgraph.UserID, room eventgraph.RoomID, dataType string) (sum [sha256.Size]byte, err error) {
+	err = r.read(key(tableAccountData).str(string(user)).str(string(room)).str(dataType), func(value []byte) error {
+		sum = sha256.Sum256(value)
+		return nil
+	})
+	if errors.Is(err, ErrNotFound) {
+		err = nil
+	}
+	return sum, err
 }
 
 // AllAccountData calls f for each type that the user keeps for the room ("" = global), by type.

@@ -124,6 +124,11 @@ func (s *Store) Position() Position {
 
 // Wait returns the newest position once it is greater than after, or ctx's error, or ErrClosed.
 func (s *Store) Wait(ctx context.Context, after Position) (Position, error) {
+	return s.WaitOr(ctx, after, nil)
+}
+
+// WaitOr is Wait that also returns, with whatever position is the newest, once the channel other is closed.
+func (s *Store) WaitOr(ctx context.Context, after Position, other <-chan struct{}) (Position, error) {
 	for {
 		s.mu.Lock()
 		last, changed := s.last.Position, s.changed
@@ -133,6 +138,8 @@ func (s *Store) Wait(ctx context.Context, after Position) (Position, error) {
 		}
 		select {
 		case <-changed:
+		case <-other:
+			return last, nil
 		case <-s.closing:
 			return last, ErrClosed
 		case <-ctx.Done():

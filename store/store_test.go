@@ -169,3 +169,55 @@ func TestFailedFunctionLeavesNothing(t *testing.T) {
 		return err
 	})
 }
+
+// WaitOr ends with the other channel, a change, the context or the store, whichever is first.
+func TestWaitOr(t *testing.T) {
+	t.Parallel()
+	s := open(t)
+	change := func() {
+		mustUpdate(t, s, func(tx *Tx) error {
+			_, err := tx.Log(Change{Kind: ChangeAccountData, User: "@a:example.org"})
+			return err
+		})
+	}
+	change()
+	type result struct {
+		position Position
+		err      error
+	}
+	wait := func(ctx context.Context, after Position, other <-chan struct{}) <-chan result {
+		done := make(chan result, 1)
+		go func() {
+			position, err := s.WaitOr(ctx, after, other)
+			done <- result{position, err}
+		}()
+		return done
+	}
+	if got := <-wait(t.Context(), 0, nil); got != (result{1, nil}) {
+		t.Errorf("what has come already: %v", got)
+	}
+	other := make(chan struct{})
+	waits := wait(t.Context(), 1, other)
+	close(other)
+	if got := <-waits; got != (result{1, nil}) {
+		t.Errorf("the other channel: %v", got)
+	}
+	waits = wait(t.Context(), 1, nil)
+	change()
+	if got := <-waits; got != (result{2, nil}) {
+		t.Errorf("a change: %v", got)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	waits = wait(ctx, 2, nil)
+	cancel()
+	if got := <-waits; got != (result{2, context.Canceled}) {
+		t.Errorf("the context: %v", got)
+	}
+	waits = wait(t.Context(), 2, nil)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if got := <-waits; got.err != ErrClosed {
+		t.Errorf("the store's end: %v", got)
+	}
+}

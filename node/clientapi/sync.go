@@ -166,18 +166,10 @@ func (a *API) admitAgain(q *request) error {
 	return nil
 }
 
-// waitForChange returns once the store or the ephemeral state has moved, or with an error. It has waited for
-// both of its goroutines then.
+// waitForChange returns once the store or the ephemeral state has moved, or with an error.
 func (a *API) waitForChange(ctx context.Context, pos store.Position, counter ephemeral.Counter) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	done := make(chan error, 2)
-	go func() { _, err := a.Store.Wait(ctx, pos); done <- err }()
-	go func() { _, err := a.Ephemeral.Wait(ctx, counter); done <- err }()
-	first := <-done
-	cancel()
-	<-done
-	return first
+	_, err := a.Store.WaitOr(ctx, pos, a.Ephemeral.Moved(counter))
+	return err
 }
 
 // syncPresence marks the user as set_presence says: online unless told otherwise, until the next call is overdue.

@@ -55,7 +55,7 @@ type notification struct {
 // notified is what is known of one user in one room: events with from < order ≤ upTo have been evaluated under these rules. What
 // has been redacted is not in list.
 type notified struct {
-	rules      [sha256.Size]byte
+	rules      ruleSums
 	from, upTo int64
 	list       []notification
 	sent       map[string]int64 // by thread, the order of the user's own newest message
@@ -84,9 +84,12 @@ func newUnreadCache() *unreadCache {
 	return c
 }
 
+// ruleSums are those of the push rules and the list of ignored users as they are stored.
+type ruleSums [2][sha256.Size]byte
+
 // userRules is what a user's account data says of notifications, parsed. It is never changed.
 type userRules struct {
-	hash    [sha256.Size]byte // as in unread
+	sums    ruleSums
 	rules   *pushrules.Ruleset
 	ignored map[eventgraph.UserID]bool
 }
@@ -107,24 +110,18 @@ type unread struct {
 	user    eventgraph.UserID
 	rules   *pushrules.Ruleset
 	ignored map[eventgraph.UserID]bool
-	hash    [sha256.Size]byte // of rules and ignored as stored
+	sums    ruleSums
 }
 
 // newUnread reads the user's rules from the snapshot.
 func (a *API) newUnread(r *store.Reader, user eventgraph.UserID) (*unread, error) {
 	u := &unread{api: a, r: r, user: user}
-	hash := sha256.New()
-	for _, dataType := range []string{typePushRules, typeIgnoredList} {
-		data, err := r.AccountData(user, "", dataType)
-		if err != nil && !errors.Is(err, store.ErrNotFound) {
+	for i, dataType := range []string{typePushRules, typeIgnoredList} {
+		var err error
+		if u.sums[i], err = r.AccountDataSum(user, "", dataType); err != nil {
 			return nil, err
 		}
-		if data != nil {
-			hash.Write(data.Content)
-		}
-		hash.Write([]byte{0})
 	}
-	hash.Sum(u.hash[:0])
 	return u, nil
 }
 
@@ -134,7 +131,7 @@ func (u *unread) load() error {
 		return nil
 	}
 	known, ok := u.api.unreads.rules.Get(u.user)
-	if !ok || known.hash != u.hash {
+	if !ok || known.sums != u.sums {
 		ignored, err := ignoredUsers(u.r, u.user)
 		if err != nil {
 			return err
@@ -143,7 +140,7 @@ func (u *unread) load() error {
 		if err != nil {
 			return err
 		}
-		known = &userRules{u.hash, rules, ignored}
+		known = &userRules{u.sums, rules, ignored}
 		u.api.unreads.rules.Add(u.user, known)
 	}
 	u.rules, u.ignored = known.rules, known.ignored
@@ -276,8 +273,8 @@ func (u *unread) evaluated(room *store.Room, read int64) (*notified, error) {
 	from := max(read, newest-maxUnreadScan)
 	key := unreadKey{u.user, room.ID}
 	known, ok := u.api.unreads.users.Get(key)
-	if !ok || known.rules != u.hash || known.from > from {
-		known = &notified{rules: u.hash, from: from, upTo: from}
+	if !ok || known.rules != u.sums || known.from > from {
+		known = &notified{rules: u.sums, from: from, upTo: from}
 	}
 	if known.upTo >= newest {
 		return known, nil
@@ -285,7 +282,7 @@ func (u *unread) evaluated(room *store.Room, read int64) (*notified, error) {
 	if err := u.load(); err != nil {
 		return nil, err
 	}
-	next := &notified{rules: u.hash, from: max(known.from, from), upTo: newest, sent: maps.Clone(known.sent)}
+	next := &notified{rules: u.sums, from: max(known.from, from), upTo: newest, sent: maps.Clone(known.sent)}
 	next.list = make([]notification, 0, min(len(known.list)+int(newest-known.upTo), maxUnreadScan))
 	for _, one := range known.list {
 		if one.order > next.from {

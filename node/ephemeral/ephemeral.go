@@ -88,6 +88,19 @@ func (s *State) Changed(after Counter) (rooms []eventgraph.RoomID, users []event
 	return rooms, users
 }
 
+// Moved returns a channel that is closed once the counter is greater than after.
+func (s *State) Moved(after Counter) <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.counter > after {
+		return closed
+	}
+	return s.changed
+}
+
+// closed is what waits for nothing.
+var closed = func() <-chan struct{} { c := make(chan struct{}); close(c); return c }()
+
 // Wait returns the counter once it is greater than after, or ctx's error.
 func (s *State) Wait(ctx context.Context, after Counter) (Counter, error) {
 	for {

@@ -18,6 +18,7 @@ import (
 
 func main() {
 	idle := flag.Duration("idle", 30*time.Second, "how `long` idle nodes are watched, each of two times")
+	together := flag.Duration("together", 0, "how `long` two idle connected peers are watched once more, from five minutes later on, for their traffic; 10m holds one meeting")
 	keep := flag.Bool("keep", false, "keep the binary and the data directories")
 	mesh := idleMesh{}
 	meshed := flag.Bool("idle-mesh", false, "instead of all else: an idle node that shares rooms with connected peers, on hosts of network namespaces; needs root")
@@ -29,7 +30,7 @@ func main() {
 	client := flag.Bool("as-client", false, "for -idle-mesh: do what is on standard input")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	ctx, cancel := context.WithTimeout(ctx, runLimit+mesh.settle+mesh.watch)
+	ctx, cancel := context.WithTimeout(ctx, runLimit+mesh.settle+mesh.watch+settleTogether+*together)
 	var err error
 	if *bare {
 		err = serveNothing(ctx)
@@ -41,7 +42,7 @@ func main() {
 				mesh.binary = b.binary
 				return mesh.run(ctx, b.dir)
 			}
-			b.idle = *idle
+			b.idle, b.together = *idle, *together
 			return b.table(ctx)
 		})
 	}

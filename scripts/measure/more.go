@@ -160,15 +160,30 @@ func (b *bench) idleTogether(ctx context.Context) error {
 	if err := pause(ctx, settle); err != nil {
 		return err
 	}
-	began, had := time.Now(), between.bytes.Load()
+	traffic := between.perMinute()
 	cpu, err := b.idleCPU(ctx, c, d)
 	if err != nil {
 		return err
 	}
-	perMinute := float64(between.bytes.Load()-had) * float64(time.Minute) / float64(time.Since(began))
-	b.note("idle, two connected peers: CPU per minute of both; IP traffic per minute, both ways", fmt.Sprintf("%s; %.1f kB", show(cpu[0]+cpu[1]), perMinute/1000), "≤ 150 ms; ≤ 1 kB")
+	b.note(fmt.Sprintf("idle, two connected peers, from %s after they met: CPU per minute of both; IP traffic per minute, both ways", settle),
+		fmt.Sprintf("%s; %s", show(cpu[0]+cpu[1]), traffic()), "≤ 150 ms; ≤ 1 kB")
+	if b.together == 0 {
+		return nil
+	}
+	step("they stay so for %s, and %s more", settleTogether, b.together)
+	if err := pause(ctx, settleTogether); err != nil {
+		return err
+	}
+	traffic = between.perMinute()
+	if err := pause(ctx, b.together); err != nil {
+		return err
+	}
+	b.note(fmt.Sprintf("… for %s, %s later: IP traffic per minute", b.together, settleTogether), traffic(), "≤ 1 kB")
 	return nil
 }
+
+// settleTogether is until meetings have become rare: they come after 1, 2, 4 and 8 minutes, and then every ten.
+const settleTogether = 5 * time.Minute
 
 // page reads messages of a room backwards, 100 at a time, until it has n of them or the history ends.
 func (c *client) page(ctx context.Context, room string, n int) (had int, err error) {

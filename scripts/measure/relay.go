@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // relay stands between a node and one that dials it, and counts what passes.
@@ -68,6 +69,14 @@ func relayUDP(addrs []string) (*relay, error) {
 }
 
 func (r *relay) count(b []byte) { r.bytes.Add(int64(len(b) + datagramHeaders)) }
+
+// perMinute begins to count; what it returns says how much has passed in a minute since.
+func (r *relay) perMinute() func() string {
+	began, had := time.Now(), r.bytes.Load()
+	return func() string {
+		return fmt.Sprintf("%.2f kB", float64(r.bytes.Load()-had)/1000*float64(time.Minute)/float64(time.Since(began)))
+	}
+}
 
 // pump hands over what comes until the socket is closed.
 func pump(c *net.UDPConn, take func([]byte, netip.AddrPort)) {

@@ -16,6 +16,7 @@ import (
 type bench struct {
 	dir, binary string
 	idle        time.Duration
+	together    time.Duration // how long two idle peers are watched once they meet seldom; 0: not
 	load        string
 	floor       floor
 	rows        []row
