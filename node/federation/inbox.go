@@ -417,7 +417,7 @@ func (f *Federation) visit(ctx context.Context, room eventgraph.RoomID) (empty, 
 func (f *Federation) nextQuestion(w *waiting) (ask, bool) {
 	holders := f.holders(w)
 	tried := func(a ask) bool {
-		return f.inbox.tried(w.room, a) || a.kind == askPolicy && f.policies.rests(a.server, f.Now())
+		return f.inbox.tried(w.room, a) || a.kind == askPolicy && (f.policies.rests(a.server, f.Now()) || f.policies.full(a.server, w.room))
 	}
 	next, ok := decide(w.wants(), holders, tried)
 	if !ok {

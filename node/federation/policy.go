@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -31,6 +33,9 @@ const (
 	// policyPatience is how long an event of others waits for a policy server that cannot be reached, before it is soft-failed: a verdict is
 	// for good, and who meets on a journey is at home again on the next day.
 	policyPatience = 24 * time.Hour
+	// policyQuestions is how many policy servers are asked about what others sent at one time, each one question, so that those that are slow leave workers
+	// of the inbox to others.
+	policyQuestions = inboxWorkers / 2
 	// maxResting bounds the policy servers of which is remembered that they do not answer.
 	maxResting = 256
 	// costPolicy is what it costs the giver of an unsigned event that we ask about it: five a second.
@@ -215,7 +220,10 @@ func (f *Federation) noteRest(err error) {
 	}
 }
 
-var errAskedEnough = errors.New("the giver of unsigned events has had its share of questions to policy servers")
+var (
+	errAskedEnough = errors.New("the giver of unsigned events has had its share of questions to policy servers")
+	errPolicyTurn  = errors.New("the policy server is being asked about another event, or as many as may be are")
+)
 
 // takeUnsigned asks the policy server about an event of others, and takes it in: with its signature, or, if it declined or was not to be reached
 // for policyPatience since the event was received, as one that it has not signed. The giver pays for the question.
@@ -223,13 +231,22 @@ func (f *Federation) takeUnsigned(ctx context.Context, need *rooms.PolicyNeeded,
 	if !f.budgets.friend(b.Origin).AllowN(time.Now(), costPolicy) {
 		return errAskedEnough
 	}
+	room := need.Event.RoomID()
+	if !f.policies.begin(need.By.Name, room) {
+		return errPolicyTurn
+	}
 	e, err := f.signedFor(ctx, need)
+	if waiting := f.policies.end(need.By.Name); len(waiting) > 0 {
+		for _, other := range append(waiting, room) { // this one too goes on after the others
+			f.inbox.nudge(other)
+		}
+	}
 	if err != nil {
 		var p *PolicyError
 		if !errors.As(err, &p) || !p.final() && f.Now().Sub(time.UnixMilli(received)) < policyPatience {
 			return err
 		}
-		f.Log.Info("event without the signature of the room's policy server", "room", need.Event.RoomID(), "event", need.Event.ID(), "origin", b.Origin, "err", err)
+		f.Log.Info("event without the signature of the room's policy server", "room", room, "event", need.Event.ID(), "origin", b.Origin, "err", err)
 		e, b.Unsigned = need.Event, true
 	}
 	result, err := f.Rooms.Accept(ctx, e, b)
@@ -237,10 +254,54 @@ func (f *Federation) takeUnsigned(ctx context.Context, need *rooms.PolicyNeeded,
 	return err
 }
 
-// policies remembers which policy servers are not to be asked about what others sent, and until when.
+// policies remembers which policy servers are not to be asked about what others sent, and until when, and which are being asked.
 type policies struct {
-	mu    sync.Mutex
-	until map[eventgraph.ServerName]time.Time // at most maxResting
+	mu      sync.Mutex
+	until   map[eventgraph.ServerName]time.Time // at most maxResting
+	asked   map[eventgraph.ServerName]bool      // at most policyQuestions
+	waiting map[eventgraph.RoomID]bool          // to be visited when a question has ended; bounded by the inbox
+}
+
+// begin takes the place of a question to the server; if there is none the room waits for the end of another.
+func (p *policies) begin(server eventgraph.ServerName, room eventgraph.RoomID) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.isFull(server, room) {
+		return false
+	}
+	if p.asked == nil {
+		p.asked = map[eventgraph.ServerName]bool{}
+	}
+	p.asked[server] = true
+	return true
+}
+
+// full says whether begin would fail. Then the room waits.
+func (p *policies) full(server eventgraph.ServerName, room eventgraph.RoomID) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.isFull(server, room)
+}
+
+func (p *policies) isFull(server eventgraph.ServerName, room eventgraph.RoomID) bool {
+	if !p.asked[server] && len(p.asked) < policyQuestions {
+		return false
+	}
+	if p.waiting == nil {
+		p.waiting = map[eventgraph.RoomID]bool{}
+	}
+	p.waiting[room] = true
+	return true
+}
+
+// end gives the place back and returns the rooms that waited for one.
+func (p *policies) end(server eventgraph.ServerName) []eventgraph.RoomID {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.asked, server)
+	waiting := slices.Collect(maps.Keys(p.waiting))
+	clear(p.waiting)
+	return waiting
 }
 
 func (p *policies) rest(server eventgraph.ServerName, until, now time.Time) {

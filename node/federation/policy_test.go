@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -39,12 +40,13 @@ type policed struct {
 	mode    atomic.Int32
 	asked   atomic.Int32
 	waiting chan struct{} // gets a token for each question to a slow one
+	free    chan struct{} // closed: the slow one answers after all, that it is broken
 }
 
 func newPoliced(t *testing.T, version eventgraph.RoomVersion) *policed {
 	t.Helper()
 	n := memnet.New()
-	r := &policed{n: n, u: newMemHost(t, n, "unaware"), waiting: make(chan struct{}, 16)}
+	r := &policed{n: n, u: newMemHost(t, n, "unaware"), waiting: make(chan struct{}, 16), free: make(chan struct{})}
 	both := newMemHosts(t, n, "a", "policy")
 	r.a, r.p = both[0], both[1]
 	r.u.run(r.u.runPeers)
@@ -88,7 +90,10 @@ func newPoliced(t *testing.T, version eventgraph.RoomVersion) *policed {
 			return true
 		case isSlow:
 			r.waiting <- struct{}{}
-			<-q.Context().Done()
+			select {
+			case <-q.Context().Done():
+			case <-r.free:
+			}
 			return true
 		}
 		e, err := eventgraph.ParseEvent(version, body)
@@ -342,6 +347,72 @@ func TestPolicyServerHoldsNobody(t *testing.T) {
 	asked := r.asked.Load()
 	if _, err := member(r.a.user("alice"), "leave"); err != nil || r.a.membership(r.room, r.a.user("alice")) != "leave" || r.asked.Load() != asked {
 		t.Errorf("while the policy server rests: %v; asked %d times", err, r.asked.Load()-asked)
+	}
+}
+
+// A policy server that does not answer keeps one worker of the inbox, in however many rooms events wait for it: what comes in other rooms goes on.
+func TestPolicyServerSlowHoldsUpNoOtherRooms(t *testing.T) {
+	t.Parallel()
+	r := newPoliced(t, "12")
+	ursula := r.u.user("ursula")
+	policy := fmt.Sprintf(`{"via":%q,"public_keys":{"ed25519":%q}}`, r.p.server, unpadded(r.by.Key))
+	policed := []eventgraph.RoomID{r.room}
+	for range inboxWorkers {
+		room := r.a.create("12", "public", "shared")
+		r.p.join(room, r.p.user("police"), r.a.host)
+		r.u.join(room, ursula, r.a.host)
+		r.a.setState(room, r.a.user("alice"), eventgraph.PolicyType, "", policy)
+		policed = append(policed, room)
+	}
+	free := r.a.create("12", "public", "shared")
+	r.u.join(free, ursula, r.a.host)
+	put := func(id eventgraph.EventID) {
+		t.Helper()
+		if err := r.u.put(r.a, id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.mode.Store(isSlow)
+	var unsigned []eventgraph.EventID
+	for _, room := range policed {
+		id := r.u.say(room, ursula, "unsigned")
+		put(id)
+		unsigned = append(unsigned, id)
+	}
+	<-r.waiting
+	first := r.u.say(free, ursula, "lost on the way")
+	second := r.u.say(free, ursula, "it must be asked for")
+	put(second)
+	r.a.waitFor("events of another room", first, second)
+	if n := r.asked.Load(); n != 1 {
+		t.Errorf("the policy server is asked %d questions at once", n)
+	}
+	// When it answers again all get their turn.
+	r.mode.Store(signs)
+	r.asked.Store(0)
+	close(r.free)
+	r.a.waitUntil("it to be found slow", func() bool { return r.a.policies.rests(r.p.server, time.Now()) })
+	r.a.policies.met(r.p.server)
+	for _, room := range policed {
+		r.a.inbox.met(r.p.server, func(id eventgraph.RoomID) bool { return id == room })
+	}
+	r.a.waitFor("the events that waited", unsigned...)
+}
+
+// Questions to one policy server are put one after the other, those to several leave workers for other things; who must wait is told.
+func TestPolicyQuestions(t *testing.T) {
+	t.Parallel()
+	var p policies
+	if !p.begin("a", "!1") || p.begin("a", "!2") || !p.full("a", "!3") || p.full("b", "!4") || !p.begin("b", "!4") {
+		t.Error("a question to each of two policy servers")
+	}
+	if policyQuestions != 2 || !p.full("c", "!5") || p.begin("c", "!5") {
+		t.Error("a third policy server is asked")
+	}
+	waiting := p.end("a")
+	slices.Sort(waiting)
+	if want := []eventgraph.RoomID{"!2", "!3", "!5"}; !slices.Equal(waiting, want) || len(p.end("b")) != 0 || p.full("a", "!1") {
+		t.Errorf("%v waited, want %v", waiting, want)
 	}
 }
 
