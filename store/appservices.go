@@ -56,6 +56,19 @@ func (tx *Tx) PutServiceCursor(c *ServiceCursor) error {
 	return tx.put(serviceKey(c.Service), record)
 }
 
+// ServiceCursors lists the IDs of the services that have a cursor.
+func (r *Reader) ServiceCursors() (ids []string, err error) {
+	err = r.scan(key(tableService), nil, false, func(k, _ []byte) (bool, error) {
+		p := parts(k)
+		ids = append(ids, p.str())
+		return true, nil
+	})
+	return ids, err
+}
+
+// DeleteServiceCursor forgets how far the service has been told, and what is in flight to it.
+func (tx *Tx) DeleteServiceCursor(id string) error { return tx.delete(serviceKey(id)) }
+
 // MaxNetworkRooms bounds the rooms that one service publishes, in all its networks.
 const MaxNetworkRooms = 100_000
 

@@ -200,7 +200,7 @@ func (g *group) fill(first *update) *update {
 func (g *group) run(u *update) bool {
 	before := g.last
 	tx := &Tx{
-		Reader: Reader{s: g.s, txn: g.snap.txn, ts: g.snap.ts, pending: g.pending},
+		Reader: Reader{s: g.s, txn: g.snap.txn, ts: g.snap.ts, position: g.last, pending: g.pending},
 		group:  g,
 	}
 	g.members = append(g.members, u)

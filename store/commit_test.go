@@ -133,6 +133,30 @@ func TestTooLarge(t *testing.T) {
 	mustUpdate(t, s, func(tx *Tx) error { return tx.put(tk("x"), make([]byte, maxValue)) })
 }
 
+// A function in Update knows where the log ends, also behind what others of its group have logged.
+func TestPositionInUpdate(t *testing.T) {
+	t.Parallel()
+	s := open(t)
+	var group sync.WaitGroup
+	for range 40 {
+		group.Go(func() {
+			var before Position
+			at, err := s.Update(t.Context(), func(tx *Tx) error {
+				before = tx.Position()
+				_, err := tx.LogRemoteDevices("@a:x")
+				if tx.Position() != before {
+					t.Errorf("position %d, was %d", tx.Position(), before)
+				}
+				return err
+			})
+			if err != nil || at != before+1 {
+				t.Errorf("logged at %d after %d, %v", at, before, err)
+			}
+		})
+	}
+	group.Wait()
+}
+
 func TestUpdateGivesUpWithItsContext(t *testing.T) {
 	t.Parallel()
 	s := open(t)

@@ -165,12 +165,12 @@ type Reader struct {
 	ts      uint64   // the commit whose state txn shows
 	pending *overlay // inside Update: what is written but not committed yet; else nil
 
-	position Position // newest in the snapshot; 0 inside Update
+	position Position // newest in the snapshot; inside Update, of what was logged before it
 
 	unrelated gap // in tableRelation; not inside Update
 }
 
-// Position is that of the newest change in the snapshot; not for use inside Update.
+// Position is that of the newest change in the snapshot; inside Update, of the newest before what the function logs.
 func (r *Reader) Position() Position { return r.position }
 
 // Tx reads and writes inside Update. It must not be kept after the function returns.

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -57,8 +58,12 @@ type Sender struct {
 	Config
 }
 
-// NewSender makes the sender. A service that was never here, or wanted no traffic, is told of what happens from now on.
+// NewSender makes the sender. A service that was never here, or wanted no traffic, is told of what happens from now on; and so is one that was not
+// among the services at the last start: a bridge that is set up again after months is not to tell its network the old messages as if they were new.
 func NewSender(ctx context.Context, c Config) (*Sender, error) {
+	if err := forgetRemoved(ctx, c); err != nil && !errors.Is(err, store.ErrDiskFull) {
+		return nil, fmt.Errorf("application services that were removed: %w", err)
+	}
 	for _, svc := range c.Services.All() {
 		_, err := c.Store.Update(ctx, func(tx *store.Tx) error {
 			_, err := tx.ServiceCursor(svc.ID)
@@ -72,6 +77,30 @@ func NewSender(ctx context.Context, c Config) (*Sender, error) {
 		}
 	}
 	return &Sender{c}, nil
+}
+
+// forgetRemoved drops the cursors of services that are not registered any more, with what was in flight.
+func forgetRemoved(ctx context.Context, c Config) error {
+	var removed []string
+	err := c.Store.View(func(r *store.Reader) (err error) {
+		removed, err = r.ServiceCursors()
+		return err
+	})
+	removed = slices.DeleteFunc(removed, func(id string) bool {
+		return slices.ContainsFunc(c.Services.All(), func(s *Service) bool { return s.ID == id })
+	})
+	if err != nil || len(removed) == 0 {
+		return err
+	}
+	_, err = c.Store.Update(ctx, func(tx *store.Tx) error {
+		for _, id := range removed {
+			if err := tx.DeleteServiceCursor(id); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return err
 }
 
 // Run sends until ctx ends, and returns when all its goroutines have ended.

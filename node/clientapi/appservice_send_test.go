@@ -146,6 +146,37 @@ func bodies(events []map[string]any) (all []string) {
 	return all
 }
 
+// A service that a start left out is told, when it is there again, of what happens from then on: not of what it missed, nor of what was in flight.
+func TestServiceThatComesBack(t *testing.T) {
+	t.Parallel()
+	r, bot := newReceiver(t, "")
+	alice := r.newClient("alice")
+	room := alice.room()
+	bot.join(room)
+	stop := r.run(t)
+	alice.message(room, text("refused"))
+	x := r.next(t)
+	if events, _ := x.body(t); len(events) != 1 || !slices.Equal(bodies(events), []string{"refused"}) {
+		t.Errorf("a new service is told of %s", x.raw)
+	}
+	x.answer <- 500
+	stop()
+	services := r.Services
+	r.Services = nil
+	if _, err := appservice.NewSender(t.Context(), appservice.Config{Store: r.Store, Ephemeral: r.Ephemeral, Local: r.API}); err != nil {
+		t.Fatal(err)
+	}
+	alice.message(room, text("while it is not registered"))
+	r.Services = services
+	r.run(t)
+	alice.message(room, text("back"))
+	x = r.next(t)
+	if events, _ := x.body(t); len(events) != 1 || !slices.Equal(bodies(events), []string{"back"}) {
+		t.Errorf("told of %s", x.raw)
+	}
+	x.answer <- 200
+}
+
 // What happened is sent once, in order, and a transaction that failed is repeated exactly, also after a restart.
 func TestTransactionsAreRepeatedExactly(t *testing.T) {
 	t.Parallel()
