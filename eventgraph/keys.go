@@ -76,7 +76,17 @@ func dropMembers(members []canonicaljson.Member, keys ...string) []canonicaljson
 
 // SignJSON returns the canonical form of the object with a signature added (appendices, Signing JSON).
 func SignJSON(object []byte, k SigningKey) ([]byte, error) {
-	members, err := splitSigned(object)
+	return signJSON(object, k, canonicaljson.Strict)
+}
+
+// SignLenient is SignJSON of an object that may hold events of room versions 3 to 5: their numbers may be any, and are kept as they
+// are written ("servers should be capable of handling" them, appendices, Canonical JSON).
+func SignLenient(object []byte, k SigningKey) ([]byte, error) {
+	return signJSON(object, k, canonicaljson.Lenient)
+}
+
+func signJSON(object []byte, k SigningKey, rules canonicaljson.Rules) ([]byte, error) {
+	members, err := splitSigned(object, rules)
 	if err != nil {
 		return nil, err
 	}
@@ -95,7 +105,16 @@ func SignJSON(object []byte, k SigningKey) ([]byte, error) {
 
 // VerifyJSON checks the signature of server under id on the object.
 func VerifyJSON(object []byte, server ServerName, id KeyID, key ed25519.PublicKey) error {
-	members, err := splitSigned(object)
+	return verifyJSON(object, server, id, key, canonicaljson.Strict)
+}
+
+// VerifyLenient is VerifyJSON of what SignLenient has signed.
+func VerifyLenient(object []byte, server ServerName, id KeyID, key ed25519.PublicKey) error {
+	return verifyJSON(object, server, id, key, canonicaljson.Lenient)
+}
+
+func verifyJSON(object []byte, server ServerName, id KeyID, key ed25519.PublicKey, rules canonicaljson.Rules) error {
+	members, err := splitSigned(object, rules)
 	if err != nil {
 		return fmt.Errorf("%w: %v", ErrSignature, err)
 	}
@@ -117,8 +136,8 @@ func verifyMembers(members []canonicaljson.Member, server ServerName, id KeyID, 
 	return verify(key, canonicaljson.Join(dropMembers(members, "signatures", "unsigned")), encoded)
 }
 
-func splitSigned(object []byte) ([]canonicaljson.Member, error) {
-	canonical, err := canonicaljson.Canonicalize(object, canonicaljson.Strict)
+func splitSigned(object []byte, rules canonicaljson.Rules) ([]canonicaljson.Member, error) {
+	canonical, err := canonicaljson.Canonicalize(object, rules)
 	if err != nil {
 		return nil, err
 	}

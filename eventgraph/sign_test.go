@@ -91,6 +91,37 @@ func TestVerifySignatures(t *testing.T) {
 	}
 }
 
+// TestSignLenient: numbers without canonical form are signed as they are written; what has a canonical form is signed as by SignJSON.
+func TestSignLenient(t *testing.T) {
+	t.Parallel()
+	a := testKey(1)
+	plain := []byte(`{"x":1, "a":{"y":-2}}`)
+	if lenient, strict := must(SignLenient(plain, a)), must(SignJSON(plain, a)); string(lenient) != string(strict) {
+		t.Errorf("%s and %s", lenient, strict)
+	}
+	signed := must(SignLenient([]byte(`{"x":1.50,"n":12345678901234567890,"e":[1e3,-0]}`), a))
+	if !strings.HasPrefix(string(signed), `{"e":[1e3,-0],"n":12345678901234567890,"signatures":`) || !strings.HasSuffix(string(signed), `,"x":1.50}`) {
+		t.Errorf("not as it was written: %s", signed)
+	}
+	if err := VerifyLenient(signed, a.Server, a.ID, public(a)); err != nil {
+		t.Error(err)
+	}
+	if err := VerifyJSON(signed, a.Server, a.ID, public(a)); !errors.Is(err, ErrSignature) {
+		t.Errorf("by the strict rules: %v", err)
+	}
+	for _, other := range []string{"1.5", "15e-1", "1.51"} {
+		changed := strings.Replace(string(signed), "1.50", other, 1)
+		if err := VerifyLenient([]byte(changed), a.Server, a.ID, public(a)); !errors.Is(err, ErrSignature) {
+			t.Errorf("written as %s: %v", other, err)
+		}
+	}
+	for _, bad := range []string{"", "[]", `{"x":1,"x":2}`, `{"x":01}`, `{"x":"\ud800"}`} {
+		if _, err := SignLenient([]byte(bad), a); err == nil {
+			t.Errorf("signed %s", bad)
+		}
+	}
+}
+
 func TestSignJSON(t *testing.T) {
 	t.Parallel()
 	a, b := testKey(1), testKey(2)

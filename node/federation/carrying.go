@@ -324,12 +324,12 @@ func (f *Federation) toHandOn(by, server eventgraph.ServerName, after uint64) (b
 func carried(o *store.Outbound) bool {
 	var m directMessage
 	return o.Kind == "m.direct_to_device" && len(o.Body) < maxCarriedMessage-requestFrame && json.Unmarshal(o.Body, &m) == nil &&
-		m.Type == "m.room.encrypted" && signable(o.Body)
+		m.Type == "m.room.encrypted" && signable(o.Body, canonicaljson.Strict)
 }
 
-// signable says whether the content has a canonical form: clients may send numbers that have none.
-func signable(content []byte) bool {
-	_, err := canonicaljson.Canonicalize(content, canonicaljson.Strict)
+// signable says whether the content has a canonical form by the rules: clients, and events of room versions 3 to 5, may have numbers that have none.
+func signable(content []byte, rules canonicaljson.Rules) bool {
+	_, err := canonicaljson.Canonicalize(content, rules)
 	return err == nil
 }
 

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/eventgraph/canonicaljson"
 	"github.com/plexus-p2p/plexus/store"
 )
 
@@ -75,7 +76,7 @@ func (f *Federation) composeQueue(server eventgraph.ServerName, after uint64, ca
 			if len(t.EDUs) >= maxEDUs || t.size >= most {
 				return false, nil
 			}
-			if !signable(o.Body) {
+			if !signable(o.Body, canonicaljson.Strict) {
 				f.Log.Warn("a queued message is dropped: it has no canonical form, so it can never be sent", "server", server, "type", o.Kind)
 				queue = append(queue, o.Seq)
 				return true, nil

@@ -209,7 +209,7 @@ func (f *Federation) authorize(server eventgraph.ServerName, method, target stri
 	if err != nil {
 		return "", err
 	}
-	signed, err := eventgraph.SignJSON(object, f.Key)
+	signed, err := eventgraph.SignLenient(object, f.Key)
 	if err != nil {
 		return "", fmt.Errorf("sign request: %w", err)
 	}

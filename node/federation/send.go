@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/eventgraph/canonicaljson"
 	"github.com/plexus-p2p/plexus/store"
 )
 
@@ -558,7 +559,7 @@ func (f *Federation) sendAll(ctx context.Context, c *courier) error {
 		if more, failed = f.deliverQueued(ctx, c.server); more && failed == nil {
 			signal(c.poked)
 		}
-		if d.InFlight != nil && !signable(d.InFlight.Body) {
+		if d.InFlight != nil && !signable(d.InFlight.Body, canonicaljson.Lenient) {
 			d.InFlight = nil // it was never sent, for it cannot be signed: composeQueue leaves out what is to blame
 		}
 		for {
@@ -570,7 +571,13 @@ func (f *Federation) sendAll(ctx context.Context, c *courier) error {
 			if d.InFlight == nil {
 				break
 			}
-			if err := f.putTransaction(ctx, c.server, d.InFlight.ID, d.InFlight.Body); err != nil {
+			switch err := f.putTransaction(ctx, c.server, d.InFlight.ID, d.InFlight.Body); {
+			case errors.Is(err, errNumbersRefused):
+				if err := f.setAside(ctx, c); err != nil {
+					return err
+				}
+				continue
+			case err != nil:
 				return err
 			}
 			c.acked, d.Sent, d.InFlight = d.InFlight, d.InFlight.UpTo, nil
@@ -613,8 +620,38 @@ func (f *Federation) deliverQueued(ctx context.Context, server eventgraph.Server
 	return more, failed
 }
 
+// errNumbersRefused: a server that takes only JSON of canonical form has refused a transaction for the events of room versions 3 to 5 in it.
+var errNumbersRefused = errors.New("the transaction holds numbers that have no canonical form")
+
+// setAside makes another transaction of the one in flight, without the events for whose numbers the server has refused it: by its reading
+// the signature of the request does not fit, or the body is no JSON. They can still be asked for, as what is built on them names them.
+func (f *Federation) setAside(ctx context.Context, c *courier) error {
+	next := *c.record.InFlight
+	var t transaction
+	if err := json.Unmarshal(next.Body, &t); err != nil {
+		return fmt.Errorf("stored transaction: %w", err)
+	}
+	all := len(t.PDUs) + len(t.EDUs)
+	t.PDUs = slices.DeleteFunc(t.PDUs, func(pdu json.RawMessage) bool { return !signable(pdu, canonicaljson.Strict) })
+	t.EDUs = slices.DeleteFunc(t.EDUs, func(e edu) bool { return !signable(e.Content, canonicaljson.Strict) })
+	f.Log.Warn("events whose numbers have no canonical form are not sent to a server that refuses them: it can ask for them",
+		"server", c.server, "txn", next.ID, "events", all-len(t.PDUs)-len(t.EDUs))
+	body, err := marshal(t)
+	if err != nil {
+		return err
+	}
+	next.ID, next.Body = next.ID+"-canonical", body
+	before := c.record.InFlight
+	c.record.InFlight = &next
+	if err := f.saveDestination(ctx, c, nil); err != nil {
+		c.record.InFlight = before
+		return err
+	}
+	return nil
+}
+
 // putTransaction sends a transaction. A server that calls it malformed or too large will never take it, and what waits behind it
-// would wait for ever: it counts as delivered, and meetings bring the events.
+// would wait for ever: it counts as delivered, and meetings bring the events. Before that it is errNumbersRefused, if that may be why.
 func (f *Federation) putTransaction(ctx context.Context, server eventgraph.ServerName, id string, body []byte) error {
 	var answer sendAnswer
 	pace, began := f.paceTo(server), f.Now()
@@ -622,6 +659,12 @@ func (f *Federation) putTransaction(ctx context.Context, server eventgraph.Serve
 	var remote *remoteError
 	if err == nil || !errors.As(err, &remote) && ctx.Err() == nil {
 		pace.went(len(body)+requestFrame, f.Now().Sub(began), err != nil)
+	}
+	if errors.As(err, &remote) && !signable(body, canonicaljson.Strict) {
+		switch remote.Status {
+		case http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden:
+			return errNumbersRefused
+		}
 	}
 	if errors.As(err, &remote) && (remote.Status == http.StatusBadRequest || remote.Status == http.StatusRequestEntityTooLarge) {
 		f.Log.Warn("a server refused a transaction for good", "server", server, "txn", id, "err", err)

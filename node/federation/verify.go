@@ -182,7 +182,7 @@ func (f *Federation) verify(c *claim, r *http.Request, body json.RawMessage) err
 	if err != nil {
 		return deny("%v", err)
 	}
-	if err := eventgraph.VerifyJSON(signed, c.origin, c.key, c.public); err != nil {
+	if err := eventgraph.VerifyLenient(signed, c.origin, c.key, c.public); err != nil {
 		return deny("signature of the request: %v", err)
 	}
 	return nil
