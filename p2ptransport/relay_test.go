@@ -71,7 +71,7 @@ func serveFile(w http.ResponseWriter, r *http.Request) {
 // fetch gets a path from a peer.
 func fetch(t *testing.T, h *Host, p PeerID, path string) ([]byte, error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute) // 50 MB on a machine that does much else
 	defer cancel()
 	req, err := http.NewRequest(http.MethodGet, "http://x"+path, nil)
 	if err != nil {

@@ -27,7 +27,11 @@ func TestAttackEndlessPast(t *testing.T) {
 	}
 	b.waitFor("base", base.ID())
 
-	const maxParents, endless, given = 20, 3, 1500
+	const maxParents, endless = 20, 3
+	given := 1500
+	if testing.Short() {
+		given = 2 * missingLimit
+	}
 	onNothing := a.eventsOnNothing(room, alice, base.AuthEvents(), maxParents)
 	var asked, single atomic.Int32
 	first := onNothing()

@@ -241,6 +241,9 @@ func TestRefusedParent(t *testing.T) {
 
 // TestInboxFull: a transaction whose events would have to wait is to be sent again later.
 func TestInboxFull(t *testing.T) {
+	if testing.Short() {
+		t.Skip("large: plays without the race detector, in scripts/test")
+	}
 	t.Parallel()
 	_, a, b, room := giverAndTaker(t)
 	b.stop()

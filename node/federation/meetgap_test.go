@@ -125,6 +125,9 @@ func givingHosts(t *testing.T, n *memnet.Network, names ...string) (all []*memHo
 // TestCutAtEachChunk: meetings that are cut in each chunk but the first bring a gap of some thousand events chunk by chunk, and nothing comes twice but
 // the chunk that was cut.
 func TestCutAtEachChunk(t *testing.T) {
+	if testing.Short() {
+		t.Skip("large: plays without the race detector, in scripts/test")
+	}
 	t.Parallel()
 	a, b, room := givingOnly(t)
 	if _, err := b.meetOnce(a, nil); err != nil {
@@ -174,6 +177,9 @@ func TestCutAtEachChunk(t *testing.T) {
 
 // TestSeveralHolders: a gap whose origin is away comes from all that hold it at once, no event twice.
 func TestSeveralHolders(t *testing.T) {
+	if testing.Short() {
+		t.Skip("large: plays without the race detector, in scripts/test")
+	}
 	t.Parallel()
 	n := memnet.New()
 	all := givingHosts(t, n, "a", "b", "c", "d", "e")
