@@ -69,7 +69,7 @@ type ClientTxn struct {
 //	format byte, verdict byte, flags byte,
 //	room version string, order varint, position uvarint, received varint, height uvarint,
 //	[state before hash], [state after hash], [room state hash], [redacted by string], [relation: rel_type, parent strings],
-//	[user, device, txn ID strings],
+//	[user (empty: the sender), device, txn ID strings],
 //	the event as JSON to the end
 //
 // where the parts in brackets are there if their flag is set.
@@ -141,7 +141,11 @@ func (e *StoredEvent) encode() []byte {
 		b = appendString(appendString(b, e.Related.Type), string(e.Related.Parent))
 	}
 	if set(e.SentBy != nil, flagSentBy) {
-		b = appendString(b, string(e.SentBy.User))
+		user := e.SentBy.User
+		if user == e.Sender() {
+			user = "" // else half of what stands before the event
+		}
+		b = appendString(b, string(user))
 		b = appendString(b, string(e.SentBy.Device))
 		b = appendString(b, e.SentBy.TxnID)
 	}
@@ -207,6 +211,9 @@ func decodeEvent(id eventgraph.EventID, record []byte) (*StoredEvent, error) {
 	}
 	if rest.mismatch {
 		e.mismatched = e.Event
+	}
+	if e.SentBy != nil && e.SentBy.User == "" {
+		e.SentBy.User = e.Sender()
 	}
 	return e, nil
 }

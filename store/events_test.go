@@ -72,6 +72,7 @@ func TestEventRecord(t *testing.T) {
 		{Event: e, Verdict: Accepted, StateBefore: h(1), StateAfter: h(1), RoomState: h(3), Order: 1, RedactedBy: "$x"},
 		{Event: e, Verdict: SoftFailed, Order: 2, RedactedBy: "$x", Purged: true, Related: Relation{"$parent", threadRelation}},
 		{Event: e, Verdict: SoftFailed, StateAfter: h(2), RoomState: h(2), SentBy: &ClientTxn{User: "@u:s", Device: "DEV", TxnID: "m1"}},
+		{Event: e, Verdict: Accepted, SentBy: &ClientTxn{User: e.Sender(), Device: "DEV", TxnID: "m1"}},
 		{Event: e, Verdict: Accepted, StateBefore: h(1), StateAfter: h(1)},
 	} {
 		got, err := decodeEvent(want.ID(), want.encode())
