@@ -207,6 +207,10 @@ func (f *Federation) takePage(ctx context.Context, server eventgraph.ServerName,
 	if err != nil {
 		return 0, err
 	}
+	page, declined, err := f.signPast(ctx, room.ID, page)
+	if err != nil {
+		return 0, err
+	}
 	edges, err := f.edges(page)
 	if err != nil {
 		return 0, err
@@ -217,7 +221,7 @@ func (f *Federation) takePage(ctx context.Context, server eventgraph.ServerName,
 	}
 	taken := 0
 	for _, run := range runs[:min(len(runs), maxEdges)] {
-		n, err := f.takeRun(ctx, server, room, run)
+		n, err := f.takeRun(ctx, server, room, run, declined)
 		taken += n
 		if err != nil {
 			return taken, err
@@ -304,11 +308,11 @@ func chains(page []*eventgraph.Event) [][]*eventgraph.Event {
 }
 
 // takeRun puts events, parents first, through Accept: the first on its parents if they are here, else on the state that the server claims
-// before it.
-func (f *Federation) takeRun(ctx context.Context, server eventgraph.ServerName, room *store.Room, run []*eventgraph.Event) (int, error) {
+// before it. declined is what the room's policy server has declined to sign.
+func (f *Federation) takeRun(ctx context.Context, server eventgraph.ServerName, room *store.Room, run []*eventgraph.Event, declined map[eventgraph.EventID]bool) (int, error) {
 	taken := 0
 	for tries := 0; len(run) > 0 && tries < maxEdges; tries++ {
-		basis := rooms.Basis{Kind: rooms.Parents, Backfill: true, Origin: server}
+		basis := rooms.Basis{Kind: rooms.Parents, Backfill: true, Origin: server, Declined: declined}
 		rests, err := f.restsOn(run[0], nil)
 		if err != nil {
 			return taken, err

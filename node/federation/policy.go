@@ -11,6 +11,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/plexus-p2p/plexus/eventgraph"
 	"github.com/plexus-p2p/plexus/node/rooms"
 )
@@ -36,6 +38,9 @@ const (
 	// policyQuestions is how many policy servers are asked about what others sent at one time, each one question, so that those that are slow leave workers
 	// of the inbox to others.
 	policyQuestions = inboxWorkers / 2
+	// pastPatience is how long the policy server is asked about a page of history, and pastAtOnce about how much of it at one time.
+	pastPatience = 5 * time.Second
+	pastAtOnce   = 4
 	// maxResting bounds the policy servers of which is remembered that they do not answer.
 	maxResting = 256
 	// costPolicy is what it costs the giver of an unsigned event that we ask about it: five a second.
@@ -252,6 +257,54 @@ func (f *Federation) takeUnsigned(ctx context.Context, need *rooms.PolicyNeeded,
 	result, err := f.Rooms.Accept(ctx, e, b)
 	f.logOutcome(e, b.Origin, rooms.Outcome{Result: result, Err: err})
 	return err
+}
+
+// signPast asks the policy server about a page of history that it has not signed, the newest first: events are measured by the room's policy server of
+// now, also those from before it was named (CS API, Policy Servers, Server behaviour; MSC4284). It returns the page with the signatures, and what was
+// declined. History does not wait: what it could not be asked about, or not within pastPatience, is taken in as it is.
+func (f *Federation) signPast(ctx context.Context, room eventgraph.RoomID, page []*eventgraph.Event) (signed []*eventgraph.Event, declined map[eventgraph.EventID]bool, err error) {
+	lack, err := f.Rooms.Unsigned(ctx, room, page)
+	if err != nil || len(lack) == 0 {
+		return page, nil, err
+	}
+	var mu sync.Mutex
+	answers := map[eventgraph.EventID]*eventgraph.Event{}
+	declined = map[eventgraph.EventID]bool{}
+	until := time.Now().Add(pastPatience)
+	var group errgroup.Group
+	group.SetLimit(pastAtOnce)
+	for _, need := range slices.Backward(lack) {
+		if ctx.Err() != nil || time.Now().After(until) {
+			break
+		}
+		group.Go(func() error {
+			e, err := f.signedFor(ctx, &need)
+			var p *PolicyError
+			mu.Lock()
+			defer mu.Unlock()
+			switch {
+			case err == nil:
+				answers[e.ID()] = e
+			case errors.As(err, &p) && p.final():
+				declined[need.Event.ID()] = true
+			}
+			return nil
+		})
+	}
+	group.Wait()
+	if err := ctx.Err(); err != nil {
+		return nil, nil, err
+	}
+	if n := len(lack) - len(answers) - len(declined); n > 0 {
+		f.Log.Info("history that the room's policy server could not be asked about", "room", room, "events", n)
+	}
+	signed = slices.Clone(page)
+	for i, e := range signed {
+		if better := answers[e.ID()]; better != nil {
+			signed[i] = better
+		}
+	}
+	return signed, declined, nil
 }
 
 // policies remembers which policy servers are not to be asked about what others sent, and until when, and which are being asked.

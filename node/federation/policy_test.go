@@ -28,7 +28,8 @@ const (
 	isNone   // does not know the endpoint
 	isBroken // 502
 	signsWrongly
-	isSlow // never answers
+	isSlow   // never answers
+	isChoosy // refuses what is to be bought
 )
 
 // policed is a room of alice on a; p is its policy server, and u, which does nothing by itself, has not heard of that.
@@ -99,6 +100,10 @@ func newPoliced(t *testing.T, version eventgraph.RoomVersion) *policed {
 		e, err := eventgraph.ParseEvent(version, body)
 		if err != nil {
 			fail(400, `{"errcode":"M_BAD_JSON","error":"no event"}`)
+			return true
+		}
+		if r.mode.Load() == isChoosy && strings.Contains(string(body), "buy") {
+			fail(400, `{"errcode":"M_FORBIDDEN","error":"this looks like spam"}`)
 			return true
 		}
 		private := key
@@ -413,6 +418,57 @@ func TestPolicyQuestions(t *testing.T) {
 	slices.Sort(waiting)
 	if want := []eventgraph.RoomID{"!2", "!3", "!5"}; !slices.Equal(waiting, want) || len(p.end("b")) != 0 || p.full("a", "!1") {
 		t.Errorf("%v waited, want %v", waiting, want)
+	}
+}
+
+// History that is fetched is measured by the policy server of now, too, though it be older; it does not wait for one that is away.
+func TestPolicyServerAndHistory(t *testing.T) {
+	t.Parallel()
+	r := newPoliced(t, "12")
+	policy := fmt.Sprintf(`{"via":%q,"public_keys":{"ed25519":%q}}`, r.p.server, unpadded(r.by.Key))
+	r.a.setState(r.room, r.a.user("alice"), eventgraph.PolicyType, "", `{}`)
+	spam, err := r.send(t.Context(), "buy this")
+	if err != nil {
+		t.Fatal(err)
+	}
+	fine, err := r.send(t.Context(), "hello")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.a.setState(r.room, r.a.user("alice"), eventgraph.PolicyType, "", policy)
+	r.mode.Store(isChoosy)
+	hosts := []*memHost{newMemHost(t, r.n, "joiner"), newMemHost(t, r.n, "later")}
+	cut(r.n, hosts[0], hosts[1]) // who has the signatures of the first
+	for i, h := range hosts {
+		h.start()
+		h.meet(r.a.host)
+		h.meet(r.p.host)
+		h.join(r.room, h.user("jane"), r.a.host)
+		spamVerdict := store.SoftFailed
+		if i == 1 {
+			r.mode.Store(isBroken)
+			spamVerdict = store.Accepted
+		}
+		was := h.Store.Position()
+		if n, err := h.Backfill(t.Context(), r.room, 100); n == 0 || err != nil {
+			t.Fatalf("backfill: %d, %v", n, err)
+		}
+		if e := h.event(spam); e.Verdict != spamVerdict || e.Order >= 0 {
+			t.Errorf("what the policy server declines has verdict %d, order %d", e.Verdict, e.Order)
+		}
+		if e := h.event(fine); e.Verdict != store.Accepted || r.signed(h, fine) != (i == 0) {
+			t.Errorf("what it does not mind has verdict %d, signed %v", e.Verdict, r.signed(h, fine))
+		}
+		if err := h.Store.View(func(read *store.Reader) error {
+			return read.Changes(was, h.Store.Position(), func(_ store.Position, c store.Change) (bool, error) {
+				if c.Event == spam {
+					t.Errorf("history is news: %+v", c)
+				}
+				return true, nil
+			})
+		}); err != nil {
+			t.Error(err)
+		}
 	}
 }
 

@@ -25,12 +25,13 @@ const (
 // Basis is whence an event came and what it rests on.
 type Basis struct {
 	Kind     BasisKind
-	State    []eventgraph.EventID  // Claimed: all held, at least as outliers
-	Backfill bool                  // before the timeline: moves backward extremities, makes no ChangeEvent
-	Origin   eventgraph.ServerName // who gave it to us, "" if we ourselves; the room's server ACL must allow it
-	Announce bool                  // taken in by send_join, send_leave or send_knock: it is on us to tell the room's servers (store.KeyHandshake)
-	Unsigned bool                  // the room's policy server was asked to sign the event, and did not: without its signature it is soft-failed
-	New      *NewRoom              // Nothing: if the room is not here, it is being joined, and this is known of it
+	State    []eventgraph.EventID        // Claimed: all held, at least as outliers
+	Backfill bool                        // before the timeline: moves backward extremities, makes no ChangeEvent
+	Origin   eventgraph.ServerName       // who gave it to us, "" if we ourselves; the room's server ACL must allow it
+	Announce bool                        // taken in by send_join, send_leave or send_knock: it is on us to tell the room's servers (store.KeyHandshake)
+	Unsigned bool                        // the room's policy server was asked to sign the event, and did not: without its signature it is soft-failed
+	Declined map[eventgraph.EventID]bool // Backfill: what the room's policy server was asked to sign, and has declined: it is soft-failed
+	New      *NewRoom                    // Nothing: if the room is not here, it is being joined, and this is known of it
 }
 
 // Result of Accept. Already: the event was held with this verdict before (an outlier that gets its place is not Already).
@@ -269,8 +270,11 @@ func placed(s *store.StoredEvent) bool {
 func (run *run) judge(in incoming, held *store.StoredEvent) (judgement, error) {
 	keep := run.keepNodes(in.basis.Kind == Claimed)
 	j, err := run.authorise(in, held)
+	if err == nil && j.verdict == store.Accepted && in.basis.Backfill && in.basis.Declined[in.event.ID()] {
+		j.verdict, j.reason = store.SoftFailed, "the room's policy server has declined it"
+	}
 	// Steps 6 and 7 are by the current state. History before the timeline and the join by which we come are not measured by it, nor what the
-	// timeline rests on already.
+	// timeline rests on already; but for what of the history the policy server has declined.
 	if err != nil || j.verdict != store.Accepted || in.basis.Backfill || in.past || in.join || in.event.Type() == "m.room.create" {
 		return j, err
 	}
@@ -465,9 +469,10 @@ func (run *run) take(in incoming, held *store.StoredEvent, j judgement) error {
 	}
 	run.dirty = true
 	switch {
+	case behind: // no news
 	case j.verdict == store.SoftFailed:
 		w.change = store.ChangeSoftFailed
-	case !behind:
+	default:
 		w.change = store.ChangeEvent
 		if in.basis.Announce {
 			w.key = store.KeyHandshake

@@ -90,6 +90,26 @@ func (run *run) bySignature(e, better *eventgraph.Event, root eventgraph.Hash) (
 	return e, &MissingError{Policy: &PolicyNeeded{Event: e, By: p}}
 }
 
+// Unsigned lists those of the events, which need not be held, that the policy server that the room uses now must sign and has not.
+func (r *Rooms) Unsigned(ctx context.Context, room eventgraph.RoomID, events []*eventgraph.Event) (lack []PolicyNeeded, err error) {
+	err = r.inTurn(ctx, room, func(run *run) error {
+		if !run.live.exists {
+			return nil
+		}
+		p, used, err := run.policyServer(run.live.State)
+		if !used || err != nil {
+			return err
+		}
+		for _, e := range events {
+			if e.Type() != "m.room.create" && e.NeedsPolicySignature() && e.VerifyPolicySignature(p) != nil {
+				lack = append(lack, PolicyNeeded{Event: e, By: p})
+			}
+		}
+		return nil
+	})
+	return lack, err
+}
+
 // SendSigned is Send of an event that Send (or Build) made and the room's policy server has signed since. Others may have written meanwhile:
 // it is judged by the room as it is now, and *MissingError says that the room names another policy server, or another key.
 func (r *Rooms) SendSigned(ctx context.Context, d Draft, e *eventgraph.Event) (eventgraph.EventID, error) {
