@@ -45,7 +45,7 @@ func (n *Node) RoomList() ([]RoomInfo, error) {
 	err := n.store.View(func(r *store.Reader) error {
 		return r.Rooms(func(room *store.Room) (bool, error) {
 			info := RoomInfo{Room: room.ID, Version: room.Version, Extremities: len(room.Forward), Purged: room.Purged}
-			info.Events = room.NextOrder - room.PrevOrder - 2 - room.Purged
+			info.Events = room.NextOrder - room.PrevOrder - 2 - room.Skipped - room.Purged
 			summary, err := n.rooms.Summary(room.ID)
 			if err != nil {
 				return false, err

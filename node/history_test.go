@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -50,5 +51,99 @@ func TestHistoryByTime(t *testing.T) {
 	_, page = bob.do("GET", in+"/messages?dir=f&limit=100&from="+around.Start, nil)
 	if strings.Contains(string(page), string(first)) || !strings.Contains(string(page), string(second)) || !strings.Contains(string(page), "later 29") {
 		t.Errorf("after the start of the context: %s", page)
+	}
+}
+
+// TestHistoryAfterReturn: who left a room, comes back after others have spoken, and pages back, sees what was said meanwhile between what is held from
+// before and the return; from the timeline of a first sync, which ends at the return, too.
+func TestHistoryAfterReturn(t *testing.T) {
+	a, _ := runNode(t)
+	b, _ := runNode(t, a.P2PAddrs()[0])
+	alice, bob := register(t, a, "alice"), register(t, b, "bob")
+	room := alice.create(map[string]any{"preset": "public_chat"})
+	in := "/rooms/" + url.PathEscape(string(room))
+	var want []string
+	say := func(who *localUser, what string, n int) {
+		for i := range n {
+			body := fmt.Sprint(what, " ", i)
+			who.say(room, body)
+			want = append(want, body)
+		}
+	}
+	join := func() {
+		within(t, 20*time.Second, "bob's join", func() bool {
+			status, _ := bob.do("POST", "/join/"+url.PathEscape(string(room))+"?via="+string(a.ServerName()), struct{}{})
+			return status == http.StatusOK
+		})
+	}
+	// page reads backwards from a token, at most n pages.
+	page := func(from string, n int) (bodies []string, end string) {
+		end = from
+		for range n {
+			var page struct {
+				Chunk []struct {
+					Content struct{ Body string }
+				}
+				End string
+			}
+			bob.must("GET", in+"/messages?dir=b&limit=10&from="+url.QueryEscape(end), nil, &page)
+			for _, e := range page.Chunk {
+				if e.Content.Body != "" {
+					bodies = append(bodies, e.Content.Body)
+				}
+			}
+			if end = page.End; end == "" {
+				break
+			}
+		}
+		return bodies, end
+	}
+
+	say(alice, "before bob", 5)
+	join()
+	say(bob, "bob", 5)
+	bob.must("POST", in+"/leave", struct{}{}, nil)
+	within(t, 20*time.Second, "bob's leave", func() bool {
+		_, body := alice.do("GET", in+"/joined_members", nil)
+		return !strings.Contains(string(body), string(bob.id))
+	})
+	say(alice, "meanwhile", 45)
+	join()
+	say(bob, "back", 2)
+	slices.Reverse(want)
+
+	var sync struct {
+		Rooms struct {
+			Join map[eventgraph.RoomID]struct {
+				Timeline struct {
+					Events []struct {
+						Type    string
+						Content struct{ Body string }
+					}
+					Limited bool
+					Prev    string `json:"prev_batch"`
+				}
+			}
+		}
+	}
+	bob.must("GET", "/sync", nil, &sync)
+	timeline := sync.Rooms.Join[room].Timeline
+	var shown []string
+	for _, e := range timeline.Events {
+		if e.Content.Body != "" {
+			shown = append(shown, e.Content.Body)
+		}
+	}
+	if !timeline.Limited || !slices.Equal(shown, []string{"back 0", "back 1"}) {
+		t.Errorf("timeline of a first sync: limited %v, %q", timeline.Limited, shown)
+	}
+	for name, from := range map[string]string{"the newest": "", "the return": timeline.Prev} {
+		got, end := page(from, 20)
+		if from != "" {
+			got = append([]string{"back 1", "back 0"}, got...)
+		}
+		if !slices.Equal(got, want) || end != "" {
+			t.Errorf("paging back from %s: %q, token %q", name, got, end)
+		}
 	}
 }

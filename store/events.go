@@ -35,7 +35,7 @@ type StoredEvent struct {
 	SentBy      *ClientTxn         // sent by a local client: for unsigned.transaction_id
 	ReceivedTS  int64              // ms
 	Height      uint32             // in the auth graph: the length of the longest path of auth_events from it
-	Aside       bool               // accepted, with an Order, but was no extremity of the room, or had to go for others: what it rests on may be some still
+	Aside       bool               // accepted, with an Order, but was no extremity of the room, as the past never was, or had to go for others: what it rests on may be some still
 	Purged      bool               // its content has been removed here: Event is what redaction leaves, for the graph's sake, and is shown to nobody
 	Related     Relation           // what it related to before it was redacted: shown to nobody, but whose message it was had read what is before it
 

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
 )
@@ -20,6 +21,21 @@ type Room struct {
 	PrevOrder int64                // for the next backfilled event, starts at -1
 	Purged    int64                // how many events have been purged
 	PurgedTo  int64                // if any have: the order up to which all have, that could be
+	Breaks    []Break              // where we came back to the room, oldest first
+	Skipped   int64                // how many orders are reserved for what is fetched in a break
+}
+
+// Break is a place in a room's order where history is missing that happened while nobody of this server was in the room. The orders between
+// After and Before are for it.
+type Break struct {
+	After  int64 `json:"after"`  // the newest event's that was held before
+	Next   int64 `json:"next"`   // for the next event that is fetched, downwards
+	Before int64 `json:"before"` // of the join by which we came back
+}
+
+// Between says whether one of the breaks lies between the events of two orders, or begins at the newer one.
+func Between(breaks []Break, older, newer int64) bool {
+	return slices.ContainsFunc(breaks, func(b Break) bool { return older <= b.After && b.After < newer })
 }
 
 // Ends says whether the room's history is to end at an event of that order: what was before it has been purged, or would be.
@@ -36,6 +52,8 @@ type roomRecord struct {
 	PrevOrder int64                  `json:"prev_order"`
 	Purged    int64                  `json:"purged,omitempty"`
 	PurgedTo  int64                  `json:"purged_to,omitempty"`
+	Breaks    []Break                `json:"breaks,omitempty"`
+	Skipped   int64                  `json:"skipped,omitempty"`
 }
 
 func decodeRoom(id eventgraph.RoomID, v []byte) (*Room, error) {
@@ -43,7 +61,7 @@ func decodeRoom(id eventgraph.RoomID, v []byte) (*Room, error) {
 	if err := json.Unmarshal(v, &d); err != nil || len(d.State) != len(eventgraph.Hash{}) {
 		return nil, fmt.Errorf("room %s in the store: bad record: %v", id, err)
 	}
-	return &Room{id, d.Version, d.Create, d.Forward, d.Backward, eventgraph.Hash(d.State), d.NextOrder, d.PrevOrder, d.Purged, d.PurgedTo}, nil
+	return &Room{id, d.Version, d.Create, d.Forward, d.Backward, eventgraph.Hash(d.State), d.NextOrder, d.PrevOrder, d.Purged, d.PurgedTo, d.Breaks, d.Skipped}, nil
 }
 
 // Room reads a room; ErrNotFound.
@@ -71,6 +89,7 @@ func (r *Reader) Rooms(f func(*Room) (bool, error)) error {
 func (tx *Tx) PutRoom(room *Room) error {
 	return tx.putJSON(key(tableRoom).str(string(room.ID)), roomRecord{
 		room.Version, room.Create, room.Forward, room.Backward, room.State[:], room.NextOrder, room.PrevOrder, room.Purged, room.PurgedTo,
+		room.Breaks, room.Skipped,
 	})
 }
 

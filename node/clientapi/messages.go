@@ -6,6 +6,7 @@ import (
 	"errors"
 	"math"
 	"net/http"
+	"slices"
 	"strconv"
 	"time"
 
@@ -31,6 +32,7 @@ type page struct {
 	last   int64 // order of the last event looked at
 	looked int
 	ended  bool // nothing lies behind it here
+	broken bool // it ends at a break
 }
 
 // getMessages is GET /rooms/{roomId}/messages. Where local history ends before the page is full, the room's other servers are asked for
@@ -70,21 +72,34 @@ func (a *API) getMessages(q *request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	answer, more, err := a.messagesPage(q, room, backwards, filter, limit)
-	if err != nil || !more {
+	answer, lack, err := a.messagesPage(q, room, backwards, filter, limit, false)
+	if err != nil || lack == nothing {
 		return answer, err
 	}
 	if n, err := a.remote.Backfill(q.Context(), room, max(limit, backfillLeast)); err != nil || n == 0 {
 		// What is here is shown; the rest comes when somebody who has it is met.
 		a.Log.Debug("no older history from other servers now", "room", room, "error", err)
-		return answer, nil
+	} else if answer, lack, err = a.messagesPage(q, room, backwards, filter, limit, false); err != nil {
+		return nil, err
 	}
-	answer, _, err = a.messagesPage(q, room, backwards, filter, limit)
-	return answer, err
+	if lack == allOfIt {
+		answer, _, err = a.messagesPage(q, room, backwards, filter, limit, true)
+		return answer, err
+	}
+	return answer, nil
 }
 
-// messagesPage makes the answer of what is here; more says that other servers have what would fill it.
-func (a *API) messagesPage(q *request, room eventgraph.RoomID, backwards bool, filter *eventFilter, limit int) (answer map[string]any, more bool, err error) {
+// lack is what of a page other servers have.
+type lack uint8
+
+const (
+	nothing lack = iota
+	someOfIt
+	allOfIt // it begins at a break (store.Break)
+)
+
+// messagesPage makes the answer of what is here. It ends at a break of history that other servers have, or goes on across it.
+func (a *API) messagesPage(q *request, room eventgraph.RoomID, backwards bool, filter *eventFilter, limit int, across bool) (answer map[string]any, lacks lack, err error) {
 	query := q.URL.Query()
 	err = a.Store.View(func(r *store.Reader) error {
 		root, err := a.readableState(r, room, q.user)
@@ -113,12 +128,18 @@ func (a *API) messagesPage(q *request, room eventgraph.RoomID, backwards bool, f
 				return err
 			}
 		}
-		v := a.viewerOf(q)
-		p, err := a.readPage(r, room, v, from, to, backwards, filter, limit)
+		held, err := r.Room(room)
 		if err != nil {
 			return err
 		}
-		held, err := r.Room(room)
+		var breaks []store.Break
+		if backwards && !across {
+			if breaks, err = openBreaks(r, held); err != nil {
+				return err
+			}
+		}
+		v := a.viewerOf(q)
+		p, err := a.readPage(r, room, v, from, to, backwards, filter, limit, breaks)
 		if err != nil {
 			return err
 		}
@@ -126,7 +147,15 @@ func (a *API) messagesPage(q *request, room eventgraph.RoomID, backwards bool, f
 		if err != nil {
 			return err
 		}
-		more = backwards && p.ended && len(p.events) < limit && elsewhere && to == math.MinInt64
+		more := backwards && p.ended && len(p.events) < limit && elsewhere && to == math.MinInt64
+		switch {
+		case p.broken && p.looked == 0:
+			lacks = allOfIt
+		case p.broken || more:
+			lacks = someOfIt
+		default:
+			lacks = nothing
+		}
 		chunk, err := a.clientEvents(r, p.events, v)
 		if err != nil {
 			return err
@@ -140,7 +169,25 @@ func (a *API) messagesPage(q *request, room eventgraph.RoomID, backwards bool, f
 		}
 		return err
 	})
-	return answer, more, err
+	return answer, lacks, err
+}
+
+// openBreaks are the breaks in the room's history of which other servers may have more.
+func openBreaks(r *store.Reader, room *store.Room) (open []store.Break, err error) {
+	if len(room.Breaks) == 0 {
+		return nil, nil
+	}
+	for _, id := range room.Backward {
+		e, err := r.Event(id)
+		if err != nil {
+			return nil, err
+		}
+		i := slices.IndexFunc(room.Breaks, func(b store.Break) bool { return b.After < e.Order && e.Order <= b.Before })
+		if i >= 0 && !room.Ends(e.Order) {
+			open = append(open, room.Breaks[i])
+		}
+	}
+	return open, nil
 }
 
 // moreHistory says whether other servers have history of the room that is not here, and was not purged.
@@ -168,15 +215,21 @@ func pointAfter(p *page, from int64, backwards bool) int64 {
 	return p.last
 }
 
-// readPage reads from a point towards to, at most limit events that pass. What users sent whom the viewer ignores does not, but for
+// readPage reads from a point towards to, at most limit events that pass; backwards not across any of the breaks. What users sent whom the viewer ignores does not, but for
 // state (CS API, Ignoring Users).
-func (a *API) readPage(r *store.Reader, room eventgraph.RoomID, v *viewer, from, to int64, backwards bool, filter *eventFilter, limit int) (*page, error) {
+func (a *API) readPage(r *store.Reader, room eventgraph.RoomID, v *viewer, from, to int64, backwards bool, filter *eventFilter, limit int, breaks []store.Break) (*page, error) {
 	p := &page{ended: true}
+	above := from
 	first := from
 	if !backwards && from != math.MinInt64 {
 		first++ // a token lies just after its event
 	}
 	err := r.Timeline(room, first, backwards, func(e *store.StoredEvent) (bool, error) {
+		if store.Between(breaks, e.Order, above) {
+			p.ended, p.broken = false, true
+			return false, nil
+		}
+		above = e.Order
 		if backwards && e.Order <= to || !backwards && e.Order > to {
 			return false, nil
 		}
@@ -312,11 +365,11 @@ func (a *API) getContext(q *request) (any, error) {
 			return err
 		}
 		v := a.viewerOf(q)
-		before, err := a.readPage(r, room, v, e.Order-1, math.MinInt64, true, filter, limit/2)
+		before, err := a.readPage(r, room, v, e.Order-1, math.MinInt64, true, filter, limit/2, nil)
 		if err != nil {
 			return err
 		}
-		after, err := a.readPage(r, room, v, e.Order, math.MaxInt64, false, filter, limit-limit/2)
+		after, err := a.readPage(r, room, v, e.Order, math.MaxInt64, false, filter, limit-limit/2, nil)
 		if err != nil {
 			return err
 		}

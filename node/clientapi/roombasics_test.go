@@ -9,6 +9,7 @@ import (
 
 	"github.com/plexus-p2p/plexus/eventgraph"
 	"github.com/plexus-p2p/plexus/node/rooms"
+	"github.com/plexus-p2p/plexus/store"
 )
 
 // stateOf is the content of a state event.
@@ -451,4 +452,68 @@ type unreadJSON struct {
 
 func draftOf(room eventgraph.RoomID, eventType, content string) rooms.Draft {
 	return rooms.Draft{Room: room, Type: eventType, Content: json.RawMessage(content)}
+}
+
+// A page ends at a break in the room's history. The next one asks other servers for it, and goes on across it if they are away.
+func TestMessagesAcrossABreak(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, nil)
+	alice := s.newClient("alice")
+	room := alice.room()
+	alice.say(room, "held before")
+	back, last := alice.say(room, "back"), alice.say(room, "last")
+	_, err := s.Store.Update(t.Context(), func(tx *store.Tx) error {
+		record, err := tx.Room(room)
+		if err != nil {
+			return err
+		}
+		const away = 1000
+		for _, id := range []eventgraph.EventID{back, last} {
+			e, err := tx.Event(id)
+			if err != nil {
+				return err
+			}
+			if id == back {
+				record.Breaks = []store.Break{{After: e.Order - 1, Next: e.Order + away - 1, Before: e.Order + away}}
+			}
+			e.Order += away
+			if err := tx.PutEvent(e); err != nil {
+				return err
+			}
+		}
+		record.Backward = []eventgraph.EventID{back}
+		return tx.PutRoom(record)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	remote := &withHistory{unreachable: s.remote, asked: make([]int, 3)} // it has nothing
+	s.SetRemote(remote)
+	page := func(from string) (bodies []string, end string) {
+		var answer struct {
+			Chunk []struct{ Content struct{ Body string } }
+			End   string
+		}
+		got := alice.call(200, "GET", "/v3/rooms/"+string(room)+"/messages?dir=b&limit=50&from="+from, nil)
+		if err := json.Unmarshal([]byte(got.raw), &answer); err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range answer.Chunk {
+			if e.Content.Body != "" {
+				bodies = append(bodies, e.Content.Body)
+			}
+		}
+		return bodies, answer.End
+	}
+	first, end := page("")
+	wantList(t, "first page", first, "last", "back")
+	second, _ := page(end)
+	wantList(t, "second page", second, "held before")
+	if len(remote.asked) < 5 {
+		t.Errorf("asked %v", remote.asked)
+	}
+	timeline := alice.sync("").Rooms.Join[room].Timeline
+	if !timeline.Limited || len(timeline.Events) != 2 || timeline.PrevBatch != end {
+		t.Errorf("a first sync's timeline: %+v, want it to begin at %s", timeline, end)
+	}
 }

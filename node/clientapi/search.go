@@ -305,11 +305,11 @@ func (a *API) around(q *request, r *store.Reader, s *searchQuery, room eventgrap
 		return min(max(*n, 0), mostContext)
 	}
 	everything := &eventFilter{}
-	before, err := a.readPage(r, room, v, e.Order-1, math.MinInt64, true, everything, many(s.Context.Before))
+	before, err := a.readPage(r, room, v, e.Order-1, math.MinInt64, true, everything, many(s.Context.Before), nil)
 	if err != nil {
 		return nil, err
 	}
-	after, err := a.readPage(r, room, v, e.Order, math.MaxInt64, false, everything, many(s.Context.After))
+	after, err := a.readPage(r, room, v, e.Order, math.MaxInt64, false, everything, many(s.Context.After), nil)
 	if err != nil {
 		return nil, err
 	}

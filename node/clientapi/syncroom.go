@@ -122,7 +122,19 @@ func (a *API) timeline(r *store.Reader, s *roomSpan, t *timelineView) (*roomTime
 	var first *store.StoredEvent   // the oldest looked at
 	var stopped *store.StoredEvent // where looking ended
 	scanned := 0
+	held, err := r.Room(s.room)
+	if err != nil {
+		return nil, err
+	}
+	breaks, err := openBreaks(r, held)
+	if err != nil {
+		return nil, err
+	}
 	look := func(e *store.StoredEvent) (bool, error) {
+		if first != nil && store.Between(breaks, e.Order, first.Order) {
+			tl.limited = true
+			return false, nil
+		}
 		show, err := a.shows(r, t, e)
 		if err != nil {
 			return false, err
@@ -137,7 +149,6 @@ func (a *API) timeline(r *store.Reader, s *roomSpan, t *timelineView) (*roomTime
 		}
 		return true, nil
 	}
-	var err error
 	if s.fresh && !(s.left && s.since > 0) {
 		err = r.Timeline(s.room, s.last.Order, true, look)
 		// What lies before the oldest event held must be fetched, unless nothing does. To a client that goes on from a position
@@ -170,22 +181,22 @@ func (a *API) timeline(r *store.Reader, s *roomSpan, t *timelineView) (*roomTime
 	case s.gone != nil && (first == nil || first.Position > s.gone.Position):
 		tl.start = s.ending
 	case s.fresh || tl.limited:
-		tl.start, err = stateBefore(r, s.room, tl.prev, first)
+		tl.start, err = stateBefore(r, held, tl.prev, first)
 	}
 	return tl, err
 }
 
 // stateBefore is the room's state at the point before its event first.
-func stateBefore(r *store.Reader, room eventgraph.RoomID, point int64, first *store.StoredEvent) (eventgraph.Hash, error) {
+func stateBefore(r *store.Reader, room *store.Room, point int64, first *store.StoredEvent) (eventgraph.Hash, error) {
 	var previous *store.StoredEvent
-	err := r.Timeline(room, point, true, func(e *store.StoredEvent) (bool, error) {
+	err := r.Timeline(room.ID, point, true, func(e *store.StoredEvent) (bool, error) {
 		previous = e
 		return false, nil
 	})
 	switch {
 	case err != nil:
 		return eventgraph.Hash{}, err
-	case previous != nil && previous.Position != 0:
+	case previous != nil && previous.Position != 0 && !(first != nil && store.Between(room.Breaks, previous.Order, first.Order)):
 		return stateRoot(previous), nil
 	case first != nil: // joined here, or among backfilled events
 		return first.StateBefore, nil

@@ -297,6 +297,9 @@ func (u *unread) evaluated(room *store.Room, read int64) (*notified, error) {
 		if e.Order > newest {
 			return false, nil
 		}
+		if e.Position == 0 {
+			return true, nil // of a time when nobody here was in the room
+		}
 		return true, u.evaluate(next, room, e, context)
 	})
 	if err != nil {

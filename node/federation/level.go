@@ -120,7 +120,8 @@ func (f *Federation) isWhole(room eventgraph.RoomID) (whole bool, err error) {
 			}
 			key, _ := e.StateKey()
 			ours := e.Membership() == "join" && eventgraph.UserID(key).Server() == f.server && !f.Rooms.InRoomAt(room, e.StateBefore, f.server)
-			if e.Order > 0 && !ours {
+			past := e.Verdict == store.Accepted && e.Position == 0 // fetched in a break
+			if e.Order > 0 && !ours && !past {
 				return nil
 			}
 		}

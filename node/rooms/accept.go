@@ -64,7 +64,7 @@ func (r *Rooms) Accept(ctx context.Context, e *eventgraph.Event, b Basis) (Resul
 // AcceptAll is Accept for a run of events of one room, in order, parents first. A Refusal is in its Outcome and the run goes on. So it does after an
 // event that cannot be taken in now (Missing), whose descendants then miss it too; but for a claimed state, and in a page of backfill, it stops
 // there, after committing those before. So there are as many outcomes as events looked at. A Claimed state is that before the
-// first event; the others rest on their parents. A page of backfill must come in one call, oldest first: it gets its place below all that is held.
+// first event; the others rest on their parents. A page of backfill must come in one call, oldest first: each event gets its place below all that is held and rests on it (order.go).
 func (r *Rooms) AcceptAll(ctx context.Context, events []*eventgraph.Event, b Basis) ([]Outcome, error) {
 	if len(events) == 0 {
 		return nil, nil
@@ -88,10 +88,15 @@ func (r *Rooms) AcceptAll(ctx context.Context, events []*eventgraph.Event, b Bas
 			}
 			defer func() { run.live = live{} }() // for others in this run there is no room
 		}
-		order := run.reserve(len(events), b)
+		orders, giveBack := make([]int64, len(events)), func() {}
+		if b.Backfill && b.Kind != Nothing && run.live.exists {
+			if orders, giveBack, err = run.reserve(events, nil); err != nil {
+				return err
+			}
+		}
 		placed := false
 		for i, e := range events {
-			in := incoming{event: e, basis: b, signature: verified[i], result: &results[i], order: order + int64(i)}
+			in := incoming{event: e, basis: b, signature: verified[i], result: &results[i], order: orders[i]}
 			if b.Kind == Claimed && i > 0 {
 				in.basis.Kind, in.basis.State = Parents, nil
 			}
@@ -111,7 +116,7 @@ func (r *Rooms) AcceptAll(ctx context.Context, events []*eventgraph.Event, b Bas
 			}
 		}
 		if !placed {
-			run.live.PrevOrder += run.reserved(len(events), b)
+			giveBack()
 		} else if b.Backfill && b.Kind != Nothing {
 			run.put(&write{also: func(tx *store.Tx) error {
 				_, err := tx.Log(store.Change{Kind: store.ChangeBackfill, Room: room})
@@ -136,19 +141,6 @@ func isOutcome(err error) bool {
 	return errors.As(err, &refusal) || errors.As(err, &missing)
 }
 
-// reserve keeps places for a page of n backfilled events, below all that is held, and returns the first.
-func (run *run) reserve(n int, b Basis) int64 {
-	run.live.PrevOrder -= run.reserved(n, b)
-	return run.live.PrevOrder + 1
-}
-
-func (run *run) reserved(n int, b Basis) int64 {
-	if !b.Backfill || b.Kind == Nothing || !run.live.exists {
-		return 0
-	}
-	return int64(n)
-}
-
 // incoming is one event on its way in.
 type incoming struct {
 	event     *eventgraph.Event
@@ -158,7 +150,7 @@ type incoming struct {
 	order     int64 // backfill, past: its place
 	local     bool  // made here: anything but Accepted is a Refusal and is not stored
 	join      bool  // the join by which we enter the room: what we hold of the room's current state is no judge of it
-	past      bool  // held as an outlier, and the timeline rests on it: it gets its place below all that is held, as in backfill
+	past      bool  // held as an outlier, and the timeline rests on it: it gets its place below what is held, as in backfill
 	txn       *store.ClientTxn
 	result    *Result
 }
@@ -230,8 +222,11 @@ func (run *run) accept(in incoming) error {
 			return err
 		}
 		if in.past {
-			in.order = run.live.PrevOrder
-			run.live.PrevOrder--
+			orders, _, err := run.reserve([]*eventgraph.Event{e}, nil)
+			if err != nil {
+				return err
+			}
+			in.order = orders[0]
 		}
 	}
 	j, err := run.judge(in, held)
@@ -462,8 +457,11 @@ func (run *run) take(in incoming, held *store.StoredEvent, j judgement) error {
 	}
 	behind := in.basis.Backfill || in.past
 	if behind {
-		s.Order = in.order
+		s.Order, s.Aside = in.order, true
 	} else {
+		if in.join && j.gap {
+			run.breakOff()
+		}
 		s.Order = run.live.NextOrder
 		run.live.NextOrder++
 	}

@@ -73,7 +73,7 @@ func (run *run) applyRedaction(s *store.StoredEvent, w *write) (bool, error) {
 
 // hidden says whether a redaction came into the timeline's reach but was not shown in it.
 func (run *run) hidden(redaction *store.StoredEvent) bool {
-	if redaction.Order <= 0 || redaction.Position != 0 {
+	if redaction.Order <= 0 || redaction.Aside || redaction.Position != 0 {
 		return false
 	}
 	return !slices.ContainsFunc(run.writes, func(w *write) bool {

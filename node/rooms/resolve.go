@@ -98,12 +98,15 @@ func (run *run) placeParents(e *eventgraph.Event, b Basis) error {
 			return err
 		}
 	}
+	orders := make([]int64, len(order))
 	if past {
-		run.live.PrevOrder -= int64(len(order))
+		var err error
+		if orders, _, err = run.reserve(order, e); err != nil {
+			return err
+		}
 	}
-	first := run.live.PrevOrder + 1
 	for i, outlier := range order {
-		in := incoming{event: outlier, basis: Basis{Kind: Parents, Backfill: b.Backfill}, past: past, order: first + int64(i)}
+		in := incoming{event: outlier, basis: Basis{Kind: Parents, Backfill: b.Backfill}, past: past, order: orders[i]}
 		if err := run.accept(in); err != nil {
 			return err
 		}

@@ -111,7 +111,7 @@ func (r *Rooms) liveRoom(id eventgraph.RoomID) (*live, error) {
 	if l != nil && next != nil {
 		err = r.store.View(func(read *store.Reader) error {
 			record, err := read.Room(id)
-			if err == nil && record.State == next.State && record.NextOrder == next.NextOrder && record.PrevOrder == next.PrevOrder {
+			if err == nil && record.State == next.State && record.NextOrder == next.NextOrder && record.PrevOrder == next.PrevOrder && record.Skipped == next.Skipped {
 				l = next
 			}
 			return err

@@ -1,0 +1,112 @@
+package rooms
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+
+	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/store"
+)
+
+// order is the room's order, as IDs.
+func (s *server) order(room eventgraph.RoomID) (ids []eventgraph.EventID) {
+	s.t.Helper()
+	err := s.store.View(func(r *store.Reader) error {
+		return r.Ordered(room, -1<<62, func(_ int64, id eventgraph.EventID, _ bool) (bool, error) {
+			ids = append(ids, id)
+			return true, nil
+		})
+	})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return ids
+}
+
+// Who leaves and comes back twice, and then fetches what happened meanwhile, in pages that hold events of both absences and of the time before all,
+// has it in its place. So it is after a restart between pages; and a page of which nothing is taken in keeps no place.
+func TestOrderAfterReturn(t *testing.T) {
+	t.Parallel()
+	for _, size := range []int{1, 7, 1000} {
+		a := newServer(t, "a")
+		b := newServer(t, "b", a)
+		alice, bob := a.user("alice"), b.user("bob")
+		room := a.create("12", alice)
+		for i := range 3 {
+			a.message(room, alice, fmt.Sprint("before all ", i))
+		}
+		var since store.Position
+		for absence := range 3 {
+			b.join(a, room, bob)
+			since = b.store.Position() - 1
+			b.message(room, bob, "here")
+			if absence < 2 {
+				b.setState(room, bob, "m.room.member", string(bob), `{"membership":"leave"}`)
+				b.give(a, room, since)
+				for i := range 5 {
+					a.message(room, alice, fmt.Sprint("meanwhile ", absence, i))
+				}
+			}
+		}
+		b.give(a, room, since)
+		want := a.order(room)
+		events := func() (n int64) {
+			r := b.record(room)
+			return r.NextOrder - r.PrevOrder - 2 - r.Skipped
+		}
+		if record := b.record(room); len(record.Breaks) != 2 || events() != int64(len(b.order(room))) {
+			t.Fatalf("breaks %+v, %d events counted", record.Breaks, events())
+		}
+
+		var missing []*eventgraph.Event
+		for _, id := range want {
+			if !slices.Contains(b.order(room), id) {
+				missing = append(missing, pdu(t, a.event(id).Event))
+			}
+		}
+		for pages := 0; len(missing) > 0; pages++ {
+			page := missing[max(0, len(missing)-size):]
+			missing = missing[:len(missing)-len(page)]
+			basis := Basis{Backfill: true, Origin: a.Server()}
+			before := b.record(room)
+			if outcomes, err := b.AcceptAll(t.Context(), page, Basis{Kind: Claimed, State: []eventgraph.EventID{"$nobody"}, Backfill: true}); err != nil {
+				t.Fatal(err)
+			} else if after := b.record(room); outcomes[0].Err != nil && (after.PrevOrder != before.PrevOrder || !slices.Equal(after.Breaks, before.Breaks)) {
+				t.Errorf("a page that was not taken in moved %+v to %+v", before, after)
+			}
+			if len(page[0].PrevEvents()) > 0 {
+				state, _ := a.stateAndChain(room, a.event(page[0].ID()).StateBefore)
+				for _, e := range state {
+					if _, err := b.Accept(t.Context(), e, Basis{Kind: Nothing}); err != nil {
+						t.Fatal(err)
+					}
+				}
+				basis.Kind, basis.State = Claimed, ids(state)
+			}
+			outcomes, err := b.AcceptAll(t.Context(), page, basis)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i, o := range outcomes {
+				if o.Err != nil {
+					t.Fatalf("%s: %v", page[i].Type(), o.Err)
+				}
+			}
+			if pages == 1 {
+				b.restarted()
+			}
+		}
+		if got := b.order(room); !slices.Equal(got, want) {
+			t.Errorf("in pages of %d the order is", size)
+			for _, id := range got {
+				t.Log(b.event(id).Order, slices.Index(want, id), b.event(id).Type(), string(b.event(id).Content()))
+			}
+		}
+		if n := len(b.record(room).Backward); n != 0 || events() != int64(len(want)) {
+			t.Errorf("%d backward extremities; %d events counted of %d", n, events(), len(want))
+		}
+		b.checkTips(room)
+		b.message(room, bob, "still here")
+	}
+}
