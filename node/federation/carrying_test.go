@@ -433,7 +433,7 @@ func TestQueueWithoutCanonicalForm(t *testing.T) {
 	a, b := hosts[0], hosts[1]
 	togetherIn(a, b)
 	alone(n, a, b)
-	bad := fmt.Sprintf(`{"sender":%q,"type":"m.test","message_id":"bad","x":1.5}`, a.user("alice"))
+	bad := fmt.Sprintf(`{"sender":%q,"type":"m.test","message_id":"bad","x":1,"x":2}`, a.user("alice"))
 	a.queue(b.server, bad)
 	a.queue(b.server, a.encrypted("good"))
 	a.stop()
