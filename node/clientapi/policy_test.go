@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -95,6 +96,77 @@ func (s *stuck) Send(ctx context.Context, d rooms.Draft) (eventgraph.EventID, er
 		return "", &federation.PolicyError{Refusal: rooms.Refusal{Code: "M_UNKNOWN", Reason: "it is away"}, Cause: context.DeadlineExceeded}
 	}
 	return s.unreachable.rooms.Send(ctx, d)
+}
+
+// holding is a Remote that holds up the first thing that is sent until it is let go, as one whose policy server is slow.
+type holding struct {
+	*unreachable
+	held         atomic.Bool
+	began, letGo chan struct{}
+}
+
+func newHolding(s *testServer) *holding {
+	h := &holding{unreachable: s.remote, began: make(chan struct{}), letGo: make(chan struct{})}
+	s.SetRemote(h)
+	return h
+}
+
+func (h *holding) Send(ctx context.Context, d rooms.Draft) (eventgraph.EventID, error) {
+	if h.held.CompareAndSwap(false, true) {
+		close(h.began)
+		<-h.letGo
+	}
+	return h.unreachable.rooms.Send(ctx, d)
+}
+
+// renamed begins to set the user's name; the channel gets the answer.
+func (c client) renamed(name string) <-chan answer {
+	ended := make(chan answer, 1)
+	go func() {
+		ended <- c.s.send("PUT", "/_matrix/client/v3/profile/"+string(c.user)+"/displayname", c.token, map[string]string{"displayname": name})
+	}()
+	return ended
+}
+
+// Who leaves a room while their new name waits to be told to it stays out.
+func TestLateNameJoinsNobody(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, nil)
+	alice, bob := s.newClient("alice"), s.newClient("bob")
+	room := alice.room()
+	bob.join(room)
+	remote := newHolding(s)
+	first := bob.renamed("First")
+	<-remote.began
+	bob.call(200, "POST", "/v3/rooms/"+string(room)+"/leave", map[string]any{})
+	close(remote.letGo)
+	if a := <-first; a.status != 200 {
+		t.Errorf("%d %s", a.status, a.raw)
+	}
+	if got := s.memberContent(room, bob.user); got != `{"membership":"leave"}` {
+		t.Errorf("membership: %s", got)
+	}
+}
+
+// A change that was held up does not stand over a later one.
+func TestLateNameIsTheNewest(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, nil)
+	alice := s.newClient("alice")
+	room := alice.room()
+	remote := newHolding(s)
+	first := alice.renamed("First")
+	<-remote.began
+	if a := <-alice.renamed("Second"); a.status != 200 {
+		t.Errorf("second: %d %s", a.status, a.raw)
+	}
+	close(remote.letGo)
+	if a := <-first; a.status != 200 {
+		t.Errorf("first: %d %s", a.status, a.raw)
+	}
+	if got := s.memberContent(room, alice.user); got != `{"displayname":"Second","membership":"join"}` {
+		t.Errorf("membership: %s", got)
+	}
 }
 
 // A changed name comes to the rooms whose policy server answers, though more than are written to at once do not.

@@ -1,6 +1,7 @@
 package clientapi
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -249,15 +250,8 @@ func (a *API) announceProfile(ctx context.Context, user eventgraph.UserID) error
 	if err != nil {
 		return err
 	}
-	content, err := a.membershipContent(user, "join", "")
-	if err != nil {
-		return err
-	}
-	stateKey := string(user)
 	return atOnce(in, func(room eventgraph.RoomID) error {
-		_, err := a.remote.Send(ctx, rooms.Draft{
-			Room: room, Sender: user, Type: "m.room.member", StateKey: &stateKey, Content: content,
-		})
+		err := a.tellProfile(ctx, room, user)
 		var refused *rooms.Refusal
 		if errors.As(err, &refused) {
 			a.Log.Info("a changed profile is not told to a room", "room", room, "err", refused)
@@ -265,6 +259,23 @@ func (a *API) announceProfile(ctx context.Context, user eventgraph.UserID) error
 		}
 		return err
 	})
+}
+
+// tellProfile sends the user's membership anew in one room, if they are still in it when its turn comes. It may wait for another server. So what was
+// sent is compared with the profile afterwards: a later change may have been told before.
+func (a *API) tellProfile(ctx context.Context, room eventgraph.RoomID, user eventgraph.UserID) error {
+	stateKey := string(user)
+	for told := json.RawMessage(nil); ; {
+		content, err := a.membershipContent(user, "join", "")
+		if err != nil || bytes.Equal(content, told) {
+			return err
+		}
+		draft := rooms.Draft{Room: room, Sender: user, Type: "m.room.member", StateKey: &stateKey, Content: content, Joined: true}
+		if _, err := a.remote.Send(ctx, draft); err != nil {
+			return err
+		}
+		told = content
+	}
 }
 
 // membershipContent is the content of a membership event of a local user: with their profile, and a reason unless it is

@@ -144,6 +144,35 @@ func TestSignedMeanwhileForbidden(t *testing.T) {
 	}
 }
 
+// A leave waits for no policy server. What would bring its sender back, and was being signed meanwhile, comes too late.
+func TestSignedMeanwhileLeft(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	r := newPoliced(t, "12")
+	carol := r.a.user("carol")
+	key := string(carol)
+	r.a.setState(r.room, r.alice, eventgraph.PolicyType, "", `{}`)
+	r.a.setState(r.room, carol, "m.room.member", key, `{"membership":"join"}`)
+	r.name(r.p.key.Server, r.key)
+	name := Draft{Room: r.room, Sender: carol, Type: "m.room.member", StateKey: &key, Joined: true, Content: json.RawMessage(`{"displayname":"C","membership":"join"}`)}
+	_, err := r.a.Send(ctx, name)
+	e := wantUnsigned(t, err)
+	leave := Draft{Room: r.room, Sender: carol, Type: "m.room.member", StateKey: &key, Content: json.RawMessage(`{"membership":"leave"}`)}
+	if _, err := r.a.LeaveUnsigned(ctx, leave); err != nil {
+		t.Fatal(err)
+	}
+	_, err = r.a.SendSigned(ctx, name, r.sign(e))
+	wantRefusal(t, err, "M_FORBIDDEN")
+	_, err = r.a.Send(ctx, name)
+	wantRefusal(t, err, "M_FORBIDDEN")
+	if got := r.a.current(r.room, "m.room.member", key).Membership(); got != "leave" {
+		t.Errorf("membership %s", got)
+	}
+	name.Joined = false // she may come back when she wants to
+	_, err = r.a.Send(ctx, name)
+	wantUnsigned(t, err)
+}
+
 func TestReceivedWithoutPolicySignature(t *testing.T) {
 	t.Parallel()
 	r := newPoliced(t, "12")

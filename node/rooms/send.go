@@ -22,6 +22,7 @@ type Draft struct {
 	Redacts  eventgraph.EventID
 	Txn      *store.ClientTxn // recorded with the event, in the scope of txnEndpoint
 	TS       int64            // ms; 0 = now (application services may set it)
+	Joined   bool             // refused with M_FORBIDDEN where its sender is not in the room, or not any more when its turn comes
 	unsigned bool             // LeaveUnsigned: it needs no signature of the room's policy server
 }
 
@@ -118,6 +119,21 @@ func (run *run) sameState(d Draft) (eventgraph.EventID, error) {
 	return e.ID(), nil
 }
 
+// inTime refuses a draft that waited for too long: for its turn, or for what others have to sign.
+func (run *run) inTime(d Draft) error {
+	if !d.Joined {
+		return nil
+	}
+	member, err := run.state(run.live.State).Event(eventgraph.StateTuple{Type: "m.room.member", Key: string(d.Sender)})
+	if err != nil {
+		return err
+	}
+	if member == nil || member.Membership() != "join" {
+		return refuse("M_FORBIDDEN", "%s is not in room %s", d.Sender, run.rm.id)
+	}
+	return nil
+}
+
 // mayRedactHere refuses a redaction by a local user that would not apply: nobody would ever see it.
 func (run *run) mayRedactHere(e *eventgraph.Event) error {
 	target, err := run.stored(e.Redacts())
@@ -188,6 +204,9 @@ func (run *run) compose(d Draft) (eventgraph.Draft, *State, error) {
 func (run *run) build(d Draft) (*eventgraph.Event, *State, error) {
 	if !run.live.exists {
 		return nil, nil, refuse("M_FORBIDDEN", "nobody here is in room %s", run.rm.id)
+	}
+	if err := run.inTime(d); err != nil {
+		return nil, nil, err
 	}
 	full, state, err := run.compose(d)
 	if err != nil {
