@@ -342,7 +342,7 @@ func (a *API) manage(q *request, action string) (any, error) {
 			return nil, conflict
 		}
 		// If it cannot be sent now, it stays scheduled: it may be possible later.
-		if d.Event, err = a.sendDelayed(q.Context(), d); err != nil {
+		if d.Event, err = a.sendDelayed(q.Context(), d, 0); err != nil {
 			return nil, err
 		}
 		d.FinalisedTS = a.Now().UnixMilli()
@@ -370,10 +370,11 @@ func (a *API) keepDelayed(ctx context.Context, d *store.DelayedEvent) error {
 	return err
 }
 
-// sendDelayed sends the event as its user would now.
-func (a *API) sendDelayed(ctx context.Context, d *store.DelayedEvent) (eventgraph.EventID, error) {
+// sendDelayed sends the event as its user would now, but not over state that came here after due (ms), if that is not 0: it would have been overwritten
+// if this had been sent in time. What came before is overwritten (MSC4140, Conflicting delayed state events).
+func (a *API) sendDelayed(ctx context.Context, d *store.DelayedEvent, due int64) (eventgraph.EventID, error) {
 	txn := &store.ClientTxn{User: d.User, Device: delayedDevice, TxnID: d.ID}
-	draft := rooms.Draft{Room: d.Room, Sender: d.User, Type: d.Type, StateKey: d.StateKey, Content: d.Content, Txn: txn}
+	draft := rooms.Draft{Room: d.Room, Sender: d.User, Type: d.Type, StateKey: d.StateKey, Content: d.Content, Txn: txn, Due: due}
 	if d.StateKey != nil {
 		return a.sendState(ctx, draft)
 	}
@@ -389,7 +390,6 @@ func (a *API) RunDelayed(ctx context.Context) error {
 		}
 		if err != nil {
 			a.Log.Error("delayed events could not be sent; they are tried again", "error", err)
-			next = a.Now().Add(delayedRetry)
 		}
 		if err := a.delayed.wait(ctx, next.IsZero(), next.Sub(a.Now())); err != nil {
 			return err
@@ -397,7 +397,7 @@ func (a *API) RunDelayed(ctx context.Context) error {
 	}
 }
 
-// sendDue sends what is due, in the order of its times, and answers when to look again; never, if nothing is scheduled. Invites and aliases
+// sendDue sends what is due, in the order of its times, and answers when to look again, also beside an error; never, if nothing is scheduled. Invites and aliases
 // ask other servers, which takes seconds if they are away: of these it sends one of each user, so that nobody keeps all others waiting.
 func (a *API) sendDue(ctx context.Context) (next time.Time, err error) {
 	type due struct {
@@ -416,6 +416,14 @@ func (a *API) sendDue(ctx context.Context) (next time.Time, err error) {
 			return true, nil
 		})
 	})
+	look := func(t time.Time) {
+		if next.IsZero() || t.Before(next) {
+			next = t
+		}
+	}
+	if err != nil {
+		look(now.Add(delayedRetry))
+	}
 	ids := map[string]bool{}
 	for _, one := range all {
 		ids[one.id] = true
@@ -423,11 +431,6 @@ func (a *API) sendDue(ctx context.Context) (next time.Time, err error) {
 	a.delayed.forgetOthers(ids)
 	var failed []error
 	slow := map[eventgraph.UserID]bool{}
-	look := func(t time.Time) {
-		if next.IsZero() || t.Before(next) {
-			next = t
-		}
-	}
 	for _, one := range all {
 		if slow[one.user] {
 			look(now)
@@ -438,6 +441,7 @@ func (a *API) sendDue(ctx context.Context) (next time.Time, err error) {
 		if !putOff {
 			if err := a.sendOneDue(ctx, one.user, one.id); err != nil {
 				failed = append(failed, err)
+				a.delayed.putOff(one.id, a.Now().Add(delayedRetry))
 			}
 			until, putOff = a.delayed.laterThan(began, one.id)
 			slow[one.user] = a.Now().Sub(began) > slowDelayed
@@ -492,7 +496,7 @@ func (a *API) sendOneDue(ctx context.Context, user eventgraph.UserID, id string)
 		err = a.limits.request(user)
 	}
 	if err == nil {
-		d.Event, err = a.sendDelayed(ctx, d)
+		d.Event, err = a.sendDelayed(ctx, d, d.Due())
 	}
 	if err != nil {
 		refused := asMatrixError(err)

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
 	"github.com/plexus-p2p/plexus/store"
@@ -171,6 +172,36 @@ func TestSignedMeanwhileLeft(t *testing.T) {
 	name.Joined = false // she may come back when she wants to
 	_, err = r.a.Send(ctx, name)
 	wantUnsigned(t, err)
+}
+
+// State that was to be set earlier is not set over what came since, whether it waited before it was signed or while it was. What came until then is
+// overwritten.
+func TestSignedMeanwhileSetAnew(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	r := newPoliced(t, "12")
+	key := ""
+	set := func(topic string) {
+		t.Helper()
+		_, err := r.a.Send(ctx, Draft{Room: r.room, Sender: r.alice, Type: "m.room.topic", StateKey: &key, Content: json.RawMessage(`{"topic":"` + topic + `"}`)})
+		r.a.accept(r.sign(wantUnsigned(t, err)), Basis{}, store.Accepted)
+	}
+	late := Draft{Room: r.room, Sender: r.alice, Type: "m.room.topic", StateKey: &key, Due: r.a.now.UnixMilli(), Content: json.RawMessage(`{"topic":"late"}`)}
+	set("in time")
+	_, err := r.a.Send(ctx, late)
+	e := wantUnsigned(t, err)
+	r.a.now = r.a.now.Add(time.Millisecond)
+	set("later")
+	for what, send := range map[string]func() error{
+		"signed": func() error { _, err := r.a.SendSigned(ctx, late, r.sign(e)); return err },
+		"sent":   func() error { _, err := r.a.Send(ctx, late); return err },
+		"built":  func() error { _, err := r.a.Build(ctx, late); return err },
+	} {
+		var refused *Refusal
+		if err := send(); !errors.As(err, &refused) || refused.Code != "M_BAD_STATE" {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
 }
 
 func TestReceivedWithoutPolicySignature(t *testing.T) {

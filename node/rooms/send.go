@@ -23,6 +23,7 @@ type Draft struct {
 	Txn      *store.ClientTxn // recorded with the event, in the scope of txnEndpoint
 	TS       int64            // ms; 0 = now (application services may set it)
 	Joined   bool             // refused with M_FORBIDDEN where its sender is not in the room, or not any more when its turn comes
+	Due      int64            // ms; a state event is refused with M_BAD_STATE where the current one came here later; 0: never
 	unsigned bool             // LeaveUnsigned: it needs no signature of the room's policy server
 }
 
@@ -121,15 +122,28 @@ func (run *run) sameState(d Draft) (eventgraph.EventID, error) {
 
 // inTime refuses a draft that waited for too long: for its turn, or for what others have to sign.
 func (run *run) inTime(d Draft) error {
-	if !d.Joined {
-		return nil
+	state := run.state(run.live.State)
+	if d.Joined {
+		member, err := state.Event(eventgraph.StateTuple{Type: "m.room.member", Key: string(d.Sender)})
+		if err != nil {
+			return err
+		}
+		if member == nil || member.Membership() != "join" {
+			return refuse("M_FORBIDDEN", "%s is not in room %s", d.Sender, run.rm.id)
+		}
 	}
-	member, err := run.state(run.live.State).Event(eventgraph.StateTuple{Type: "m.room.member", Key: string(d.Sender)})
-	if err != nil {
-		return err
-	}
-	if member == nil || member.Membership() != "join" {
-		return refuse("M_FORBIDDEN", "%s is not in room %s", d.Sender, run.rm.id)
+	if d.Due != 0 && d.StateKey != nil {
+		id, set, err := state.EventID(eventgraph.StateTuple{Type: d.Type, Key: *d.StateKey})
+		if !set || err != nil {
+			return err
+		}
+		current, err := run.stored(id)
+		if err != nil {
+			return err
+		}
+		if current.ReceivedTS > d.Due {
+			return refuse("M_BAD_STATE", "the state was set anew after this was to be sent")
+		}
 	}
 	return nil
 }
