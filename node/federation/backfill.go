@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"slices"
 	"strconv"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -44,13 +45,14 @@ func (f *Federation) Backfill(ctx context.Context, room eventgraph.RoomID, limit
 		return 0, err
 	}
 	taken := 0
+	patience := pastPatience
 	var failed error
 	for pages := 0; len(servers) > 0 && taken < limit && pages < maxBackfillPages; pages++ {
 		held, from, err := f.backwards(room)
 		if err != nil || len(from) == 0 {
 			return taken, err
 		}
-		n, err := f.backfillPage(ctx, servers[0], held, from, min(max(limit-taken, defaultMissing), maxEvents))
+		n, err := f.backfillPage(ctx, servers[0], held, from, min(max(limit-taken, defaultMissing), maxEvents), &patience)
 		if ctx.Err() != nil {
 			return taken, ctx.Err()
 		}
@@ -95,8 +97,8 @@ func (f *Federation) backwards(room eventgraph.RoomID) (*store.Room, []eventgrap
 	return held, from[:min(len(from), maxBackfillFrom)], nil
 }
 
-// backfillPage asks one server for events before from and takes them in, oldest first.
-func (f *Federation) backfillPage(ctx context.Context, server eventgraph.ServerName, room *store.Room, from []eventgraph.EventID, limit int) (int, error) {
+// backfillPage asks one server for events before from and takes them in, oldest first. The patience is that of signPast.
+func (f *Federation) backfillPage(ctx context.Context, server eventgraph.ServerName, room *store.Room, from []eventgraph.EventID, limit int, patience *time.Duration) (int, error) {
 	// The answer holds from too, as far as the server has it.
 	page, err := f.askBackfill(ctx, server, room, from, min(limit+len(from), maxEvents))
 	if err != nil {
@@ -117,7 +119,7 @@ func (f *Federation) backfillPage(ctx context.Context, server eventgraph.ServerN
 		}
 		page = unique(append(page, more...))
 	}
-	return f.takePage(ctx, server, room, page)
+	return f.takePage(ctx, server, room, page, patience)
 }
 
 // askBackfill returns the events of an answer to /backfill that have no place here yet.
@@ -202,12 +204,12 @@ func (f *Federation) restsOn(e *eventgraph.Event, in map[eventgraph.EventID]bool
 
 // takePage puts a page, sorted, through Accept. As far as all of it rests on its first event it is one run; otherwise
 // it falls into chains, the newest first, because each run gets its place below all that is held.
-func (f *Federation) takePage(ctx context.Context, server eventgraph.ServerName, room *store.Room, page []*eventgraph.Event) (int, error) {
+func (f *Federation) takePage(ctx context.Context, server eventgraph.ServerName, room *store.Room, page []*eventgraph.Event, patience *time.Duration) (int, error) {
 	page, err := f.judgeable(ctx, server, room, page)
 	if err != nil {
 		return 0, err
 	}
-	page, declined, err := f.signPast(ctx, room.ID, page)
+	page, declined, err := f.signPast(ctx, room.ID, page, patience)
 	if err != nil {
 		return 0, err
 	}

@@ -24,7 +24,8 @@ import (
 const (
 	// policyTimeout is how long who sends something waits for the policy server, and for those before them in the room.
 	policyTimeout = 10 * time.Second
-	// leavePatience is how long a user's own leave waits for it; then it goes out without the signature.
+	// leavePatience is how long a user's own leave waits for those before it in the room, and then for the policy server; after either it goes
+	// out without the signature.
 	leavePatience = 3 * time.Second
 	// policyTries is how often something to send is made anew because the room has named another policy server, or key, meanwhile.
 	policyTries = 3
@@ -38,7 +39,7 @@ const (
 	// policyQuestions is how many policy servers are asked about what others sent at one time, each one question, so that those that are slow leave workers
 	// of the inbox to others.
 	policyQuestions = inboxWorkers / 2
-	// pastPatience is how long the policy server is asked about a page of history, and pastAtOnce about how much of it at one time.
+	// pastPatience is how long who fetches history waits for the policy server, and pastAtOnce about how much of it that is asked at one time.
 	pastPatience = 5 * time.Second
 	pastAtOnce   = 4
 	// maxResting bounds the policy servers of which is remembered that they do not answer.
@@ -117,7 +118,7 @@ func (f *Federation) Send(ctx context.Context, d rooms.Draft) (eventgraph.EventI
 		return id, err
 	case !d.IsOwnLeave():
 		return f.sendSigned(ctx, d, need, policyTimeout)
-	case f.policies.rests(need.By.Name, f.Now()): // leaving many of its rooms takes no longer than leaving one
+	case f.policies.rests(need.By.Name, f.Now()), f.policies.isSlow(need.By.Name, f.Now()): // leaving many of its rooms takes no longer than leaving one
 		return f.Rooms.LeaveUnsigned(ctx, d)
 	}
 	id, err = f.sendSigned(ctx, d, need, leavePatience)
@@ -142,15 +143,23 @@ func (f *Federation) sendSigned(ctx context.Context, d rooms.Draft, need *rooms.
 		return "", err
 	}
 	defer unlock()
-	for range policyTries {
+	if d.IsOwnLeave() { // what others' events have taken of the time is not the policy server's fault
+		within, cancel = context.WithTimeout(ctx, patience)
+		defer cancel()
+	}
+	for try := range policyTries {
 		id, err := f.Rooms.Send(ctx, d) // on what has come meanwhile
 		if need = policyOf(err); need == nil {
 			return id, err
 		}
 		signed, err := f.policySignature(within, need)
 		if err != nil {
-			if d.IsOwnLeave() {
+			switch {
+			case !d.IsOwnLeave():
+			case within.Err() == nil: // it answered, or there is no way to it
 				f.noteRest(err)
+			case ctx.Err() == nil && try == 0: // it has had all the patience of a leave, which is not that of others
+				f.policies.noteSlow(need.By.Name, f.Now().Add(policyRest), f.Now())
 			}
 			return "", err
 		}
@@ -241,10 +250,8 @@ func (f *Federation) takeUnsigned(ctx context.Context, need *rooms.PolicyNeeded,
 		return errPolicyTurn
 	}
 	e, err := f.signedFor(ctx, need)
-	if waiting := f.policies.end(need.By.Name); len(waiting) > 0 {
-		for _, other := range append(waiting, room) { // this one too goes on after the others
-			f.inbox.nudge(other)
-		}
+	if f.endQuestion(need.By.Name) {
+		f.inbox.nudge(room) // this one too goes on after the others
 	}
 	if err != nil {
 		var p *PolicyError
@@ -259,39 +266,25 @@ func (f *Federation) takeUnsigned(ctx context.Context, need *rooms.PolicyNeeded,
 	return err
 }
 
+// endQuestion gives back the place of a question and wakes the rooms that waited for one, if there are such.
+func (f *Federation) endQuestion(server eventgraph.ServerName) (waited bool) {
+	waiting := f.policies.end(server)
+	for _, room := range waiting {
+		f.inbox.nudge(room)
+	}
+	return len(waiting) > 0
+}
+
 // signPast asks the policy server about a page of history that it has not signed, the newest first: events are measured by the room's policy server of
 // now, also those from before it was named (CS API, Policy Servers, Server behaviour; MSC4284). It returns the page with the signatures, and what was
-// declined. History does not wait: what it could not be asked about, or not within pastPatience, is taken in as it is.
-func (f *Federation) signPast(ctx context.Context, room eventgraph.RoomID, page []*eventgraph.Event) (signed []*eventgraph.Event, declined map[eventgraph.EventID]bool, err error) {
+// declined. History does not wait: what it could not be asked about, or not within the patience that is left, is taken in as it is. The patience is
+// that of all pages of one Backfill; it ends with the first answer that is none.
+func (f *Federation) signPast(ctx context.Context, room eventgraph.RoomID, page []*eventgraph.Event, patience *time.Duration) (signed []*eventgraph.Event, declined map[eventgraph.EventID]bool, err error) {
 	lack, err := f.Rooms.Unsigned(ctx, room, page)
 	if err != nil || len(lack) == 0 {
 		return page, nil, err
 	}
-	var mu sync.Mutex
-	answers := map[eventgraph.EventID]*eventgraph.Event{}
-	declined = map[eventgraph.EventID]bool{}
-	until := time.Now().Add(pastPatience)
-	var group errgroup.Group
-	group.SetLimit(pastAtOnce)
-	for _, need := range slices.Backward(lack) {
-		if ctx.Err() != nil || time.Now().After(until) {
-			break
-		}
-		group.Go(func() error {
-			e, err := f.signedFor(ctx, &need)
-			var p *PolicyError
-			mu.Lock()
-			defer mu.Unlock()
-			switch {
-			case err == nil:
-				answers[e.ID()] = e
-			case errors.As(err, &p) && p.final():
-				declined[need.Event.ID()] = true
-			}
-			return nil
-		})
-	}
-	group.Wait()
+	answers, declined := f.askPast(ctx, lack, patience)
 	if err := ctx.Err(); err != nil {
 		return nil, nil, err
 	}
@@ -307,12 +300,60 @@ func (f *Federation) signPast(ctx context.Context, room eventgraph.RoomID, page 
 	return signed, declined, nil
 }
 
+// askPast asks the room's policy server about history, as far as the patience goes, in the place of one question. That it does not answer says
+// nothing about it: many questions come at once, and nobody gave it the time that live events give it. So it does not rest for that.
+func (f *Federation) askPast(ctx context.Context, lack []rooms.PolicyNeeded, patience *time.Duration) (answers map[eventgraph.EventID]*eventgraph.Event, declined map[eventgraph.EventID]bool) {
+	answers, declined = map[eventgraph.EventID]*eventgraph.Event{}, map[eventgraph.EventID]bool{}
+	server, began := lack[0].By.Name, time.Now() // the room has one
+	within, cancel := context.WithTimeout(ctx, *patience)
+	defer cancel()
+	defer func() { *patience = max(0, *patience-time.Since(began)) }()
+	if f.policies.rests(server, f.Now()) || f.policies.await(within, server) != nil {
+		return answers, declined
+	}
+	defer f.endQuestion(server)
+	var mu sync.Mutex
+	stopped := false
+	var group errgroup.Group
+	group.SetLimit(pastAtOnce)
+	for _, need := range slices.Backward(lack) {
+		group.Go(func() error {
+			mu.Lock()
+			stop := stopped || within.Err() != nil
+			mu.Unlock()
+			if stop {
+				return nil
+			}
+			e, err := f.policySignature(within, &need)
+			var p *PolicyError
+			mu.Lock()
+			defer mu.Unlock()
+			switch {
+			case err == nil:
+				answers[e.ID()] = e
+			case errors.As(err, &p) && p.final():
+				declined[need.Event.ID()] = true
+			default:
+				stopped = true
+			}
+			return nil
+		})
+	}
+	group.Wait()
+	if stopped {
+		*patience = 0
+	}
+	return answers, declined
+}
+
 // policies remembers which policy servers are not to be asked about what others sent, and until when, and which are being asked.
 type policies struct {
 	mu      sync.Mutex
 	until   map[eventgraph.ServerName]time.Time // at most maxResting
+	slow    map[eventgraph.ServerName]time.Time // likewise, of those that leaves alone do not wait for
 	asked   map[eventgraph.ServerName]bool      // at most policyQuestions
 	waiting map[eventgraph.RoomID]bool          // to be visited when a question has ended; bounded by the inbox
+	ended   chan struct{}                       // closed when a question ends; nil while nobody awaits that
 }
 
 // begin takes the place of a question to the server; if there is none the room waits for the end of another.
@@ -322,11 +363,42 @@ func (p *policies) begin(server eventgraph.ServerName, room eventgraph.RoomID) b
 	if p.isFull(server, room) {
 		return false
 	}
+	p.take(server)
+	return true
+}
+
+// await is begin for who has time: it takes the place as soon as there is one, unless ctx ends before.
+func (p *policies) await(ctx context.Context, server eventgraph.ServerName) error {
+	for ctx.Err() == nil {
+		p.mu.Lock()
+		if p.hasPlace(server) {
+			p.take(server)
+			p.mu.Unlock()
+			return nil
+		}
+		if p.ended == nil {
+			p.ended = make(chan struct{})
+		}
+		ended := p.ended
+		p.mu.Unlock()
+		select {
+		case <-ctx.Done():
+		case <-ended:
+		}
+	}
+	return ctx.Err()
+}
+
+// hasPlace and take are parts of begin; mu is held.
+func (p *policies) hasPlace(server eventgraph.ServerName) bool {
+	return !p.asked[server] && len(p.asked) < policyQuestions
+}
+
+func (p *policies) take(server eventgraph.ServerName) {
 	if p.asked == nil {
 		p.asked = map[eventgraph.ServerName]bool{}
 	}
 	p.asked[server] = true
-	return true
 }
 
 // full says whether begin would fail. Then the room waits.
@@ -337,7 +409,7 @@ func (p *policies) full(server eventgraph.ServerName, room eventgraph.RoomID) bo
 }
 
 func (p *policies) isFull(server eventgraph.ServerName, room eventgraph.RoomID) bool {
-	if !p.asked[server] && len(p.asked) < policyQuestions {
+	if p.hasPlace(server) {
 		return false
 	}
 	if p.waiting == nil {
@@ -352,6 +424,10 @@ func (p *policies) end(server eventgraph.ServerName) []eventgraph.RoomID {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.asked, server)
+	if p.ended != nil {
+		close(p.ended)
+		p.ended = nil
+	}
 	waiting := slices.Collect(maps.Keys(p.waiting))
 	clear(p.waiting)
 	return waiting
@@ -360,17 +436,7 @@ func (p *policies) end(server eventgraph.ServerName) []eventgraph.RoomID {
 func (p *policies) rest(server eventgraph.ServerName, until, now time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.until == nil {
-		p.until = map[eventgraph.ServerName]time.Time{}
-	}
-	if _, known := p.until[server]; !known && len(p.until) >= maxResting {
-		for s, u := range p.until {
-			if !u.After(now) || len(p.until) >= maxResting {
-				delete(p.until, s)
-			}
-		}
-	}
-	p.until[server] = until
+	remember(&p.until, server, until, now)
 }
 
 func (p *policies) rests(server eventgraph.ServerName, now time.Time) bool {
@@ -379,9 +445,38 @@ func (p *policies) rests(server eventgraph.ServerName, now time.Time) bool {
 	return p.until[server].After(now)
 }
 
+// noteSlow is rest for leaves alone: who is slower than they wait may still be fast enough for others.
+func (p *policies) noteSlow(server eventgraph.ServerName, until, now time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	remember(&p.slow, server, until, now)
+}
+
+func (p *policies) isSlow(server eventgraph.ServerName, now time.Time) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.slow[server].After(now)
+}
+
+// remember notes a time of a server among at most maxResting.
+func remember(times *map[eventgraph.ServerName]time.Time, server eventgraph.ServerName, until, now time.Time) {
+	if *times == nil {
+		*times = map[eventgraph.ServerName]time.Time{}
+	}
+	if _, known := (*times)[server]; !known && len(*times) >= maxResting {
+		for s, u := range *times {
+			if !u.After(now) || len(*times) >= maxResting {
+				delete(*times, s)
+			}
+		}
+	}
+	(*times)[server] = until
+}
+
 // met lets a server be asked again.
 func (p *policies) met(server eventgraph.ServerName) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.until, server)
+	delete(p.slow, server)
 }
