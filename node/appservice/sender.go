@@ -56,6 +56,7 @@ type Config struct {
 // Sender brings services what concerns them. Run owns its goroutines, one for each service.
 type Sender struct {
 	Config
+	start ephemeral.Counter // who typed and was present before this is told to nobody
 }
 
 // NewSender makes the sender. A service that was never here, or wanted no traffic, is told of what happens from now on; and so is one that was not
@@ -76,7 +77,7 @@ func NewSender(ctx context.Context, c Config) (*Sender, error) {
 			return nil, fmt.Errorf("application service %s: %w", svc.ID, err)
 		}
 	}
-	return &Sender{c}, nil
+	return &Sender{c, c.Ephemeral.Counter()}, nil
 }
 
 // forgetRemoved drops the cursors of services that are not registered any more, with what was in flight.
@@ -145,7 +146,7 @@ func (s *Sender) serve(ctx context.Context, w *sending) error {
 		return fmt.Errorf("application service %s: %w", w.ID, err)
 	}
 	w.saved = w.cursor.Sent
-	w.told = s.Ephemeral.Counter()
+	w.told = s.start
 	for {
 		err := w.round(ctx)
 		switch {
