@@ -165,7 +165,7 @@ func (a *API) sweepAccount(ctx context.Context, user eventgraph.UserID, erased b
 
 // FinishDeactivations ends what a stop of the node left undone of deactivations: nobody can ask for it again. What does not
 // succeed is logged. A deactivated user is swept at one start only: then no upload is under way any more that began before. Their rooms are looked at
-// each time: one may not have let them go, or have them back since, when two histories became one.
+// each time: one may not have let them go, or have them back since, when two histories became one. That comes last, as other servers may have to be asked.
 func (a *API) FinishDeactivations(ctx context.Context) {
 	var ended []*store.Account
 	err := a.Store.View(func(r *store.Reader) error {
@@ -180,13 +180,15 @@ func (a *API) FinishDeactivations(ctx context.Context) {
 		a.Log.Error("deactivations that were cut off are not finished", "error", err)
 	}
 	for _, account := range ended {
-		a.leaveAll(ctx, account.User)
 		if account.Swept || !a.sweepAccount(ctx, account.User, account.Erased != 0) {
 			continue
 		}
 		if err := a.noteSwept(ctx, account.User); err != nil {
 			a.Log.Error("a deactivated user will be swept again", "error", err)
 		}
+	}
+	for _, account := range ended {
+		a.leaveAll(ctx, account.User)
 	}
 }
 

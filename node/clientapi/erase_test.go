@@ -1,6 +1,7 @@
 package clientapi
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"io"
@@ -159,6 +160,40 @@ func TestDeactivateWithoutErase(t *testing.T) {
 	if a := s.send("GET", "/_matrix/client/v3/profile/"+string(bob.user), "", nil); a.status != 404 {
 		t.Errorf("%d %s", a.status, a.raw)
 	}
+}
+
+// At a start all are swept before any of them leaves a room: there it may take long to reach a policy server.
+func TestDeactivationsAreSweptFirst(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, nil)
+	alice, away, bob := s.newClient("alice"), s.newClient("away"), s.newClient("bob")
+	away.join(alice.room())
+	var files []store.MediaID
+	for _, c := range []client{away, bob} {
+		id, err := s.Media.Upload(t.Context(), c.user, "", strings.NewReader("theirs"), "text/plain", "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		files = append(files, id.MediaID)
+		if err := s.deactivateAccount(t.Context(), c.user, true); err != nil {
+			t.Fatal(err)
+		}
+	}
+	remote := newHolding(s)
+	finished := make(chan struct{})
+	go func() {
+		defer close(finished)
+		s.FinishDeactivations(context.Background())
+	}()
+	<-remote.began
+	for i, id := range files {
+		if content, err := s.Media.Open(id); err == nil {
+			content.Close()
+			t.Errorf("file %d is still there", i)
+		}
+	}
+	close(remote.letGo)
+	<-finished
 }
 
 // A node that stops in the middle of a deactivation goes on with it at the next start.
