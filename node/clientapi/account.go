@@ -188,6 +188,9 @@ func (a *API) FinishDeactivations(ctx context.Context) {
 		}
 	}
 	for _, account := range ended {
+		if ctx.Err() != nil {
+			return
+		}
 		a.leaveAll(ctx, account.User)
 	}
 }
@@ -286,13 +289,16 @@ func (a *API) leaveAll(ctx context.Context, user eventgraph.UserID) {
 		a.Log.Error("a deactivated user stays in rooms", "error", err)
 		return
 	}
-	atOnce(members, func(m store.Member) error {
+	err = atOnce(ctx, members, func(m store.Member) error {
 		err := a.leaveAs(ctx, &m)
 		if err != nil {
 			a.Log.Warn("a deactivated user stays in a room", "error", err)
 		}
 		return nil
 	})
+	if err != nil {
+		a.Log.Info("a deactivated user's rooms are left at the next start", "error", err)
+	}
 }
 
 // inOrAtTheDoor says whether there is something to leave.

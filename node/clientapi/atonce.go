@@ -1,7 +1,7 @@
 package clientapi
 
 import (
-	"errors"
+	"context"
 	"sync"
 	"time"
 )
@@ -15,21 +15,28 @@ const (
 )
 
 // atOnce calls send for all, roomsAtOnce at a time, not counting those that have taken longer than slowRoom, of which there are maxWaitingSend at most. It
-// returns when all have ended, with what they returned.
-func atOnce[T any](all []T, send func(T) error) error {
+// returns when all have ended, with the first error; that keeps none from being sent. Once ctx ends no more are begun, and that is the error if there was none.
+func atOnce[T any](ctx context.Context, all []T, send func(T) error) error {
 	var group sync.WaitGroup
-	var mu sync.Mutex
-	var failed []error
+	var once sync.Once
+	var first error
+	fail := func(err error) { once.Do(func() { first = err }) }
 	working, waiting := make(chan struct{}, roomsAtOnce), make(chan struct{}, maxWaitingSend)
 	for _, one := range all {
-		waiting <- struct{}{}
-		working <- struct{}{}
+		for _, place := range []chan struct{}{waiting, working} {
+			select {
+			case place <- struct{}{}:
+			case <-ctx.Done():
+			}
+		}
+		if err := ctx.Err(); err != nil {
+			fail(err)
+			break
+		}
 		group.Go(func() {
 			makePlace := time.AfterFunc(slowRoom, func() { <-working })
 			if err := send(one); err != nil {
-				mu.Lock()
-				failed = append(failed, err)
-				mu.Unlock()
+				fail(err)
 			}
 			if makePlace.Stop() {
 				<-working
@@ -38,5 +45,5 @@ func atOnce[T any](all []T, send func(T) error) error {
 		})
 	}
 	group.Wait()
-	return errors.Join(failed...)
+	return first
 }

@@ -250,7 +250,7 @@ func (a *API) announceProfile(ctx context.Context, user eventgraph.UserID) error
 	if err != nil {
 		return err
 	}
-	return atOnce(in, func(room eventgraph.RoomID) error {
+	return atOnce(ctx, in, func(room eventgraph.RoomID) error {
 		err := a.tellProfile(ctx, room, user)
 		var refused *rooms.Refusal
 		if errors.As(err, &refused) {
