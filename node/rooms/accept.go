@@ -509,9 +509,15 @@ func (run *run) extend(b Basis, s *store.StoredEvent, w *write) error {
 	if err != nil {
 		return err
 	}
+	covered, err := run.covered(s.ID())
+	if err != nil {
+		return err
+	}
 	before := maps.Clone(found)
-	for _, id := range b.State { // behind a gap: what is in the state before an event comes before it
-		before[id] = true
+	if !covered { // else a mere claim would take away what no extremity replaces
+		for _, id := range b.State { // behind a gap: what is in the state before an event comes before it
+			before[id] = true
+		}
 	}
 	added, tips := newTip(s), make([]tip, 0, len(run.live.tips)+1)
 	added.alone = true
@@ -522,14 +528,14 @@ func (run *run) extend(b Basis, s *store.StoredEvent, w *write) error {
 			added.alone = false
 		}
 	}
-	covered, err := run.covered(s.ID())
-	if err != nil {
-		return err
-	}
 	var out eventgraph.EventID
 	if covered {
 		s.Aside = true
-		if len(tips) < len(run.live.tips) {
+		switch len(tips) {
+		case 0:
+			tips = slices.Clone(run.live.tips) // the last ones stay
+		case len(run.live.tips):
+		default:
 			tips = builtOn(tips)
 		}
 	} else {
