@@ -41,3 +41,26 @@ func TestAttackClaimOfTheLastExtremity(t *testing.T) {
 		a.checkTips(room)
 	})
 }
+
+// A claim says nothing against what the held ones among the parents tell: here it is the state from before the ban that one of them knows of.
+func TestAttackClaimBesideHeldParent(t *testing.T) {
+	underAttack(t, func(t *testing.T, version eventgraph.RoomVersion) {
+		a, b, alice, bob, room := shared(t, version)
+		c := newServer(t, "c", a, b)
+		carol := c.user("carol")
+		c.join(a, room, carol)
+		old := a.record(room).Forward
+		oldState, _ := a.stateAndChain(room, a.event(old[0]).StateAfter)
+		a.setState(room, alice, "m.room.member", string(carol), `{"membership":"ban"}`)
+		known := a.message(room, alice, "after the ban")
+		base := b.lie(a, said(room, bob, ""), claim{ts: b.now, parents: old})
+		above := b.on(base, "above", known, b.on(base, "never given", old...).ID())
+		a.accept(above, Basis{Kind: Claimed, State: ids(oldState), Origin: b.Server()}, store.Accepted)
+		a.wantMember(room, carol, "ban")
+		if at, err := a.StateAt(room, a.event(above.ID()).StateBefore).Event(eventgraph.StateTuple{Type: "m.room.member", Key: string(carol)}); err != nil || at == nil || at.Membership() != "ban" {
+			t.Errorf("before the event carol is no more banned: %v", err)
+		}
+		a.message(room, alice, "on")
+		a.wantMember(room, carol, "ban")
+	})
+}

@@ -19,25 +19,47 @@ const maxPlaced = 1000
 // for it.
 const maxPlacing = 20
 
-// stateBefore finds the state before e: by its parents, or as claimed where they are not all held (then gap is true).
+// stateBefore finds the state before e: by its parents, or where they are not all held (then gap is true) as claimed, resolved with the states
+// after those that are: a claim is for what we cannot know, and must not make forgotten what we do. A true one has been resolved from these among
+// others, so it comes out as it was, but for conflicts that resolution decides differently when some of their states come in twice.
 func (run *run) stateBefore(e *eventgraph.Event, b Basis) (root eventgraph.Hash, gap bool, err error) {
 	if b.Kind == Claimed {
-		root, err = run.claimed(b.State)
+		states, _, err := run.afterParents(e)
+		if err != nil {
+			return root, true, err
+		}
+		if root, err = run.claimed(b.State); err == nil {
+			root, err = run.merge(append(states, root))
+		}
 		return root, true, err
 	}
 	if err := run.placeParents(e, b); err != nil {
 		return root, false, err
 	}
-	var states []eventgraph.Hash
+	states, _, err := run.afterParents(e)
+	if err == nil {
+		root, err = run.merge(states)
+	}
+	return root, false, err
+}
+
+// afterParents are the states after those parents of e that have their place, and whether all have.
+func (run *run) afterParents(e *eventgraph.Event) (states []eventgraph.Hash, all bool, err error) {
+	all = true
 	for _, id := range e.PrevEvents() {
 		s, err := run.stored(id)
-		if err != nil {
-			return root, false, err
+		switch {
+		case errors.Is(err, store.ErrNotFound):
+			all = false
+		case err != nil:
+			return nil, false, err
+		case placed(s):
+			states = append(states, s.StateAfter)
+		default:
+			all = false
 		}
-		states = append(states, s.StateAfter)
 	}
-	root, err = run.merge(states)
-	return root, false, err
+	return states, all, nil
 }
 
 // placeParents gives outliers among e's ancestors their place, oldest first, as if they came now. It answers *MissingError with
