@@ -282,16 +282,26 @@ func (i *inbox) tried(room eventgraph.RoomID, a ask) bool {
 	return ok && i.now().Before(before.next)
 }
 
-// ask notes that the question is put.
-func (i *inbox) ask(room eventgraph.RoomID, a ask) {
+// ask notes that the question is put, and returns what was noted of it before.
+func (i *inbox) ask(room eventgraph.RoomID, a ask) (before attempt) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	r := i.rooms[room]
 	if len(r.asked) >= maxAttempts {
 		clear(r.asked)
 	}
-	n := r.asked[a].n
-	r.asked[a] = attempt{next: i.now().Add(backoff(n)), n: n + 1}
+	before = r.asked[a]
+	r.asked[a] = attempt{next: i.now().Add(backoff(before.n)), n: before.n + 1}
+	return before
+}
+
+// notAsked takes back ask: the question was not put after all.
+func (i *inbox) notAsked(room eventgraph.RoomID, a ask, before attempt) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if _, ok := i.rooms[room].asked[a]; ok { // the server was not met meanwhile
+		i.rooms[room].asked[a] = before
+	}
 }
 
 // refuse notes that the server has answered the question and does not give that.
@@ -393,15 +403,14 @@ func (f *Federation) visit(ctx context.Context, room eventgraph.RoomID) (empty, 
 		if f.inbox.isPatient(room) {
 			break
 		}
-		next, ok := f.nextQuestion(w)
-		if !ok || ctx.Err() != nil {
+		if ctx.Err() != nil {
 			return false, moved, read, ctx.Err()
 		}
-		f.inbox.ask(room, next)
-		if err := f.obtain(ctx, w, next); err != nil {
-			if isRefusal(err) {
-				f.inbox.refuse(room, next)
-			}
+		next, ok := f.nextQuestion(w)
+		if !ok {
+			return false, moved, read, nil
+		}
+		if err := f.putQuestion(ctx, w, next); err != nil {
 			f.Log.Debug("what is missing was not given", "room", room, "event", next.event, "server", next.server, "err", err)
 		}
 		// What is missing may have come meanwhile from somebody else. Only after a question: else whoever sends without pause keeps us
@@ -413,11 +422,30 @@ func (f *Federation) visit(ctx context.Context, room eventgraph.RoomID) (empty, 
 	return false, moved, read, nil
 }
 
-// nextQuestion is what decide says; for the events that rest on such as wait too only when nothing else is to be asked.
+// putQuestion puts one question, and notes that, and how it ended.
+func (f *Federation) putQuestion(ctx context.Context, w *waiting, a ask) error {
+	before := f.inbox.ask(w.room, a)
+	err := f.obtain(ctx, w, a)
+	if a.kind == askPolicy {
+		f.endTurn(a.server, w.room, err)
+	}
+	switch {
+	case errors.Is(err, errPolicyTurn), errors.Is(err, errAskedEnough):
+		f.inbox.notAsked(w.room, a, before)
+		w.notAsked[a] = true
+	case isRefusal(err):
+		f.inbox.refuse(w.room, a)
+	}
+	return err
+}
+
+// nextQuestion is what decide says; for the events that rest on such as wait too only when nothing else is to be asked. A question to a policy server
+// has its place by then.
 func (f *Federation) nextQuestion(w *waiting) (ask, bool) {
 	holders := f.holders(w)
-	tried := func(a ask) bool {
-		return f.inbox.tried(w.room, a) || a.kind == askPolicy && (f.policies.rests(a.server, f.Now()) || f.policies.full(a.server, w.room))
+	tried := func(a ask) bool { // decide takes the first that was not
+		return f.inbox.tried(w.room, a) || w.notAsked[a] ||
+			a.kind == askPolicy && (f.policies.rests(a.server, f.Now()) || !f.policies.begin(a.server, w.room))
 	}
 	next, ok := decide(w.wants(), holders, tried)
 	if !ok {
@@ -436,6 +464,7 @@ type waiting struct {
 	ready    []eventgraph.EventID                        // those that seem to lack nothing
 	arrived  int
 	letIn    map[eventgraph.ServerName]bool // see noteGiver
+	notAsked map[ask]bool                   // questions to a policy server that could not be put in this visit
 }
 
 type waitingEvent struct {
@@ -453,7 +482,7 @@ func (f *Federation) loadWaiting(ctx context.Context, room eventgraph.RoomID) (*
 	version, known := f.versionOf(room)
 	w := &waiting{
 		room: room, version: version, events: map[eventgraph.EventID]*waitingEvent{}, children: map[eventgraph.EventID][]eventgraph.EventID{},
-		letIn: map[eventgraph.ServerName]bool{},
+		letIn: map[eventgraph.ServerName]bool{}, notAsked: map[ask]bool{},
 	}
 	var dropped []eventgraph.EventID
 	var all, outside load

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"time"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
 	"github.com/plexus-p2p/plexus/node/rooms"
@@ -179,8 +180,18 @@ func (f *Federation) askAuth(ctx context.Context, room eventgraph.RoomID, server
 }
 
 // askState takes the event in on the state before it as the server claims it: its parents are not to be had. The event carries a gap
-// marker (design.md §3.1 b).
+// marker (design.md §3.1 b). Where the room's policy server must sign it and cannot be asked now, the state is not asked for either.
 func (f *Federation) askState(ctx context.Context, room *store.Room, server eventgraph.ServerName, e *eventgraph.Event, received int64) error {
+	lack, err := f.Rooms.Unsigned(ctx, room.ID, []*eventgraph.Event{e})
+	if err != nil {
+		return err
+	}
+	if len(lack) > 0 && f.policies.full(lack[0].By.Name, room.ID) {
+		return errPolicyTurn
+	}
+	if len(lack) > 0 && f.budgets.friend(server).TokensAt(time.Now()) < costPolicy {
+		return errAskedEnough
+	}
 	state, err := f.claimedState(ctx, server, room, e.ID())
 	if err != nil {
 		return err
@@ -188,7 +199,12 @@ func (f *Federation) askState(ctx context.Context, room *store.Room, server even
 	basis := rooms.Basis{Kind: rooms.Claimed, State: state, Origin: server}
 	result, err := f.Rooms.Accept(ctx, e, basis)
 	if need := policyOf(err); need != nil {
-		return f.takeUnsigned(ctx, need, basis, received)
+		if !f.policies.begin(need.By.Name, room.ID) {
+			return errPolicyTurn
+		}
+		err := f.takeUnsigned(ctx, need, basis, received)
+		f.endTurn(need.By.Name, room.ID, err)
+		return err
 	}
 	f.logOutcome(e, server, rooms.Outcome{Result: result, Err: err})
 	return err

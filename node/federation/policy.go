@@ -42,6 +42,8 @@ const (
 	// pastPatience is how long who fetches history waits for the policy server, and pastAtOnce about how much of it that is asked at one time.
 	pastPatience = 5 * time.Second
 	pastAtOnce   = 4
+	// handshakeRetry is when a handshake may be tried again whose questions to the policy server had to wait for too long.
+	handshakeRetry = 5 * time.Second
 	// maxResting bounds the policy servers of which is remembered that they do not answer.
 	maxResting = 256
 	// costPolicy is what it costs the giver of an unsigned event that we ask about it: five a second.
@@ -57,7 +59,7 @@ type PolicyError struct {
 	// Status is that of its answer, if it declined with an error of the spec's; else 0.
 	Status     int
 	Refusal    rooms.Refusal // its error as it gave it, or what is wrong, in plain words
-	RetryAfter time.Duration // with status 429; 0: not said
+	RetryAfter time.Duration // with status 429, or a Cause; 0: not said
 	Cause      error         // why it could not be asked; nil if it answered
 }
 
@@ -88,6 +90,7 @@ func (e *PolicyError) toPeer() *matrixError {
 	switch {
 	case e.Cause != nil:
 		m.Status = http.StatusServiceUnavailable
+		m.RetryAfterMS = e.RetryAfter.Milliseconds()
 	case e.Status == http.StatusTooManyRequests:
 		m.RetryAfterMS = e.RetryAfter.Milliseconds()
 	default:
@@ -239,26 +242,40 @@ var (
 	errPolicyTurn  = errors.New("the policy server is being asked about another event, or as many as may be are")
 )
 
+// takeInTurn is takeUnsigned for a handshake, which waits for the place of its question until within ends. The error is a *PolicyError.
+func (f *Federation) takeInTurn(ctx, within context.Context, need *rooms.PolicyNeeded, b rooms.Basis) error {
+	server := need.By.Name
+	if f.policies.await(within, server) != nil {
+		return notYetAsked(server)
+	}
+	defer f.endQuestion(server)
+	err := f.takeUnsigned(ctx, need, b, f.Now().UnixMilli())
+	if errors.Is(err, errAskedEnough) {
+		return &PolicyError{Server: server, Status: http.StatusTooManyRequests, RetryAfter: handshakeRetry,
+			Refusal: rooms.Refusal{Code: "M_LIMIT_EXCEEDED", Reason: err.Error()}}
+	}
+	return err
+}
+
+// notYetAsked is what a handshake is told whose questions have not all had their turn.
+func notYetAsked(server eventgraph.ServerName) *PolicyError {
+	return &PolicyError{Server: server, Cause: errPolicyTurn, RetryAfter: handshakeRetry, Refusal: rooms.Refusal{Code: "M_UNKNOWN",
+		Reason: fmt.Sprintf("the policy server of this room, %s, is still being asked about other events: try again", server)}}
+}
+
 // takeUnsigned asks the policy server about an event of others, and takes it in: with its signature, or, if it declined or was not to be reached
-// for policyPatience since the event was received, as one that it has not signed. The giver pays for the question.
+// for policyPatience since the event was received, as one that it has not signed. The giver pays for the question; the caller has its place.
 func (f *Federation) takeUnsigned(ctx context.Context, need *rooms.PolicyNeeded, b rooms.Basis, received int64) error {
 	if !f.budgets.friend(b.Origin).AllowN(time.Now(), costPolicy) {
 		return errAskedEnough
 	}
-	room := need.Event.RoomID()
-	if !f.policies.begin(need.By.Name, room) {
-		return errPolicyTurn
-	}
 	e, err := f.signedFor(ctx, need)
-	if f.endQuestion(need.By.Name) {
-		f.inbox.nudge(room) // this one too goes on after the others
-	}
 	if err != nil {
 		var p *PolicyError
 		if !errors.As(err, &p) || !p.final() && f.Now().Sub(time.UnixMilli(received)) < policyPatience {
 			return err
 		}
-		f.Log.Info("event without the signature of the room's policy server", "room", room, "event", need.Event.ID(), "origin", b.Origin, "err", err)
+		f.Log.Info("event without the signature of the room's policy server", "room", need.Event.RoomID(), "event", need.Event.ID(), "origin", b.Origin, "err", err)
 		e, b.Unsigned = need.Event, true
 	}
 	result, err := f.Rooms.Accept(ctx, e, b)
@@ -273,6 +290,14 @@ func (f *Federation) endQuestion(server eventgraph.ServerName) (waited bool) {
 		f.inbox.nudge(room)
 	}
 	return len(waiting) > 0
+}
+
+// endTurn is endQuestion for the inbox. If others waited, the room itself goes on after them; not if its giver has had its share, or two such
+// rooms would wake each other all the time.
+func (f *Federation) endTurn(server eventgraph.ServerName, room eventgraph.RoomID, err error) {
+	if f.endQuestion(server) && !errors.Is(err, errAskedEnough) {
+		f.inbox.nudge(room)
+	}
 }
 
 // signPast asks the policy server about a page of history that it has not signed, the newest first: events are measured by the room's policy server of

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"net/http/httptest"
 	"slices"
 	"strings"
 	"sync"
@@ -566,25 +565,7 @@ func TestPolicyServerAndWhatAHandshakeRestsOn(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			r.a.on(func(w http.ResponseWriter, q *http.Request, _ []byte) bool {
-				if !strings.Contains(q.URL.Path, "/make_join/") {
-					return false
-				}
-				made := httptest.NewRecorder()
-				(*r.a.handler.Load()).ServeHTTP(made, q)
-				var template struct {
-					Event   map[string]any         `json:"event"`
-					Version eventgraph.RoomVersion `json:"room_version"`
-				}
-				if err := json.Unmarshal(made.Body.Bytes(), &template); err != nil {
-					t.Error(err)
-				}
-				template.Event["prev_events"] = []eventgraph.EventID{base}
-				template.Event["depth"] = r.u.event(base).Depth() + 1
-				answer, _ := json.Marshal(template)
-				w.Write(answer)
-				return true
-			})
+			r.a.on(r.joinsRestOn(base))
 			r.mode.Store(c.mode)
 			r.p.on(r.afterwards(signs))
 			j.join(r.room, jane, r.a.host)

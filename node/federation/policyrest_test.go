@@ -2,11 +2,17 @@ package federation
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"golang.org/x/time/rate"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
 	"github.com/plexus-p2p/plexus/node/rooms"
@@ -164,10 +170,7 @@ func TestHistoryIsNoTrialOfThePolicyServer(t *testing.T) {
 			if signed, _, err := h.signPast(t.Context(), r.room, past, &patience); err != nil || len(signed) != events || r.asked.Load() != 1 || patience != 0 {
 				t.Errorf("%d events, %v; asked %d times; patience %v", len(signed), err, r.asked.Load(), patience)
 			}
-			go func() {
-				time.Sleep(time.Second)
-				h.endQuestion(r.p.server)
-			}()
+			time.AfterFunc(time.Second, func() { h.endQuestion(r.p.server) })
 			patience = pastPatience
 			signed, _, err := h.signPast(t.Context(), r.room, past, &patience)
 			if err != nil || patience != pastPatience-time.Second || r.asked.Load() != events+1 {
@@ -181,4 +184,216 @@ func TestHistoryIsNoTrialOfThePolicyServer(t *testing.T) {
 			h.stop()
 		})
 	})
+}
+
+// policedInbox is newPoliced, with the inbox of a stopped: its steps are done one by one.
+func policedInbox(t *testing.T) *policed {
+	t.Helper()
+	r := newPoliced(t, "12")
+	r.a.stop()
+	return r
+}
+
+func (r *policed) load(room eventgraph.RoomID) *waiting {
+	r.a.t.Helper()
+	r.a.inbox.wake(room)
+	w, err := r.a.loadWaiting(r.a.t.Context(), room)
+	if err == nil {
+		_, err = r.a.takeReady(r.a.t.Context(), w)
+	}
+	if err != nil || len(w.events) == 0 {
+		r.a.t.Fatalf("%d events wait: %v", len(w.events), err)
+	}
+	return w
+}
+
+// Of several rooms that are visited at a time one gets the next question to their policy server, and the others none: they wait for its end,
+// without having asked.
+func TestPolicyQuestionIsReserved(t *testing.T) {
+	t.Parallel()
+	r := policedInbox(t)
+	ursula := r.u.user("ursula")
+	other := r.a.create("12", "public", "shared")
+	r.p.join(other, r.p.user("police"), r.a.host)
+	r.u.join(other, ursula, r.a.host)
+	r.a.setState(other, r.a.user("alice"), eventgraph.PolicyType, "", fmt.Sprintf(`{"via":%q,"public_keys":{"ed25519":%q}}`, r.p.server, unpadded(r.by.Key)))
+	first := r.unsigned("in the one room")
+	if err := r.u.put(r.a, r.u.say(other, ursula, "in the other")); err != nil {
+		t.Fatal(err)
+	}
+	one, two := r.load(r.room), r.load(other)
+	next, ok := r.a.nextQuestion(one)
+	if want := (ask{askPolicy, r.p.server, first, first}); !ok || next != want {
+		t.Fatalf("the next question is %+v", next)
+	}
+	if next, ok := r.a.nextQuestion(two); ok {
+		t.Errorf("a second question to the same policy server: %+v", next)
+	}
+	if err := r.a.putQuestion(t.Context(), one, next); err != nil {
+		t.Error(err)
+	}
+	if next, ok := r.a.nextQuestion(two); !ok || next.kind != askPolicy {
+		t.Errorf("when the first has ended: %+v, %v", next, ok)
+	}
+}
+
+// A question that was not put, because the policy server is asked something else or the giver has had its share, counts as never put; the state before
+// an event is not asked for in vain.
+func TestQuestionNotPut(t *testing.T) {
+	t.Parallel()
+	r := policedInbox(t)
+	var states atomic.Int32
+	deaf := *r.u.intercept.Load()
+	r.u.on(func(w http.ResponseWriter, q *http.Request, body []byte) bool {
+		if strings.Contains(q.URL.Path, "/state") {
+			states.Add(1)
+		}
+		return deaf(w, q, body)
+	})
+	id := r.unsigned("hello")
+	w := r.load(r.room)
+	limit := r.a.budgets.friend(r.u.server)
+	limit.SetLimit(0)
+	for limit.AllowN(time.Now(), costPolicy) {
+	}
+	for _, c := range []struct {
+		kind  askKind
+		share bool
+		want  error
+	}{{askPolicy, false, errAskedEnough}, {askState, false, errAskedEnough}, {askState, true, errPolicyTurn}} {
+		if c.share {
+			limit.SetLimit(rate.Inf)
+		}
+		a := ask{kind: c.kind, server: r.u.server, event: id}
+		if c.kind == askPolicy {
+			next, ok := r.a.nextQuestion(w)
+			if a = next; !ok || a.kind != askPolicy {
+				t.Fatalf("the next question is %+v", a)
+			}
+		} else if c.share && !r.a.policies.begin(r.p.server, "!other") {
+			t.Fatal("no place")
+		}
+		for range 5 {
+			if err := r.a.putQuestion(t.Context(), w, a); !errors.Is(err, c.want) {
+				t.Errorf("%v, want %v", err, c.want)
+			}
+		}
+		if r.a.inbox.tried(r.room, a) {
+			t.Errorf("kind %d: was not put, and counts as put", c.kind)
+		}
+		if next, ok := r.a.nextQuestion(w); ok && next == a {
+			t.Errorf("kind %d: tried again in the same visit", c.kind)
+		}
+	}
+	if states.Load() != 0 || r.asked.Load() != 0 {
+		t.Errorf("asked for the state %d times, the policy server %d times", states.Load(), r.asked.Load())
+	}
+	r.a.policies.end(r.p.server)
+	w = r.load(r.room) // the next visit
+	next, ok := r.a.nextQuestion(w)
+	if !ok || next.kind != askPolicy {
+		t.Fatalf("the next question is %+v", next)
+	}
+	if err := r.a.putQuestion(t.Context(), w, next); err != nil || !r.signed(r.a, id) {
+		t.Errorf("in the end: %v", err)
+	}
+}
+
+// A handshake waits for the policy server's turn, within one bound, and is told when to try again.
+func TestHandshakeWaitsForThePolicyServersTurn(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		rests  int           // on so many events that have no place yet
+		each   time.Duration // that the policy server takes
+		free   time.Duration // when the other question ends; 0: never
+		spent  bool          // the joiner has had its share of questions
+		took   time.Duration
+		status int
+		code   string
+	}{
+		{"free in time", 1, 0, 3 * time.Second, false, 3 * time.Second, 200, ""},
+		{"busy", 1, 0, 0, false, policyTimeout, 503, "M_UNKNOWN"},
+		{"slow", 3, 6 * time.Second, time.Second, false, 13 * time.Second, 503, "M_UNKNOWN"},
+		{"share spent", 1, 0, time.Second, true, time.Second, 429, "M_LIMIT_EXCEEDED"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			inPoliced(t, func(t *testing.T, r *policed) {
+				var base eventgraph.EventID
+				for range c.rests {
+					base = r.u.say(r.room, r.u.user("ursula"), "hello")
+					if err := r.a.acceptOutliers(t.Context(), r.u.server, r.u.event(base).Event); err != nil {
+						t.Fatal(err)
+					}
+				}
+				r.takes(c.each)
+				j := newMemHost(t, r.n, "joiner")
+				j.start()
+				j.meet(r.a.host)
+				var status int
+				var body struct {
+					Code  string `json:"errcode"`
+					Retry int64  `json:"retry_after_ms"`
+				}
+				var took time.Duration
+				rest := r.joinsRestOn(base)
+				r.a.on(func(w http.ResponseWriter, q *http.Request, b []byte) bool {
+					if !strings.Contains(q.URL.Path, "/send_join/") || status != 0 {
+						return rest(w, q, b)
+					}
+					began, made := time.Now(), httptest.NewRecorder()
+					(*r.a.handler.Load()).ServeHTTP(made, q)
+					took, status = time.Since(began), made.Code
+					if status != 200 {
+						json.Unmarshal(made.Body.Bytes(), &body)
+					}
+					w.WriteHeader(status)
+					w.Write(made.Body.Bytes())
+					return true
+				})
+				if !r.a.policies.begin(r.p.server, "!other") {
+					t.Fatal("no place")
+				}
+				if c.spent {
+					r.a.budgets.friend(j.server).SetBurst(costPolicy - 1)
+				}
+				if c.free > 0 {
+					time.AfterFunc(c.free, func() { r.a.endQuestion(r.p.server) })
+				}
+				err := j.Join(t.Context(), r.room, j.user("jane"), names([]*host{r.a.host}), nil)
+				if (err == nil) != (c.status == 200) {
+					t.Errorf("join: %v", err)
+				}
+				if status != c.status || body.Code != c.code || (body.Retry > 0) != (c.status != 200) || took != c.took {
+					t.Errorf("%d %+v after %v", status, body, took)
+				}
+				if r.a.policies.rests(r.p.server, time.Now()) {
+					t.Error("the policy server rests")
+				}
+				j.stop()
+			})
+		})
+	}
+}
+
+// joinsRestOn makes a hand out templates of joins that rest on an event.
+func (r *policed) joinsRestOn(base eventgraph.EventID) func(w http.ResponseWriter, q *http.Request, body []byte) bool {
+	return func(w http.ResponseWriter, q *http.Request, _ []byte) bool {
+		if !strings.Contains(q.URL.Path, "/make_join/") {
+			return false
+		}
+		made := httptest.NewRecorder()
+		(*r.a.handler.Load()).ServeHTTP(made, q)
+		var template struct {
+			Event   map[string]any         `json:"event"`
+			Version eventgraph.RoomVersion `json:"room_version"`
+		}
+		if err := json.Unmarshal(made.Body.Bytes(), &template); err != nil {
+			r.a.t.Error(err)
+		}
+		template.Event["prev_events"] = []eventgraph.EventID{base}
+		template.Event["depth"] = r.u.event(base).Depth() + 1
+		answer, _ := json.Marshal(template)
+		w.Write(answer)
+		return true
+	}
 }

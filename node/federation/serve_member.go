@@ -245,7 +245,7 @@ func (f *Federation) signedBySender(q *request, room *store.Room, membership str
 const maxUnsigned = 10
 
 // acceptOne puts an event through Accept, with key documents, and the signature of the room's policy server, fetched where they are missing;
-// other things missing, and any verdict but accepted, are refusals.
+// other things missing, and any verdict but accepted, are refusals. No question to the policy server begins later than policyTimeout.
 func (f *Federation) acceptOne(ctx context.Context, e *eventgraph.Event, b rooms.Basis) error {
 	result, err := f.Rooms.Accept(ctx, e, b)
 	var missing *rooms.MissingError
@@ -255,14 +255,19 @@ func (f *Federation) acceptOne(ctx context.Context, e *eventgraph.Event, b rooms
 		}
 		result, err = f.Rooms.Accept(ctx, e, b)
 	}
+	within, cancel := context.WithTimeout(ctx, policyTimeout) // each question has its own time, so that it is a fair trial
+	defer cancel()
 	for range maxUnsigned {
 		need := policyOf(err)
 		if need == nil {
 			break
 		}
+		if within.Err() != nil {
+			return notYetAsked(need.By.Name)
+		}
 		if need.Event.ID() != e.ID() {
 			// Held, without a place yet: it is taken in before, for what it is.
-			if err := f.takeUnsigned(ctx, need, rooms.Basis{Kind: rooms.Parents, Origin: b.Origin}, f.Now().UnixMilli()); err != nil {
+			if err := f.takeInTurn(ctx, within, need, rooms.Basis{Kind: rooms.Parents, Origin: b.Origin}); err != nil {
 				return err
 			}
 		} else if e, err = f.signedFor(ctx, need); err != nil {
