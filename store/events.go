@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"strings"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
 )
@@ -37,7 +38,7 @@ type StoredEvent struct {
 	Height      uint32             // in the auth graph: the length of the longest path of auth_events from it
 	Aside       bool               // accepted, with an Order, but was no extremity of the room, as the past never was, or had to go for others: what it rests on may be some still
 	Purged      bool               // its content has been removed here: Event is what redaction leaves, for the graph's sake, and is shown to nobody
-	Related     Relation           // what it related to before it was redacted: shown to nobody, but whose message it was had read what is before it
+	Related     Relation           // what is kept (Relation.Kept) of what it related to before it was redacted: shown to nobody, but whose message it was had read what is before it
 
 	mismatched *eventgraph.Event // Event, if its record has the mark of a wrong content hash: the bytes alone do not show it
 }
@@ -185,7 +186,7 @@ func decodeEventHeader(record []byte) (e *StoredEvent, rest eventRest, err error
 		e.RedactedBy = eventgraph.EventID(f.string())
 	}
 	if verdict&relatedMark != 0 {
-		e.Related = Relation{Type: f.string(), Parent: eventgraph.EventID(f.string())}
+		e.Related = Relation{Type: f.string(), Parent: eventgraph.EventID(f.string())}.Kept()
 	}
 	if flags&flagSentBy != 0 {
 		e.SentBy = &ClientTxn{User: eventgraph.UserID(f.string()), Device: DeviceID(f.string()), TxnID: f.string()}
@@ -387,6 +388,36 @@ func (e *StoredEvent) Relation() Relation {
 		return Relation{} // whatever a client wrote there, it is no relation
 	}
 	return Relation{c.RelatesTo.EventID, c.RelatesTo.RelType}
+}
+
+// Kept is what of a relation outlasts the event's redaction: which event it named, and whether as its thread. The strings are a client's own: a type
+// that means nothing here and a parent that is no event ID are content like any other, and go with it. It is zero if nothing is kept.
+func (rel Relation) Kept() Relation {
+	if !isEventID(rel.Parent) {
+		return Relation{}
+	}
+	if rel.Type != threadRelation {
+		rel.Type = ""
+	}
+	return rel
+}
+
+// eventIDSize is that of a reference hash in unpadded base64 with its sigil (room versions 3 and 4, Event IDs).
+const eventIDSize = 1 + 43
+
+// isEventID says whether id has the form of an event ID of the room versions that are supported.
+func isEventID(id eventgraph.EventID) bool {
+	if len(id) != eventIDSize || id[0] != '$' {
+		return false
+	}
+	for _, c := range []byte(id[1:]) {
+		switch {
+		case 'A' <= c && c <= 'Z', 'a' <= c && c <= 'z', '0' <= c && c <= '9', strings.IndexByte("+/-_", c) >= 0:
+		default:
+			return false
+		}
+	}
+	return true
 }
 
 // relationOf is the event's relation, if it has one that is indexed.

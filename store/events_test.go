@@ -70,7 +70,7 @@ func TestEventRecord(t *testing.T) {
 		{Event: forged, Verdict: Accepted, StateBefore: h(1), StateAfter: h(1), RoomState: h(1), Order: 7, Position: 9, ReceivedTS: 1 << 42},
 		{Event: e, Verdict: Rejected, StateBefore: h(1), StateAfter: h(2), Order: -3, Gap: true},
 		{Event: e, Verdict: Accepted, StateBefore: h(1), StateAfter: h(1), RoomState: h(3), Order: 1, RedactedBy: "$x"},
-		{Event: e, Verdict: SoftFailed, Order: 2, RedactedBy: "$x", Purged: true, Related: Relation{"$parent", threadRelation}},
+		{Event: e, Verdict: SoftFailed, Order: 2, RedactedBy: "$x", Purged: true, Related: Relation{parentA, threadRelation}},
 		{Event: e, Verdict: SoftFailed, StateAfter: h(2), RoomState: h(2), SentBy: &ClientTxn{User: "@u:s", Device: "DEV", TxnID: "m1"}},
 		{Event: e, Verdict: Accepted, SentBy: &ClientTxn{User: e.Sender(), Device: "DEV", TxnID: "m1"}},
 		{Event: e, Verdict: Accepted, StateBefore: h(1), StateAfter: h(1)},
@@ -86,6 +86,25 @@ func TestEventRecord(t *testing.T) {
 					t.Errorf("record cut off at %d of the header: no error", n)
 				}
 			}
+		}
+	}
+}
+
+// A record whose relation says what redaction should have removed is read without that.
+func TestRecordOfABadRelation(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct{ held, want Relation }{
+		{Relation{parentA, "m.reference"}, Relation{Parent: parentA}},
+		{Relation{"secret", threadRelation}, Relation{}},
+		{Relation{"", "secret"}, Relation{}},
+	} {
+		e := &StoredEvent{Event: message(t, `{}`, parentA), Verdict: Accepted, RedactedBy: "$x", Related: test.held}
+		got, err := decodeEvent(e.ID(), e.encode())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got.Related != test.want || got.RedactedBy != "$x" {
+			t.Errorf("%q is read as %q", test.held, got.Related)
 		}
 	}
 }

@@ -447,7 +447,7 @@ func (u *unread) mayNotify(room *store.Room, sender eventgraph.UserID, key strin
 // counts with the thread of what it reacts to.
 func (u *unread) threadOf(e *store.StoredEvent) (string, error) {
 	for range maxThreadHops {
-		relation := e.Relation()
+		relation := e.Relation().Kept() // so that redaction changes nothing in it
 		if relation.Type == "m.thread" {
 			return string(relation.Parent), nil
 		}

@@ -68,3 +68,35 @@ func TestUnreadAfterARedactedAnswer(t *testing.T) {
 	s.restart()
 	told("after a restart")
 }
+
+// What a message named as its thread is told as one only if it is an event ID: redaction of the message removes all else that it said.
+func TestUnreadShowsNothingRedacted(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, nil)
+	alice, bob := s.newClient("alice"), s.newClient("bob")
+	room := alice.room()
+	bob.join(room)
+	relate := func(relType, to string) eventgraph.EventID {
+		return bob.message(room, fmt.Sprintf(`{"msgtype":"m.text","body":"x","m.relates_to":{"rel_type":%q,"event_id":%q}}`, relType, to))
+	}
+	told := func(when string) {
+		t.Helper()
+		main, threads := alice.unread(room, true)
+		if main.Notifications == 0 || len(threads) != 0 {
+			t.Errorf("%s: %d unread in the main thread, others %v", when, main.Notifications, threads)
+		}
+		filter := url.QueryEscape(`{"room":{"timeline":{"unread_thread_notifications":true}}}`)
+		if said := alice.call(200, "GET", "/v3/sync?filter="+filter, nil).raw; strings.Contains(string(said), "SECRET") && when != "at first" {
+			t.Errorf("%s: the thread is shown in %s", when, said)
+		}
+	}
+	for _, secret := range []string{"SECRET text", "$SECRET text", "$" + strings.Repeat("SECRET ", 20)} {
+		said := relate("m.thread", secret)
+		told("at first")
+		alice.call(200, "PUT", "/v3/rooms/"+url.PathEscape(string(room))+"/redact/"+url.PathEscape(string(said))+"/"+string(said[1:5]), struct{}{})
+		relate("m.reference", string(said))
+		told("redacted")
+		s.restart()
+		told("after a restart")
+	}
+}

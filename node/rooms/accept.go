@@ -412,10 +412,8 @@ func (run *run) authEvents(e *eventgraph.Event) (events []*eventgraph.Event, rej
 // replace puts the right copy of an event, whose content hash fits, in the place of one whose does not.
 func (run *run) replace(held *store.StoredEvent, e *eventgraph.Event) {
 	s := run.changeable(held)
-	s.Event = e
-	if s.RedactedBy != "" {
-		s.Related = s.Relation()
-		s.Event = e.RedactKeepingRules()
+	if s.Event = e; s.RedactedBy != "" {
+		reduce(s, e)
 	}
 	run.put(&write{event: s})
 	run.rm.resolved = nil // by the content that the event had
@@ -429,7 +427,10 @@ func (run *run) take(in incoming, held *store.StoredEvent, j judgement) error {
 		SentBy: in.txn, ReceivedTS: run.r.now().UnixMilli(),
 	}
 	if held != nil {
-		s.RedactedBy, s.ReceivedTS = held.RedactedBy, held.ReceivedTS
+		s.RedactedBy, s.Related, s.ReceivedTS = held.RedactedBy, held.Related, held.ReceivedTS
+		if s.RedactedBy != "" && held.HashMismatch() && !e.HashMismatch() { // the right copy has come, in full
+			reduce(s, e)
+		}
 		run.rm.resolved = nil // by the verdict and the content that the event had
 	}
 	var err error

@@ -119,7 +119,7 @@ func (p *purge) step(run *run) error {
 	}
 	for _, e := range old {
 		reduced := *e
-		reduced.Event, reduced.SentBy, reduced.Purged = e.Redact(), nil, true
+		reduced.Event, reduced.SentBy, reduced.Related, reduced.Purged = e.Redact(), nil, store.Relation{}, true
 		run.put(&write{event: &reduced})
 	}
 	next.done.Looked += looked

@@ -88,9 +88,16 @@ func (run *run) redact(target *store.StoredEvent, by eventgraph.EventID) {
 		return
 	}
 	t := run.changeable(target)
-	t.Related = t.Relation()
-	t.Event, t.RedactedBy = t.RedactKeepingRules(), by
+	t.RedactedBy = by
+	reduce(t, t.Event)
 	run.put(&write{event: t, change: store.ChangeRedaction})
+}
+
+// reduce makes s, which is redacted, hold what redaction leaves of e, a copy of its event.
+func reduce(s *store.StoredEvent, e *eventgraph.Event) {
+	s.Event = e
+	s.Related = s.Relation().Kept()
+	s.Event = e.RedactKeepingRules()
 }
 
 // mayRedact says whether an accepted redaction applies to its target: same room, and the same server or enough power in the

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
+	"strings"
 	"testing"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
@@ -186,5 +188,70 @@ func TestImportDoesNotUndoRedaction(t *testing.T) {
 	}
 	if held := b.event(topic); held.HashMismatch() || held.RedactedBy == "" || bytes.Contains(held.Content(), []byte("to be redacted")) {
 		t.Errorf("held as %s, redacted by %q", held.Content(), held.RedactedBy)
+	}
+}
+
+// Of what a redacted event related to there stays the event's ID, and whether that made a thread: neither a type of a client's own nor what is no event ID.
+// It stays as an outlier gets its place, until the event is purged.
+func TestRedactionKeepsNoMoreOfARelation(t *testing.T) {
+	t.Parallel()
+	a, b, alice, bob, room := shared(t, "12")
+	root := a.message(room, alice, "root")
+	relate := func(relType, to string) eventgraph.EventID {
+		content := fmt.Sprintf(`{"body":"x","m.relates_to":{"rel_type":%q,"event_id":%q}}`, relType, to)
+		return a.send(Draft{Room: room, Sender: alice, Type: "m.room.message", Content: json.RawMessage(content)})
+	}
+	long := strings.Repeat("secret ", 8000)
+	var redacted []eventgraph.EventID
+	for _, test := range []struct {
+		relType, to string
+		want        store.Relation
+	}{
+		{"m.thread", string(root), store.Relation{Type: "m.thread", Parent: root}},
+		{"m.reference", string(root), store.Relation{Parent: root}},
+		{long, string(root), store.Relation{Parent: root}},
+		{"m.thread", "secret", store.Relation{}},
+		{"m.thread", "$secret", store.Relation{}},
+		{"m.thread", "$" + strings.Repeat("secret ", 6) + "s", store.Relation{}},
+		{"m.thread", long, store.Relation{}},
+	} {
+		said := relate(test.relType, test.to)
+		a.send(redaction(room, alice, said))
+		if got := a.event(said).Related; got != test.want {
+			t.Errorf("%.20q to %.20q: kept %.60q", test.relType, test.to, got)
+		}
+		redacted = append(redacted, said)
+	}
+
+	// An outlier that has been redacted gets its place, as it is held or as a right copy of it comes.
+	want := store.Relation{Type: "m.thread", Parent: root}
+	for _, altered := range []bool{false, true} {
+		fork := b.record(room).Forward
+		said := b.forge(Draft{Room: room, Sender: bob, Type: "m.room.message",
+			Content: json.RawMessage(`{"body":"secret","m.relates_to":{"rel_type":"m.thread","event_id":"` + string(root) + `"}}`)}, fork)
+		by := b.forge(redaction(room, bob, said.ID()), fork)
+		first := pdu(t, said)
+		if altered {
+			first = pdu(t, said.Redact())
+		}
+		a.accept(first, Basis{Kind: Nothing}, store.Outlier)
+		a.accept(by, Basis{}, store.Accepted)
+		if e := a.event(said.ID()); e.RedactedBy != by.ID() || e.HashMismatch() != altered || !altered && e.Related != want {
+			t.Fatalf("the outlier is redacted by %q and related to %q", e.RedactedBy, e.Related)
+		}
+		a.accept(pdu(t, said), Basis{}, store.Accepted)
+		if e := a.event(said.ID()); e.Order == 0 || e.RedactedBy != by.ID() || e.Related != want || bytes.Contains(e.Content(), []byte("secret")) {
+			t.Errorf("at its place it is redacted by %q, related to %q: %s", e.RedactedBy, e.Related, e.Content())
+		}
+		redacted = append(redacted, said.ID())
+	}
+
+	if done := a.purge(room, PurgeLimit{Event: a.message(room, alice, "limit")}); done.Purged == 0 {
+		t.Fatal("nothing is purged")
+	}
+	for _, id := range redacted {
+		if e := a.event(id); !e.Purged || e.Related != (store.Relation{}) {
+			t.Errorf("purged %v, related to %q", e.Purged, e.Related)
+		}
 	}
 }
