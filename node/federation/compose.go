@@ -136,7 +136,7 @@ func (f *Federation) compose(r *store.Reader, server eventgraph.ServerName, at, 
 		if err != nil {
 			return err
 		}
-		if !f.announces(e, c) || e.Sender().Server() == server || f.gossip.hasCarried(server, c.Event) || !f.owed(server, e, c) {
+		if !f.announces(e, c) || e.Sender().Server() == server || f.gossip.hasCarried(server, c.Event) || !f.owed(server, e) {
 			return nil
 		}
 		shown, err := f.seen(server, e)
@@ -250,12 +250,13 @@ func (t *transaction) addEDU(f *Federation, kind string, content json.RawMessage
 	t.size += len(content) + eduFrame
 }
 
-// owed says whether the server was in the room when the event was sent (see sentIn) or is now, or is the one whose member it removes.
-func (f *Federation) owed(server eventgraph.ServerName, e *store.StoredEvent, c store.Change) bool {
+// owed says whether the server was in the room when an event on us to send was taken in (see concerned) or is now, or is the one whose
+// member it removes.
+func (f *Federation) owed(server eventgraph.ServerName, e *store.StoredEvent) bool {
 	if target, ok := removedServer(e); ok && target == server {
 		return true
 	}
-	return f.Rooms.InRoomAt(e.RoomID(), sentIn(e, c), server) || f.Rooms.InRoom(e.RoomID(), server)
+	return f.Rooms.InRoomAt(e.RoomID(), e.RoomState, server) || f.Rooms.InRoom(e.RoomID(), server)
 }
 
 // composeTyping tells who has begun and who has stopped typing in the rooms, and now and then who goes on.

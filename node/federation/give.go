@@ -279,14 +279,14 @@ func newestAt(r *store.Reader, room eventgraph.RoomID, at store.Position) (e *st
 	return r.Event(id)
 }
 
-// owedSince is owed for meetings: in the room before or after the event, or by the room's state here once the event had come in; of a handshake's
-// event, by that state alone (sentIn). Which members
-// are joined now says less: a server stays in the room while one of its users leaves and another comes.
+// owedSince is owed for meetings: in the room before or after the event, or by the room's state here once the event had come in; of what is on us
+// to send, by that state alone (concerned). Which members are joined now says less: a server stays in the room while one of its users leaves and
+// another comes.
 func (f *Federation) owedSince(server eventgraph.ServerName, e *store.StoredEvent, c store.Change, then eventgraph.Hash) bool {
 	if target, ok := removedServer(e); ok && target == server {
 		return true
 	}
-	if c.Key != store.KeyHandshake && (f.Rooms.InRoomAt(e.RoomID(), e.StateBefore, server) || f.Rooms.InRoomAt(e.RoomID(), e.StateAfter, server)) {
+	if !f.announces(e, c) && (f.Rooms.InRoomAt(e.RoomID(), e.StateBefore, server) || f.Rooms.InRoomAt(e.RoomID(), e.StateAfter, server)) {
 		return true
 	}
 	return then != eventgraph.Hash{} && f.Rooms.InRoomAt(e.RoomID(), then, server)

@@ -350,8 +350,10 @@ func (f *Federation) concerned(r *store.Reader, c store.Change) ([]eventgraph.Se
 		if err != nil {
 			return nil, err
 		}
-		// One that is out by now is owed what was sent when it was not, though we look only now: after a restart, say.
-		then, err := f.Rooms.ServersAt(c.Room, sentIn(e, c))
+		// One that is out by now is owed what was sent when it was not, though we look only now: after a restart, say. That goes by the room's
+		// state here once the event was taken in, not by the state before it: a handshake's event may be built on anything, and one made here
+		// is built on some of the forward extremities only. Who was banned by then, though not in what it is built on, gets no event.
+		then, err := f.Rooms.ServersAt(c.Room, e.RoomState)
 		if !slices.Equal(servers, then) {
 			servers = append(servers, then...)
 			slices.Sort(servers)
@@ -369,16 +371,6 @@ func (f *Federation) concerned(r *store.Reader, c store.Change) ([]eventgraph.Se
 // send_join, send_leave or send_knock (store.ChangeEvent, Key).
 func (f *Federation) announces(e *store.StoredEvent, c store.Change) bool {
 	return e.Sender().Server() == f.server || c.Key == store.KeyHandshake
-}
-
-// sentIn is the state of the room by which an event on us to send is owed to its servers: that before the event, which for one made here is
-// the room's. A handshake's event may be built on anything, so for it the room's own state counts, once it was taken in here: who was
-// banned by then, though not in what it is built on, gets no event made since.
-func sentIn(e *store.StoredEvent, c store.Change) eventgraph.Hash {
-	if c.Key == store.KeyHandshake {
-		return e.RoomState
-	}
-	return e.StateBefore
 }
 
 // removedServer is the server of the user whom the event takes out of the room, or from its door. An invite is no such event: it goes

@@ -1,6 +1,7 @@
 package federation
 
 import (
+	"crypto/ed25519"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/eventgraph/auth"
 	"github.com/plexus-p2p/plexus/node/rooms"
 	"github.com/plexus-p2p/plexus/p2ptransport/memnet"
 	"github.com/plexus-p2p/plexus/store"
@@ -454,6 +456,31 @@ func TestManyRecords(t *testing.T) {
 	}
 }
 
+// memberOn makes a member event on the one given, with the auth events of the state after that, signed by its sender's server.
+func (h *host) memberOn(parent *store.StoredEvent, key eventgraph.SigningKey, sender, of eventgraph.UserID, membership string) *eventgraph.Event {
+	h.t.Helper()
+	stateKey := string(of)
+	d := eventgraph.Draft{
+		RoomID: parent.RoomID(), Sender: sender, Type: "m.room.member", StateKey: &stateKey, Content: json.RawMessage(`{"membership":"` + membership + `"}`),
+		Depth: parent.Depth() + 1, PrevEvents: []eventgraph.EventID{parent.ID()}, OriginServerTS: parent.OriginServerTS(),
+	}
+	state := h.Rooms.StateAt(parent.RoomID(), parent.StateAfter)
+	for _, tuple := range auth.Selection(parent.Version(), d) {
+		id, ok, err := state.EventID(tuple)
+		if err != nil {
+			h.t.Fatal(err)
+		}
+		if ok {
+			d.AuthEvents = append(d.AuthEvents, id)
+		}
+	}
+	e, err := eventgraph.Build(parent.Version(), d, key)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return e
+}
+
 // TestHandshakeOnOldParents: what a handshake brings is sent to who was in the room when it was taken in, whatever it is built on: not to who had
 // been banned by then; and still to who was banned after, though the sender comes to it later.
 func TestHandshakeOnOldParents(t *testing.T) {
@@ -465,26 +492,7 @@ func TestHandshakeOnOldParents(t *testing.T) {
 		b.join(room, b.user("bob"), a)
 		c.join(room, c.user("carol"), a)
 		old := a.event(a.say(room, a.user("alice"), "all are here"))
-		state, err := a.Rooms.CurrentState(room)
-		if err != nil {
-			t.Fatal(err)
-		}
-		var auth []eventgraph.EventID
-		for _, kind := range []string{"m.room.power_levels", "m.room.join_rules"} {
-			id, _, err := state.EventID(eventgraph.StateTuple{Type: kind})
-			if err != nil {
-				t.Fatal(err)
-			}
-			auth = append(auth, id)
-		}
-		key := string(d.user("dora"))
-		join, err := eventgraph.Build(old.Version(), eventgraph.Draft{
-			RoomID: room, Sender: d.user("dora"), Type: "m.room.member", StateKey: &key, Content: json.RawMessage(`{"membership":"join"}`),
-			Depth: old.Depth() + 1, PrevEvents: []eventgraph.EventID{old.ID()}, AuthEvents: auth, OriginServerTS: old.OriginServerTS(),
-		}, d.Key)
-		if err != nil {
-			t.Fatal(err)
-		}
+		join := a.memberOn(old, d.Key, d.user("dora"), d.user("dora"), "join")
 		ban := func() {
 			a.setState(room, a.user("alice"), "m.room.member", string(b.user("bob")), `{"membership":"ban"}`)
 		}
@@ -520,6 +528,75 @@ func TestHandshakeOnOldParents(t *testing.T) {
 			if s != a && (slices.Contains(concerned, s.server) != want || len(draft.PDUs) == 1 != want) {
 				t.Errorf("b is banned before the handshake: %v; %s is concerned: %v, gets %d events", banned, s.server.Tail(), slices.Contains(concerned, s.server), len(draft.PDUs))
 			}
+		}
+	}
+}
+
+// TestBannedBesideManyExtremities: what is said here goes to no server that is banned here by then, though there are so many forward extremities
+// that it is not built on the ban.
+func TestBannedBesideManyExtremities(t *testing.T) {
+	t.Parallel()
+	hosts := newHosts(t, newWire(), "a", "b", "c")
+	a, b, c := hosts[0], hosts[1], hosts[2]
+	alice := a.user("alice")
+	room := a.create("12", "public", "shared")
+	b.join(room, b.user("bob"), a)
+	c.join(room, c.user("carol"), a)
+	a.setState(room, alice, "m.room.power_levels", "", fmt.Sprintf(`{"users":{%q:100}}`, b.user("bob")))
+	old := a.event(a.say(room, alice, "all are here"))
+	take := func(e *eventgraph.Event) {
+		t.Helper()
+		if err := a.acceptOne(t.Context(), e, rooms.Basis{Kind: rooms.Parents, Origin: e.Sender().Server()}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range 21 { // one more than an event is built on
+		var seed [ed25519.SeedSize]byte
+		copy(seed[:], fmt.Sprint("crowd ", i))
+		private := ed25519.NewKeyFromSeed(seed[:])
+		public := private.Public().(ed25519.PublicKey)
+		key := eventgraph.SigningKey{Server: eventgraph.NewServerName(public), ID: eventgraph.NewPeerID(public).KeyID(), Private: private}
+		doc, err := eventgraph.SignKeyDocument(key.Server, []eventgraph.SigningKey{key}, nil, nil, a.Now().Add(6*24*time.Hour).UnixMilli())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := a.Store.Update(t.Context(), func(tx *store.Tx) error { return tx.PutKeyDocument(doc) }); err != nil {
+			t.Fatal(err)
+		}
+		user := eventgraph.UserID("@one:" + string(key.Server))
+		take(a.memberOn(old, key, user, user, "join"))
+	}
+	ban := a.memberOn(old, b.Key, b.user("bob"), c.user("carol"), "ban")
+	take(ban)
+	said := a.event(a.say(room, alice, "after the ban"))
+	if a.Rooms.InRoom(room, c.server) || slices.Contains(said.PrevEvents(), ban.ID()) || !a.Rooms.InRoomAt(room, said.StateBefore, c.server) {
+		t.Fatal("the ban does not hold, or the message is built on it")
+	}
+	change := store.Change{Kind: store.ChangeEvent, Room: room, Event: said.ID()}
+	for _, s := range []*host{b, c} {
+		want := s == b
+		var concerned []eventgraph.ServerName
+		draft := a.draftFor(s.server)
+		if err := a.Store.View(func(r *store.Reader) (err error) {
+			if concerned, err = a.concerned(r, change); err != nil {
+				return err
+			}
+			return a.compose(r, s.server, 0, a.Store.Position(), change, draft)
+		}); err != nil {
+			t.Fatal(err)
+		}
+		news, err := a.newsFor(&gift{contact: contact{Server: s.server}}, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := slices.Contains(concerned, s.server); got != want {
+			t.Errorf("%s is concerned: %v, want %v", s.server.Tail(), got, want)
+		}
+		if got := len(draft.PDUs) == 1; got != want {
+			t.Errorf("%s is sent the message: %v, want %v", s.server.Tail(), got, want)
+		}
+		if got := slices.Contains(news.Events, said.ID()); got != want {
+			t.Errorf("a meeting brings it to %s: %v, want %v", s.server.Tail(), got, want)
 		}
 	}
 }
