@@ -31,7 +31,7 @@ type StoredEvent struct {
 	RoomState   eventgraph.Hash    // the room's resolved state once this event was taken in; zero unless it has a Position
 	Order       int64              // place in the room's local topological order; backfill grows downwards; 0 for outliers
 	Position    Position           // of its ChangeEvent; 0 if none (backfilled, rejected, outlier)
-	Gap         bool               // its prev_events were not to be had when it was taken in
+	Gap         bool               // its prev_events were not to be had when it was taken in: the state before it is a claim, until they give the same
 	RedactedBy  eventgraph.EventID // the event is served redacted
 	SentBy      *ClientTxn         // sent by a local client: for unsigned.transaction_id
 	ReceivedTS  int64              // ms

@@ -440,10 +440,10 @@ func (run *run) take(in incoming, held *store.StoredEvent, j judgement) error {
 	w := &write{event: s, txn: in.txn, result: in.result}
 	if j.verdict == store.Outlier || j.verdict == store.Rejected {
 		run.put(w)
-		if err = run.tie(w); err == nil && j.verdict == store.Outlier {
+		if j.verdict == store.Rejected {
+			err = run.consequences(in, s, w)
+		} else if err = run.tie(w); err == nil {
 			err = run.redactions(s, w)
-		} else if err == nil {
-			err = run.fillGaps(s)
 		}
 		if err != nil {
 			run.broken = err
@@ -485,28 +485,35 @@ func (run *run) take(in incoming, held *store.StoredEvent, j judgement) error {
 	return err
 }
 
-// consequences brings extremities, the room's current state and redactions up to an event that has its place.
+// consequences brings extremities, the room's current state and redactions up to an event that has its place, or is rejected.
 func (run *run) consequences(in incoming, s *store.StoredEvent, w *write) error {
-	behind := in.basis.Backfill || in.past
-	if s.Verdict == store.Accepted && !behind {
-		if err := run.extend(in.basis, s, w); err != nil {
-			return err
-		}
-	}
-	if s.Verdict == store.SoftFailed || behind {
-		if err := run.tie(w); err != nil {
-			return err
-		}
-	}
-	if err := run.fillGaps(s); err != nil {
+	proven, err := run.fillGaps(s)
+	if err != nil {
 		return err
+	}
+	if s.Verdict == store.Accepted && !in.basis.Backfill && !in.past {
+		err = run.extend(in, s, w)
+	} else {
+		err = run.tie(w)
+	}
+	if err != nil {
+		return err
+	}
+	if err := run.provenTies(proven); err != nil {
+		return err
+	}
+	if !run.rooted(s) {
+		run.ties.forget(s.ID())
+	}
+	if s.Verdict == store.Rejected {
+		return nil
 	}
 	return run.redactions(s, w)
 }
 
 // extend makes an accepted event a forward extremity in the place of its ancestors, and brings the room's current state up to it.
-func (run *run) extend(b Basis, s *store.StoredEvent, w *write) error {
-	found, err := run.ancestors(s.Event)
+func (run *run) extend(in incoming, s *store.StoredEvent, w *write) error {
+	found, err := run.ancestors(s)
 	if err != nil {
 		return err
 	}
@@ -515,13 +522,14 @@ func (run *run) extend(b Basis, s *store.StoredEvent, w *write) error {
 		return err
 	}
 	before := maps.Clone(found)
+	added := newTip(s)
 	if !covered { // else a mere claim would take away what no extremity replaces
-		for _, id := range b.State { // behind a gap: what is in the state before an event comes before it
-			before[id] = true
+		if err := run.claimedBefore(in, added, before); err != nil {
+			return err
 		}
 	}
-	added, tips := newTip(s), make([]tip, 0, len(run.live.tips)+1)
 	added.alone = true
+	tips := make([]tip, 0, len(run.live.tips)+1)
 	for _, t := range run.live.tips {
 		if _, ancestor := before[t.id]; !ancestor {
 			tips = append(tips, t)
@@ -559,6 +567,45 @@ func (run *run) extend(b Basis, s *store.StoredEvent, w *write) error {
 	return err
 }
 
+// claimedBefore adds to what comes before an event on a claim the extremities in the claimed state: what is in the state before an event comes
+// before it. But a claim that names them, and leaves out what they rest on, does not make that forgotten: they stay where the room's state would
+// be another without them. By the join by which we come they all go.
+func (run *run) claimedBefore(in incoming, added tip, before map[eventgraph.EventID]bool) error {
+	claimed := map[eventgraph.EventID]bool{}
+	for _, id := range in.basis.State {
+		claimed[id] = true
+	}
+	with, without := []eventgraph.Hash{added.after}, []eventgraph.Hash{added.after}
+	var named []eventgraph.EventID
+	for _, t := range run.live.tips {
+		if _, ancestor := before[t.id]; ancestor {
+			continue
+		}
+		with = append(with, t.after)
+		if claimed[t.id] {
+			named = append(named, t.id)
+		} else {
+			without = append(without, t.after)
+		}
+	}
+	if len(named) == 0 {
+		return nil
+	}
+	if !in.join {
+		as, err := run.merge(with)
+		if err != nil {
+			return err
+		}
+		if other, err := run.merge(without); err != nil || other != as {
+			return err
+		}
+	}
+	for _, id := range named {
+		before[id] = true
+	}
+	return nil
+}
+
 // setAside makes one that was an extremity no part of what the room's current state is made of.
 func (run *run) setAside(id eventgraph.EventID) error {
 	held, err := run.stored(id)
@@ -589,11 +636,16 @@ func (run *run) setTips(tips []tip, w *write) (err error) {
 	return err
 }
 
+// maxProofs bounds the states that are resolved to see whether claims were true, when an event comes for which many have waited: an honest
+// gap has one or two ends.
+const maxProofs = 20
+
 // fillGaps brings the backward extremities up to an event that has come: it is one if parents of it are missing, and its
-// children are none any more if it was their last missing parent.
-func (run *run) fillGaps(s *store.StoredEvent) error {
+// children are none any more if it was their last missing parent. Those of them whose claimed state was the one that the parents
+// give lose the mark of a gap with the writes that it returns.
+func (run *run) fillGaps(s *store.StoredEvent) (proven []*write, err error) {
 	if !placed(s) {
-		return nil
+		return nil, nil
 	}
 	back := slices.Clone(run.live.Backward)
 	changed := false
@@ -612,8 +664,9 @@ func (run *run) fillGaps(s *store.StoredEvent) error {
 			return true, nil
 		})
 		if err != nil {
-			return err
+			return nil, err
 		}
+		proofs := 0
 		for _, child := range waiting {
 			i := slices.Index(back, child)
 			if i < 0 {
@@ -621,15 +674,28 @@ func (run *run) fillGaps(s *store.StoredEvent) error {
 			}
 			c, err := run.stored(child)
 			if err != nil {
-				return err
+				return nil, err
 			}
-			lacking, err := run.withoutPlace(c.Event)
+			states, all, err := run.afterParents(c.Event)
 			if err != nil {
-				return err
+				return nil, err
 			}
-			if len(lacking) == 0 {
-				back = slices.Delete(back, i, i+1)
-				changed = true
+			if !all {
+				continue
+			}
+			back = slices.Delete(back, i, i+1)
+			changed = true
+			if proofs++; proofs > maxProofs {
+				continue
+			}
+			if before, err := run.merge(states); err != nil {
+				return nil, err
+			} else if before == c.StateBefore {
+				c = run.changeable(c)
+				c.Gap = false
+				w := &write{event: c}
+				run.put(w)
+				proven = append(proven, w)
 			}
 		}
 	}
@@ -637,5 +703,5 @@ func (run *run) fillGaps(s *store.StoredEvent) error {
 		slices.Sort(back)
 		run.live.Backward, run.dirty = back, true
 	}
-	return nil
+	return proven, nil
 }

@@ -10,7 +10,8 @@ import (
 
 // What ties an event to the timeline. An extremity is what the room's current state is made of and nothing else of it rests on; so an event is none
 // from which one descends that is, or was until something was built on it. Events that were not extremities are looked through, in either
-// direction: any number of them may lie between, and they may come in any order.
+// direction: any number of them may lie between, and they may come in any order. But nothing is tied through an event on a mere claim (rooted):
+// what lies behind it need not be in its state, and would be forgotten.
 
 // maxBehind bounds how far one question after descendants or ancestors goes: in edges of the graph downwards, in events upwards. Members make
 // both grow, by events that are rejected. Where it is met the answer is that nothing ties the event: an extremity stays that need not, which
@@ -18,7 +19,8 @@ import (
 const maxBehind = 1000
 
 // ties remembers what covered has found, so that a stream of events beside the timeline costs no more than itself: each is looked at once,
-// however many come after it. true is never wrong, else an extremity would be lost; false may be, as after maxBehind.
+// however many come after it. true is never wrong, else an extremity would be lost; false may be, as after maxBehind. Events that are not rooted
+// are not in it: what ties them need not tie what they rest on.
 type ties struct {
 	young, old map[eventgraph.EventID]bool
 }
@@ -43,6 +45,11 @@ func (t *ties) put(id eventgraph.EventID, tied bool) {
 	t.young[id] = tied
 }
 
+func (t *ties) forget(id eventgraph.EventID) {
+	delete(t.young, id)
+	delete(t.old, id)
+}
+
 // reached takes down that the timeline rests on what ancestors has found.
 func (t *ties) reached(found map[eventgraph.EventID]bool) {
 	for id, through := range found {
@@ -57,6 +64,12 @@ func inTimeline(s *store.StoredEvent) bool {
 	return s.Verdict == store.Accepted && s.Order > 0 && !s.Aside
 }
 
+// rooted says whether what an event rests on is in the state before it. It is where that state came of its parents, but need not be where a
+// server claimed it: it may have left out what we hold, or hold later. The join by which we came is taken at its word, as we know the room by it.
+func (run *run) rooted(s *store.StoredEvent) bool {
+	return !s.Gap || s.Membership() == "join" && s.Sender().Server() == run.r.key.Server
+}
+
 // covered says whether an event that inTimeline descends from the event, so that it is no extremity. Others that are held are looked behind,
 // whatever their verdict: backfilled ones, for whoever gave us one may not have given what ties it to the timeline; outliers, for a join rests on
 // them; those that are not shown and those left aside, for what was built on them is.
@@ -66,6 +79,7 @@ func (run *run) covered(id eventgraph.EventID) (bool, error) {
 	}
 	seen := map[eventgraph.EventID]bool{id: true}
 	todo := []eventgraph.EventID{id}
+	var claims []eventgraph.EventID
 	tied := false
 	for edges := 0; len(todo) > 0 && edges < maxBehind && !tied; {
 		parent := todo[len(todo)-1]
@@ -79,7 +93,11 @@ func (run *run) covered(id eventgraph.EventID) (bool, error) {
 					if err != nil {
 						return false, err
 					}
-					if s.RoomID() == run.rm.id { // any room's event can name any parent
+					switch {
+					case s.RoomID() != run.rm.id: // any room's event can name any parent
+					case !run.rooted(s):
+						claims = append(claims, child)
+					default:
 						tied = inTimeline(s)
 						todo = append(todo, child)
 					}
@@ -95,6 +113,9 @@ func (run *run) covered(id eventgraph.EventID) (bool, error) {
 	case tied:
 		run.ties.put(id, true)
 	case len(seen) > 1:
+		for _, id := range claims {
+			delete(seen, id)
+		}
 		for id := range seen {
 			run.ties.put(id, false)
 		}
@@ -102,11 +123,12 @@ func (run *run) covered(id eventgraph.EventID) (bool, error) {
 	return tied, nil
 }
 
-// ancestors are the parents of e, and behind those that are not inTimeline, and so are no extremities, their parents in turn; they are
-// true. What is known to be tied is not looked behind: what it rests on was reached before.
-func (run *run) ancestors(e *eventgraph.Event) (map[eventgraph.EventID]bool, error) {
+// ancestors are the parents of an event, and behind those that are not inTimeline, and so are no extremities, their parents in turn; they are
+// true. What is known to be tied is not looked behind: what it rests on was reached before. Of an event that is not rooted they are the parents
+// that have their place, whose states are in its own.
+func (run *run) ancestors(of *store.StoredEvent) (map[eventgraph.EventID]bool, error) {
 	found := map[eventgraph.EventID]bool{}
-	todo := slices.Clone(e.PrevEvents())
+	todo := slices.Clone(of.PrevEvents())
 	for looked := 0; len(todo) > 0 && looked < maxBehind; looked++ {
 		id := todo[len(todo)-1]
 		todo = todo[:len(todo)-1]
@@ -124,7 +146,11 @@ func (run *run) ancestors(e *eventgraph.Event) (map[eventgraph.EventID]bool, err
 		if err != nil {
 			return nil, err
 		}
-		if s.RoomID() == run.rm.id && !inTimeline(s) {
+		switch {
+		case s.RoomID() != run.rm.id || inTimeline(s) || !run.rooted(s):
+		case !run.rooted(of) && !placed(s):
+			delete(found, id)
+		default:
 			found[id] = true
 			todo = append(todo, s.PrevEvents()...)
 		}
@@ -157,7 +183,12 @@ func (run *run) tie(w *write) error {
 		run.ties.put(w.event.ID(), false)
 		return nil
 	}
-	found, err := run.ancestors(w.event.Event)
+	return run.takePlaces(w)
+}
+
+// takePlaces takes away the extremities among an event's ancestors.
+func (run *run) takePlaces(w *write) error {
+	found, err := run.ancestors(w.event)
 	if err != nil {
 		return err
 	}
@@ -167,6 +198,25 @@ func (run *run) tie(w *write) error {
 		return nil
 	}
 	return run.setTips(builtOn(rest), w)
+}
+
+// provenTies takes away the extremities that events tie to the timeline since they are rooted.
+func (run *run) provenTies(proven []*write) error {
+	for _, w := range proven {
+		tied := inTimeline(w.event)
+		if !tied {
+			var err error
+			if tied, err = run.covered(w.event.ID()); err != nil {
+				return err
+			}
+		}
+		if tied && len(run.live.tips) > 1 {
+			if err := run.takePlaces(w); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // builtOn are the extremities where one of them, whichever, ties others now that were some themselves: none is to be pushed out any more.
