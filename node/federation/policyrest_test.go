@@ -1,6 +1,7 @@
 package federation
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -157,6 +158,35 @@ func TestHistoryIsNoTrialOfThePolicyServer(t *testing.T) {
 			h, past := r.withPast(events)
 			r.mode.Store(isBusy)
 			check(t, r, h, past, 0)
+			h.stop()
+		})
+	})
+	t.Run("forged", func(t *testing.T) {
+		inPoliced(t, func(t *testing.T, r *policed) {
+			h, past := r.withPast(2)
+			var forged []*eventgraph.Event
+			for _, e := range past {
+				var of struct {
+					Signatures map[string]map[string]string `json:"signatures"`
+				}
+				if err := json.Unmarshal(e.Raw(), &of); err != nil {
+					t.Fatal(err)
+				}
+				raw := e.Raw()
+				for _, signature := range of.Signatures[string(r.a.server)] {
+					raw = bytes.Replace(raw, []byte(signature), []byte(strings.Repeat("A", len(signature))), 1)
+				}
+				f, err := eventgraph.ParseEvent("12", raw)
+				if err != nil {
+					t.Fatal(err)
+				}
+				forged = append(forged, f)
+			}
+			r.asked.Store(0)
+			patience := pastPatience
+			if page, _, err := h.signPast(t.Context(), r.room, append(forged, past[0]), &patience); err != nil || len(page) != 3 || r.asked.Load() != 1 {
+				t.Errorf("%d events, %v; asked %d times about one event", len(page), err, r.asked.Load())
+			}
 			h.stop()
 		})
 	})
