@@ -124,7 +124,7 @@ func TestAttackFromOutside(t *testing.T) {
 
 	onNothing := a.eventsOnNothing(room, mallory, append(join.AuthEvents(), join.ID()), 1)
 	first := onNothing()
-	const most = maxWaiting / outsidePart
+	const most = maxWaiting / outsideOnePart
 	var asked, states atomic.Int32
 	a.on(func(w http.ResponseWriter, r *http.Request, _ []byte) bool {
 		switch {

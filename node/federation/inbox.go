@@ -63,6 +63,7 @@ type inboxRoom struct {
 	asked    map[ask]attempt // what was asked for it
 	all      load            // of what waits, about: counted when it is read, and as it comes
 	outside  load            // of what servers gave that are not in the room
+	each     loads           // of that, what each of them gave
 }
 
 // load counts events and the bytes of their PDUs.
@@ -71,6 +72,15 @@ type load struct{ items, bytes int }
 func (t *load) add(bytes int) {
 	t.items++
 	t.bytes += bytes
+}
+
+// loads are those of servers; no more servers than events are counted.
+type loads map[eventgraph.ServerName]load
+
+func (l loads) add(server eventgraph.ServerName, bytes int) {
+	one := l[server]
+	one.add(bytes)
+	l[server] = one
 }
 
 // takes says whether one more of that many bytes stays within one part of so many of a room's share.
@@ -114,20 +124,22 @@ func (r *inboxRoom) wake(now time.Time) {
 }
 
 // Bounds of what may wait in one room, so that one does not take the place of all others; and the part of that for all servers together that
-// are not in the room, one of so many: they may have been let in once only to fill it.
+// are not in the room, one of so many: they may have been let in once only to fill it. Of that one of them has a part, else it would keep out
+// those who were left out by one side of a fork.
 const (
 	maxWaiting      = store.InboxMaxItems / 5
 	maxWaitingBytes = store.InboxMaxBytes / 5
 	outsidePart     = 20
+	outsideOnePart  = 4 * outsidePart
 )
 
-// reserve says whether one more event may wait in the room, and counts it. outside: who gives it is not in the room.
-func (i *inbox) reserve(room eventgraph.RoomID, bytes int, outside bool) bool {
+// reserve says whether one more event may wait in the room, and counts it. outside is who gives it, if that is not in the room.
+func (i *inbox) reserve(room eventgraph.RoomID, bytes int, outside eventgraph.ServerName) bool {
 	return i.reservePatiently(room, bytes, outside, 0)
 }
 
 // reservePatiently is reserve; if the event is the first that waits, nothing is asked for in the room while patience lasts.
-func (i *inbox) reservePatiently(room eventgraph.RoomID, bytes int, outside bool, patience time.Duration) bool {
+func (i *inbox) reservePatiently(room eventgraph.RoomID, bytes int, outside eventgraph.ServerName, patience time.Duration) bool {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	r := i.rooms[room]
@@ -135,15 +147,19 @@ func (i *inbox) reservePatiently(room eventgraph.RoomID, bytes int, outside bool
 		r = &inboxRoom{asked: map[ask]attempt{}, due: i.now()}
 		i.rooms[room] = r
 	}
-	if !r.all.takes(bytes, 1) || outside && !r.outside.takes(bytes, outsidePart) {
+	if !r.all.takes(bytes, 1) || outside != "" && !(r.outside.takes(bytes, outsidePart) && r.each[outside].takes(bytes, outsideOnePart)) {
 		return false
 	}
 	if r.all.items == 0 {
 		r.patient = i.now().Add(patience)
 	}
 	r.all.add(bytes)
-	if outside {
+	if outside != "" {
 		r.outside.add(bytes)
+		if r.each == nil {
+			r.each = loads{}
+		}
+		r.each.add(outside, bytes)
 	}
 	return true
 }
@@ -155,11 +171,17 @@ func (i *inbox) isPatient(room eventgraph.RoomID) bool {
 	return i.now().Before(i.rooms[room].patient)
 }
 
-// counted notes what waits in a room that is visited.
-func (i *inbox) counted(room eventgraph.RoomID, all, outside load) {
+// counted notes what waits in a room that is visited, and what of that each server gave that is not in the room.
+func (i *inbox) counted(room eventgraph.RoomID, all load, each loads) {
+	var outside load
+	for _, l := range each {
+		outside.items += l.items
+		outside.bytes += l.bytes
+	}
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	i.rooms[room].all, i.rooms[room].outside = all, outside
+	r := i.rooms[room]
+	r.all, r.outside, r.each = all, outside, each
 }
 
 // nudge makes the room due if something waits there.
@@ -328,6 +350,14 @@ func (i *inbox) wasRefused(event eventgraph.EventID, giver eventgraph.ServerName
 	return ok && i.now().Sub(at) < inboxBackoff
 }
 
+// outside is the server if it is not in the room, for reserve.
+func (f *Federation) outside(room eventgraph.RoomID, server eventgraph.ServerName) eventgraph.ServerName {
+	if f.Rooms.InRoom(room, server) {
+		return ""
+	}
+	return server
+}
+
 // wakeWaiting makes the rooms due in which something waits, at start.
 func (f *Federation) wakeWaiting() error {
 	err := f.Store.View(func(r *store.Reader) error {
@@ -485,7 +515,8 @@ func (f *Federation) loadWaiting(ctx context.Context, room eventgraph.RoomID) (*
 		letIn: map[eventgraph.ServerName]bool{}, notAsked: map[ask]bool{},
 	}
 	var dropped []eventgraph.EventID
-	var all, outside load
+	var all load
+	outside := loads{}
 	now := f.Now()
 	err := f.Store.View(func(r *store.Reader) error {
 		return r.Inbox(room, func(item *store.InboxItem) (bool, error) {
@@ -501,7 +532,7 @@ func (f *Federation) loadWaiting(ctx context.Context, room eventgraph.RoomID) (*
 			}
 			all.add(len(item.PDU))
 			if !isIn {
-				outside.add(len(item.PDU))
+				outside.add(item.Origin, len(item.PDU))
 			}
 			return true, errors.Join(f.noteGiver(r, w, e, item.Origin), w.add(r, e, item.Origin))
 		})

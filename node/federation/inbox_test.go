@@ -275,29 +275,39 @@ func TestInboxShare(t *testing.T) {
 	t.Parallel()
 	i := newInbox(time.Now)
 	for n := range maxWaiting {
-		if !i.reserve("!one", 10, false) {
+		if !i.reserve("!one", 10, "") {
 			t.Fatalf("no place for event %d", n)
 		}
 	}
-	if i.reserve("!one", 10, false) {
+	if i.reserve("!one", 10, "") {
 		t.Error("place for one too many")
 	}
-	if !i.reserve("!two", maxWaitingBytes, false) || i.reserve("!two", 1, false) {
+	if !i.reserve("!two", maxWaitingBytes, "") || i.reserve("!two", 1, "") {
 		t.Error("another room has not its own bytes")
 	}
-	i.counted("!one", load{}, load{})
-	if !i.reserve("!one", 10, false) {
+	i.counted("!one", load{}, nil)
+	if !i.reserve("!one", 10, "") {
 		t.Error("no place after all were taken in")
 	}
-	for n := range maxWaiting / outsidePart {
-		if !i.reserve("!three", 10, true) {
-			t.Fatalf("no place for event %d of servers that are not in the room", n)
+	const one = maxWaiting / outsideOnePart
+	for _, s := range []eventgraph.ServerName{"p", "q", "r", "s"} {
+		for n := range one {
+			if !i.reserve("!three", 10, s) {
+				t.Fatalf("no place for event %d of %s, which is not in the room", n, s)
+			}
+		}
+		if s == "p" && i.reserve("!three", 10, s) {
+			t.Error("one server that is not in the room has more than its part")
 		}
 	}
-	if i.reserve("!three", 10, true) || !i.reserve("!three", 10, false) {
+	if i.reserve("!three", 10, "t") || !i.reserve("!three", 10, "") {
 		t.Error("servers that are not in the room have not a share of their own")
 	}
-	if i.reserve("!four", maxWaitingBytes/outsidePart+1, true) || !i.reserve("!four", maxWaitingBytes/outsidePart, true) {
+	i.counted("!three", load{}, loads{"p": {items: one}, "q": {items: one - 1}})
+	if i.reserve("!three", 10, "p") || !i.reserve("!three", 10, "q") || i.reserve("!three", 10, "q") || !i.reserve("!three", 10, "r") {
+		t.Error("what is counted of each is not what it may add to")
+	}
+	if i.reserve("!four", maxWaitingBytes/outsideOnePart+1, "p") || !i.reserve("!four", maxWaitingBytes/outsideOnePart, "p") {
 		t.Error("nor of their own bytes")
 	}
 }

@@ -398,7 +398,7 @@ func (f *Federation) takeEarly(ctx context.Context, origin eventgraph.ServerName
 		switch {
 		case !known && !f.fromOutside.Allow():
 			results[e.ID()] = pduResult{"the origin is not known to be in the room"}
-		case !f.inbox.reserve(room, len(e.Raw()), false):
+		case !f.inbox.reserve(room, len(e.Raw()), ""):
 			results[e.ID()] = pduResult{errTooManyWaiting.Error()}
 		default:
 			results[e.ID()] = pduResult{}

@@ -127,7 +127,7 @@ func (f *Federation) askMissing(ctx context.Context, w *waiting, room *store.Roo
 func (f *Federation) await(ctx context.Context, w *waiting, server eventgraph.ServerName, events []*eventgraph.Event) error {
 	var items []*store.InboxItem
 	var news []*eventgraph.Event
-	outside := !f.Rooms.InRoom(w.room, server)
+	outside := f.outside(w.room, server)
 	err := f.Store.View(func(r *store.Reader) error {
 		for _, e := range unique(events) {
 			verdict, held, err := r.HasEvent(e.ID())

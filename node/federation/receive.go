@@ -253,7 +253,7 @@ func (f *Federation) takeInPatiently(ctx context.Context, room eventgraph.RoomID
 	var waiting []*store.InboxItem
 	moved := false
 	now := f.Now().UnixMilli()
-	outside := !f.Rooms.InRoom(room, origin)
+	outside := f.outside(room, origin)
 	err = f.acceptEvents(ctx, events, origin, func(e *eventgraph.Event, o rooms.Outcome) {
 		var refusal *rooms.Refusal
 		var missing *rooms.MissingError
