@@ -152,8 +152,8 @@ func TestAttackFromOutside(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.waitUntil("answers for which there is no place", func() bool { return asked.Load() >= 2*most/missingLimit })
-	if waits := b.waits(room); waits > most || waits < most-missingLimit {
-		t.Errorf("%d events wait, want %d at most, and not much less", waits, most)
+	if waits := b.waits(room); waits != most {
+		t.Errorf("%d events wait, want %d: the place for one server, and of an answer what there is place for", waits, most)
 	}
 	if states.Load() > 0 {
 		t.Errorf("asked for the room's state %d times", states.Load())

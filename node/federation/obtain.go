@@ -128,6 +128,7 @@ func (f *Federation) await(ctx context.Context, w *waiting, server eventgraph.Se
 	var items []*store.InboxItem
 	var news []*eventgraph.Event
 	outside := f.outside(w.room, server)
+	full := false
 	err := f.Store.View(func(r *store.Reader) error {
 		for _, e := range unique(events) {
 			verdict, held, err := r.HasEvent(e.ID())
@@ -139,8 +140,8 @@ func (f *Federation) await(ctx context.Context, w *waiting, server eventgraph.Se
 				return err
 			}
 			if !waits && (!held || verdict == store.Outlier) && !f.inbox.wasRefused(e.ID(), server) {
-				if !f.inbox.reserve(w.room, len(e.Raw()), outside) {
-					return errTooManyWaiting // the state is asked for instead, of the room's servers
+				if full = !f.inbox.reserve(w.room, len(e.Raw()), outside); full {
+					break // what has a place was not obtained in vain
 				}
 				items = append(items, &store.InboxItem{ID: e.ID(), Room: w.room, Origin: server, PDU: e.Raw(), Received: f.Now().UnixMilli()})
 				news = append(news, e)
@@ -150,6 +151,9 @@ func (f *Federation) await(ctx context.Context, w *waiting, server eventgraph.Se
 	})
 	if err != nil {
 		return err
+	}
+	if len(items) == 0 && full {
+		return errTooManyWaiting // the state is asked for instead, of the room's servers
 	}
 	if len(items) == 0 {
 		return errNothingNew
