@@ -51,13 +51,14 @@ type Rooms struct {
 
 	mu     sync.Mutex
 	rooms  map[eventgraph.RoomID]*room
+	tied   int // what idle rooms remember of ties: see ties.go
 	closed bool
 	active sync.WaitGroup // writers and what waits for them
 }
 
 // Bounds on what is kept in memory between uses.
 const (
-	maxIdleRooms = 512 // each holds its record, extremities and one census
+	maxIdleRooms = 512 // each holds its record, extremities and one census; ties are bounded by maxAllTies
 	maxCensuses  = 256 // states whose servers are known
 	// maxCensusServers bounds the servers counted in them together, of which each takes some 65 bytes: in a room of thousands each join makes
 	// another state.

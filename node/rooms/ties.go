@@ -28,6 +28,11 @@ type ties struct {
 // maxTies is how many of them are remembered, and as many older ones; some 100 bytes each.
 const maxTies = 2 * maxBehind
 
+// maxAllTies is how many the idle rooms may have together, some 4 MB. Members make them grow in as many rooms as they like.
+const maxAllTies = 20 * maxTies
+
+func (t *ties) size() int { return len(t.young) + len(t.old) }
+
 func (t *ties) get(id eventgraph.EventID) (tied, known bool) {
 	if tied, known = t.young[id]; !known {
 		tied, known = t.old[id]

@@ -282,3 +282,29 @@ func TestLongGapIsTied(t *testing.T) {
 		t.Errorf("extremities %v, of which %s is of before the gap", got, tip)
 	}
 }
+
+// What idle rooms remember of ties is bounded over all of them, and the newest is kept.
+func TestTiesAreBounded(t *testing.T) {
+	t.Parallel()
+	a := newServer(t, "a")
+	for i := range 2 * maxAllTies / maxTies {
+		rm, err := a.enter(eventgraph.RoomID(fmt.Sprint("!room", i)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for j := range 2 * maxTies {
+			rm.ties.put(eventgraph.EventID(fmt.Sprint("$", j)), false)
+		}
+		a.leave(rm)
+		if rm.ties.size() != 2*maxTies {
+			t.Fatalf("room %d has %d ties when it becomes idle", i, rm.ties.size())
+		}
+	}
+	sum := 0
+	for _, rm := range a.rooms {
+		sum += rm.ties.size()
+	}
+	if sum > maxAllTies || sum < maxAllTies/2 {
+		t.Errorf("%d ties are remembered", sum)
+	}
+}

@@ -19,6 +19,7 @@ type room struct {
 
 	// Guarded by Rooms.mu.
 	users int // calls that hold this room; when 0 it may be dropped from memory
+	tied  int // what it has in Rooms.tied
 
 	mu      sync.Mutex
 	waiting []*task
@@ -208,11 +209,31 @@ func (r *Rooms) leave(rm *room) {
 	if rm.users--; rm.users > 0 {
 		return
 	}
+	r.countTies(rm)
 	if len(r.rooms) > maxIdleRooms {
 		for id, other := range r.rooms { // any: it is a cache
 			if other.users == 0 && other != rm {
+				r.tied -= other.tied
 				delete(r.rooms, id)
 				break
+			}
+		}
+	}
+}
+
+// countTies counts the ties of a room that has become idle, and has other idle ones forget theirs if they are too many. r.mu is held.
+func (r *Rooms) countTies(rm *room) {
+	r.tied += rm.ties.size() - rm.tied
+	rm.tied = rm.ties.size()
+	if r.tied <= maxAllTies {
+		return
+	}
+	for _, other := range r.rooms { // any: it is a cache
+		if other.users == 0 && other != rm && other.tied > 0 {
+			r.tied -= other.tied
+			other.ties, other.tied = ties{}, 0
+			if r.tied <= maxAllTies {
+				return
 			}
 		}
 	}
