@@ -38,6 +38,7 @@ type Remote interface {
 	IsConnected(server eventgraph.ServerName) bool
 	AskKeyBundles(ctx context.Context, users []eventgraph.UserID)
 	Backfill(ctx context.Context, room eventgraph.RoomID, limit int) (int, error)
+	BackfillAbove(ctx context.Context, room eventgraph.RoomID, above int64, limit int) (int, error)
 	EventNear(ctx context.Context, room eventgraph.RoomID, ts int64, forwards bool) (eventgraph.EventID, int64, error)
 	FetchMedia(ctx context.Context, id store.MediaID, user eventgraph.UserID, patience time.Duration) error
 }

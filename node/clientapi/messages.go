@@ -24,6 +24,9 @@ const (
 	mostLooked = 5000
 	// backfillLeast is how many events are asked of other servers at once when local history ends.
 	backfillLeast = 100
+	// breakRounds is how often other servers are asked again because what came belongs elsewhere than into the break at which a page begins. Then it
+	// is empty, and its end token is where it began: the next one asks on.
+	breakRounds = 3
 )
 
 // page is a stretch of a room's history.
@@ -31,8 +34,9 @@ type page struct {
 	events []*store.StoredEvent
 	last   int64 // order of the last event looked at
 	looked int
-	ended  bool // nothing lies behind it here
-	broken bool // it ends at a break
+	ended  bool  // nothing lies behind it here
+	broken bool  // it ends at a break
+	stop   int64 // of that break: the newest order that is older; the lowest if there is none
 }
 
 // getMessages is GET /rooms/{roomId}/messages. Where local history ends before the page is full, the room's other servers are asked for
@@ -72,28 +76,34 @@ func (a *API) getMessages(q *request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	answer, lack, err := a.messagesPage(q, room, backwards, filter, limit, false)
-	if err != nil || lack == nothing {
-		return answer, err
+	answer, lacks, err := a.messagesPage(q, room, backwards, filter, limit, false)
+	for round := 0; err == nil && lacks.what != nothing && round < breakRounds; round++ {
+		n, failed := a.remote.BackfillAbove(q.Context(), room, lacks.above, max(limit, backfillLeast))
+		if failed != nil || n == 0 {
+			// What is here is shown; the rest comes when somebody who has it is met.
+			a.Log.Debug("no older history from other servers now", "room", room, "error", failed)
+			if lacks.what == allOfIt {
+				answer, _, err = a.messagesPage(q, room, backwards, filter, limit, true)
+			}
+			return answer, err
+		}
+		if answer, lacks, err = a.messagesPage(q, room, backwards, filter, limit, false); lacks.what == someOfIt {
+			break
+		}
 	}
-	if n, err := a.remote.Backfill(q.Context(), room, max(limit, backfillLeast)); err != nil || n == 0 {
-		// What is here is shown; the rest comes when somebody who has it is met.
-		a.Log.Debug("no older history from other servers now", "room", room, "error", err)
-	} else if answer, lack, err = a.messagesPage(q, room, backwards, filter, limit, false); err != nil {
-		return nil, err
-	}
-	if lack == allOfIt {
-		answer, _, err = a.messagesPage(q, room, backwards, filter, limit, true)
-		return answer, err
-	}
-	return answer, nil
+	return answer, err
 }
 
-// lack is what of a page other servers have.
-type lack uint8
+// lack is what of a page other servers have. It belongs above that order: that of the break at which the page ends, or the lowest.
+type lack struct {
+	what  lackKind
+	above int64
+}
+
+type lackKind uint8
 
 const (
-	nothing lack = iota
+	nothing lackKind = iota
 	someOfIt
 	allOfIt // it begins at a break (store.Break)
 )
@@ -150,11 +160,11 @@ func (a *API) messagesPage(q *request, room eventgraph.RoomID, backwards bool, f
 		more := backwards && p.ended && len(p.events) < limit && elsewhere && to == math.MinInt64
 		switch {
 		case p.broken && p.looked == 0:
-			lacks = allOfIt
+			lacks = lack{allOfIt, p.stop}
 		case p.broken || more:
-			lacks = someOfIt
+			lacks = lack{someOfIt, p.stop}
 		default:
-			lacks = nothing
+			lacks = lack{}
 		}
 		chunk, err := a.clientEvents(r, p.events, v)
 		if err != nil {
@@ -218,15 +228,19 @@ func pointAfter(p *page, from int64, backwards bool) int64 {
 // readPage reads from a point towards to, at most limit events that pass; backwards not across any of the breaks. What users sent whom the viewer ignores does not, but for
 // state (CS API, Ignoring Users).
 func (a *API) readPage(r *store.Reader, room eventgraph.RoomID, v *viewer, from, to int64, backwards bool, filter *eventFilter, limit int, breaks []store.Break) (*page, error) {
-	p := &page{ended: true}
+	p := &page{ended: true, stop: math.MinInt64}
 	above := from
 	first := from
 	if !backwards && from != math.MinInt64 {
 		first++ // a token lies just after its event
 	}
 	err := r.Timeline(room, first, backwards, func(e *store.StoredEvent) (bool, error) {
-		if store.Between(breaks, e.Order, above) {
-			p.ended, p.broken = false, true
+		for _, b := range breaks {
+			if store.Between([]store.Break{b}, e.Order, above) {
+				p.ended, p.broken, p.stop = false, true, max(p.stop, b.After)
+			}
+		}
+		if p.broken {
 			return false, nil
 		}
 		above = e.Order

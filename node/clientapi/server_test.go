@@ -346,6 +346,10 @@ func (u *unreachable) Backfill(context.Context, eventgraph.RoomID, int) (int, er
 	return 0, federation.ErrUnreachable
 }
 
+func (u *unreachable) BackfillAbove(context.Context, eventgraph.RoomID, int64, int) (int, error) {
+	return 0, federation.ErrUnreachable
+}
+
 func (u *unreachable) EventNear(context.Context, eventgraph.RoomID, int64, bool) (eventgraph.EventID, int64, error) {
 	return "", 0, federation.ErrUnreachable
 }

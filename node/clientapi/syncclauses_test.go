@@ -561,8 +561,10 @@ func TestFilterByRelations(t *testing.T) {
 // withHistory is a Remote that has found an event by its time, and has history to give.
 type withHistory struct {
 	*unreachable
-	event eventgraph.EventID
-	asked []int
+	event  eventgraph.EventID
+	plenty bool // of history; else it is given thrice
+	asked  []int
+	above  []int64
 }
 
 func (w *withHistory) EventNear(context.Context, eventgraph.RoomID, int64, bool) (eventgraph.EventID, int64, error) {
@@ -571,7 +573,15 @@ func (w *withHistory) EventNear(context.Context, eventgraph.RoomID, int64, bool)
 
 func (w *withHistory) Backfill(_ context.Context, _ eventgraph.RoomID, limit int) (int, error) {
 	w.asked = append(w.asked, limit)
+	if w.plenty {
+		return limit, nil
+	}
 	return max(0, 3-len(w.asked)), nil
+}
+
+func (w *withHistory) BackfillAbove(ctx context.Context, room eventgraph.RoomID, above int64, limit int) (int, error) {
+	w.above = append(w.above, above)
+	return w.Backfill(ctx, room, limit)
 }
 
 // Of an event that another server has found by its time the history is fetched, as long as there is more of it.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"net/http"
 	"net/url"
 	"slices"
@@ -38,8 +39,16 @@ const (
 	maxAuthRounds = 20
 )
 
-// Backfill asks room servers for events before the room's backward extremities, at least limit if they exist, and accepts them. It returns how many were taken in.
+// Backfill asks room servers for events before the room's backward extremities, those farthest back first, at least limit if they exist, and accepts
+// them. It returns how many were taken in.
 func (f *Federation) Backfill(ctx context.Context, room eventgraph.RoomID, limit int) (int, error) {
+	return f.BackfillAbove(ctx, room, math.MinInt64, limit)
+}
+
+// BackfillAbove is Backfill for who reads backwards down to that order of the room: the extremities nearest above it come first. If those lie in a break
+// of the history (store.Break) no others are asked about until it is closed: more than none taken in means that it has become smaller, from servers that
+// answer what they are asked.
+func (f *Federation) BackfillAbove(ctx context.Context, room eventgraph.RoomID, above int64, limit int) (int, error) {
 	servers, err := f.roomServers(room)
 	if err != nil {
 		return 0, err
@@ -48,7 +57,7 @@ func (f *Federation) Backfill(ctx context.Context, room eventgraph.RoomID, limit
 	patience := pastPatience
 	var failed error
 	for pages := 0; len(servers) > 0 && taken < limit && pages < maxBackfillPages; pages++ {
-		held, from, err := f.backwards(room)
+		held, from, err := f.backwardsAbove(room, above)
 		if err != nil || len(from) == 0 {
 			return taken, err
 		}
@@ -70,6 +79,11 @@ func (f *Federation) Backfill(ctx context.Context, room eventgraph.RoomID, limit
 
 // backwards reads the room and its backward extremities, those farthest back first, without those where a purge has ended the history.
 func (f *Federation) backwards(room eventgraph.RoomID) (*store.Room, []eventgraph.EventID, error) {
+	return f.backwardsAbove(room, math.MinInt64)
+}
+
+// backwardsAbove is backwards with those first that BackfillAbove asks about; those below come last, nearest first.
+func (f *Federation) backwardsAbove(room eventgraph.RoomID, above int64) (*store.Room, []eventgraph.EventID, error) {
 	var held *store.Room
 	order := map[eventgraph.EventID]int64{}
 	err := f.Store.View(func(r *store.Reader) (err error) {
@@ -92,8 +106,22 @@ func (f *Federation) backwards(room eventgraph.RoomID) (*store.Room, []eventgrap
 	}
 	from := slices.Collect(maps.Keys(order))
 	slices.SortFunc(from, func(a, b eventgraph.EventID) int {
-		return cmp.Or(cmp.Compare(order[a], order[b]), cmp.Compare(a, b))
+		x, y := order[a], order[b]
+		switch {
+		case (x > above) != (y > above):
+			return cmp.Compare(y, x)
+		case x <= above:
+			x, y = y, x
+		}
+		return cmp.Or(cmp.Compare(x, y), cmp.Compare(a, b))
 	})
+	if len(from) > 0 {
+		at := slices.IndexFunc(held.Breaks, func(b store.Break) bool { return b.After < order[from[0]] && order[from[0]] <= b.Before })
+		if at >= 0 && above != math.MinInt64 {
+			b := held.Breaks[at]
+			from = slices.DeleteFunc(from, func(id eventgraph.EventID) bool { return order[id] <= b.After || order[id] > b.Before })
+		}
+	}
 	return held, from[:min(len(from), maxBackfillFrom)], nil
 }
 

@@ -2,6 +2,7 @@ package federation
 
 import (
 	"fmt"
+	"math"
 	"slices"
 	"testing"
 
@@ -66,6 +67,46 @@ func sameHistory(t *testing.T, room eventgraph.RoomID, a, b *host) {
 	for i := range mine {
 		if mine[i].ID() != theirs[i].ID() || mine[i].StateBefore != theirs[i].StateBefore || mine[i].StateAfter != theirs[i].StateAfter {
 			t.Fatalf("event %d: %s and %s", i, mine[i].Raw(), theirs[i].Raw())
+		}
+	}
+}
+
+// Of many backward extremities those nearest above the point of a reader are named, and while they lie in a break of the history no others.
+func TestBackfillAbove(t *testing.T) {
+	t.Parallel()
+	a := newHosts(t, newWire(), "a")[0]
+	room := a.create("12", "public", "shared")
+	var said []eventgraph.EventID
+	for i := range 2 * maxBackfillFrom {
+		said = append(said, a.say(room, a.user("alice"), fmt.Sprint(i)))
+	}
+	old, inBreak, late := said[:maxBackfillFrom+5], said[maxBackfillFrom+7:maxBackfillFrom+9], said[maxBackfillFrom+12]
+	before, after := a.event(inBreak[1]).Order, a.event(inBreak[0]).Order-2
+	_, err := a.Store.Update(t.Context(), func(tx *store.Tx) error {
+		record, err := tx.Room(room)
+		if err != nil {
+			return err
+		}
+		record.Backward = slices.Concat(old, inBreak, []eventgraph.EventID{late})
+		record.Breaks = []store.Break{{After: after, Next: after, Before: before}}
+		return tx.PutRoom(record)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	below := slices.Clone(old[5:])
+	slices.Reverse(below)
+	for _, test := range []struct {
+		what  string
+		above int64
+		want  []eventgraph.EventID
+	}{
+		{"at the bottom", math.MinInt64, old[:maxBackfillFrom]},
+		{"at the break", after, inBreak},
+		{"over the break", before, slices.Concat([]eventgraph.EventID{late, inBreak[1], inBreak[0]}, below)[:maxBackfillFrom]},
+	} {
+		if _, got, err := a.backwardsAbove(room, test.above); err != nil || !slices.Equal(got, test.want) {
+			t.Errorf("%s: %v %v, want %v", test.what, got, err, test.want)
 		}
 	}
 }
