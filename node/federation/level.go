@@ -120,8 +120,7 @@ func (f *Federation) isWhole(room eventgraph.RoomID) (whole bool, err error) {
 			}
 			key, _ := e.StateKey()
 			ours := e.Membership() == "join" && eventgraph.UserID(key).Server() == f.server && !f.Rooms.InRoomAt(room, e.StateBefore, f.server)
-			past := e.Verdict == store.Accepted && e.Position == 0 // fetched in a break
-			if e.Order > 0 && !ours && !past {
+			if e.Order > 0 && !ours && !inBreak(held.Breaks, e.Order) {
 				return nil
 			}
 		}
@@ -132,4 +131,10 @@ func (f *Federation) isWhole(room eventgraph.RoomID) (whole bool, err error) {
 		return false, nil
 	}
 	return whole, err
+}
+
+// inBreak says whether what has that order was fetched of a time while we were away. What took place before us never has it, whatever became of it
+// and whether or not it was logged.
+func inBreak(breaks []store.Break, order int64) bool {
+	return slices.ContainsFunc(breaks, func(b store.Break) bool { return b.After < order && order < b.Before })
 }
