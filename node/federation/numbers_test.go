@@ -7,7 +7,10 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
 	"github.com/plexus-p2p/plexus/eventgraph/canonicaljson"
@@ -129,6 +132,40 @@ func TestAnyNumbersRefused(t *testing.T) {
 				t.Errorf("%d EDUs came", len(got))
 			}
 			b.waitFor("the others, by other ways", numbers, only)
+		})
+	}
+}
+
+// TestAnyNumbersDeniedOnce: a denial that passes, for a key document that had expired, say, is no refusal of numbers: they come in a transaction.
+func TestAnyNumbersDeniedOnce(t *testing.T) {
+	for _, status := range []int{http.StatusUnauthorized, http.StatusForbidden} {
+		t.Run(fmt.Sprint(status), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c := &crowd{t: t, net: memnet.New()}
+				for _, name := range []string{"a", "b"} {
+					c.add(t.Name()+name, nil)
+				}
+				a, b := c.hosts[0], c.hosts[1]
+				room := a.create("5", "public", "shared")
+				c.joinAll(room, c.hosts...)
+				time.Sleep(time.Minute)
+				came := b.hear("5")
+				hear := *b.intercept.Load()
+				var denied atomic.Int32
+				b.on(func(w http.ResponseWriter, r *http.Request, body []byte) bool {
+					if _, ok := transactionOf(r, body); ok && denied.CompareAndSwap(0, 1) {
+						w.WriteHeader(status)
+						fmt.Fprint(w, `{"errcode":"M_FORBIDDEN","error":"not now"}`)
+						return true
+					}
+					return hear(w, r, body)
+				})
+				numbers := a.sayNumbers(room)
+				time.Sleep(time.Minute)
+				if denied.Load() != 1 || came.sent(numbers) != 1 {
+					t.Errorf("denied %d times, the event came %d times in transactions", denied.Load(), came.sent(numbers))
+				}
+			})
 		})
 	}
 }

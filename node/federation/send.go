@@ -86,6 +86,7 @@ type courier struct {
 	acked  *store.Transaction                        // acknowledged, while the stored record still shows it in flight
 	typed  map[eventgraph.RoomID][]eventgraph.UserID // who was said to be typing
 	toldAt time.Time                                 // when
+	denied string                                    // the transaction of which the last attempt was denied, maybe for its numbers
 
 	mu       sync.Mutex
 	typing   map[eventgraph.RoomID]bool // rooms whose typing has changed
@@ -563,13 +564,14 @@ func (f *Federation) sendAll(ctx context.Context, c *courier) error {
 			if d.InFlight == nil {
 				break
 			}
-			switch err := f.putTransaction(ctx, c.server, d.InFlight.ID, d.InFlight.Body); {
-			case errors.Is(err, errNumbersRefused):
+			err := f.putTransaction(ctx, c.server, d.InFlight.ID, d.InFlight.Body)
+			if c.refuses(err) {
 				if err := f.setAside(ctx, c); err != nil {
 					return err
 				}
 				continue
-			case err != nil:
+			}
+			if err != nil {
 				return err
 			}
 			c.acked, d.Sent, d.InFlight = d.InFlight, d.InFlight.UpTo, nil
@@ -615,6 +617,19 @@ func (f *Federation) deliverQueued(ctx context.Context, server eventgraph.Server
 // errNumbersRefused: a server that takes only JSON of canonical form has refused a transaction for the events of room versions 3 to 5 in it.
 var errNumbersRefused = errors.New("the transaction holds numbers that have no canonical form")
 
+// refuses says whether the end of an attempt to send the transaction in flight means that the server takes no such numbers: an answer that calls
+// it malformed does, a denial when it comes twice in a row. One alone may pass: the server may lack a new key document of ours.
+func (c *courier) refuses(err error) bool {
+	if !errors.Is(err, errNumbersRefused) {
+		c.denied = ""
+		return false
+	}
+	var remote *remoteError
+	again := c.denied == c.record.InFlight.ID
+	c.denied = c.record.InFlight.ID
+	return again || errors.As(err, &remote) && remote.Status == http.StatusBadRequest
+}
+
 // setAside makes another transaction of the one in flight, without the events for whose numbers the server has refused it: by its reading
 // the signature of the request does not fit, or the body is no JSON. They can still be asked for, as what is built on them names them.
 func (f *Federation) setAside(ctx context.Context, c *courier) error {
@@ -655,7 +670,7 @@ func (f *Federation) putTransaction(ctx context.Context, server eventgraph.Serve
 	if errors.As(err, &remote) && !signable(body, canonicaljson.Strict) {
 		switch remote.Status {
 		case http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden:
-			return errNumbersRefused
+			return fmt.Errorf("%w: %w", errNumbersRefused, err)
 		}
 	}
 	if errors.As(err, &remote) && (remote.Status == http.StatusBadRequest || remote.Status == http.StatusRequestEntityTooLarge) {
