@@ -19,6 +19,10 @@ const breakOrders = 1 << 32
 // maxBreaks bounds the breaks of a room that are known. Beyond it what belongs into the oldest is shown below all that is held.
 const maxBreaks = 20
 
+// maxReserveEdges bounds how far one reserve goes for all its events, in edges of the graph: members make many events rest on one. What is looked at
+// beyond it is shown below all that is held.
+const maxReserveEdges = 10 * maxBehind
+
 // breakOff reserves orders before the join by which we come back.
 func (run *run) breakOff() {
 	if run.live.NextOrder == 1 {
@@ -38,8 +42,9 @@ func (run *run) breakOff() {
 func (run *run) reserve(events []*eventgraph.Event, on *eventgraph.Event) (orders []int64, giveBack func(), err error) {
 	orders = make([]int64, len(events))
 	given := map[eventgraph.EventID]int64{}
+	edges := maxReserveEdges
 	if on != nil && len(run.live.Breaks) > 0 {
-		lowest, err := run.lowestOn(on, given)
+		lowest, err := run.lowestOn(on, given, &edges)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -51,12 +56,14 @@ func (run *run) reserve(events []*eventgraph.Event, on *eventgraph.Event) (order
 	below := int64(0)
 	for i, e := range slices.Backward(events) {
 		at, found := -1, false
-		if len(run.live.Breaks) > 0 {
-			lowest, err := run.lowestOn(e, given)
+		if len(run.live.Breaks) > 0 && edges > 0 {
+			lowest, err := run.lowestOn(e, given, &edges)
 			if err != nil {
 				return nil, nil, err
 			}
-			at = slices.IndexFunc(run.live.Breaks, func(b store.Break) bool { return b.After < lowest && lowest <= b.Before })
+			if edges > 0 { // else it was not looked at to the end
+				at = slices.IndexFunc(run.live.Breaks, func(b store.Break) bool { return b.After < lowest && lowest <= b.Before })
+			}
 		}
 		if at >= 0 {
 			after := run.live.Breaks[at].After
@@ -97,8 +104,8 @@ func (run *run) moveBreak(after, by int64) (next int64, ok bool) {
 	return next, true
 }
 
-// lowestOn is the lowest order of the events that are held and rest on e, or are given one.
-func (run *run) lowestOn(e *eventgraph.Event, given map[eventgraph.EventID]int64) (int64, error) {
+// lowestOn is the lowest order of the events that are held and rest on e, or are given one. It takes the edges that it looks at from those left.
+func (run *run) lowestOn(e *eventgraph.Event, given map[eventgraph.EventID]int64, left *int) (int64, error) {
 	lowest, ok := given[e.ID()]
 	if !ok {
 		lowest = math.MaxInt64
@@ -110,7 +117,8 @@ func (run *run) lowestOn(e *eventgraph.Event, given map[eventgraph.EventID]int64
 			lowest = min(lowest, s.Order)
 		}
 		edges++
-		return edges < maxBehind, err
+		*left--
+		return edges < maxBehind && *left > 0, err
 	})
 	return lowest, err
 }

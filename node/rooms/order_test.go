@@ -110,3 +110,49 @@ func TestOrderAfterReturn(t *testing.T) {
 		b.message(room, bob, "still here")
 	}
 }
+
+// Events of an absence on which thousands rest are looked at up to a bound for all of them; the rest goes below all that is held.
+func TestReserveIsBounded(t *testing.T) {
+	t.Parallel()
+	a := newServer(t, "a")
+	b := newServer(t, "b", a)
+	alice, bob := a.user("alice"), b.user("bob")
+	room := a.create("12", alice)
+	b.join(a, room, bob)
+	since := b.store.Position() - 1
+	b.setState(room, bob, "m.room.member", string(bob), `{"membership":"leave"}`)
+	b.give(a, room, since)
+	old := a.record(room).Forward
+	base := a.lie(a, said(room, alice, ""), claim{ts: a.now, parents: old})
+	const each = maxReserveEdges / maxBehind
+	var forks, above []*eventgraph.Event
+	for i := range each {
+		forks = append(forks, a.on(base, fmt.Sprint("meanwhile ", i), old...))
+		a.accept(forks[i], Basis{}, store.Accepted)
+	}
+	merge := a.event(a.message(room, alice, "on all of them")).Event
+	b.join(a, room, bob)
+	for i := range maxBehind {
+		above = append(above, a.on(base, fmt.Sprint("above ", i), ids(forks)...))
+	}
+	for some := range slices.Chunk(above, 100) {
+		if _, err := b.AcceptAll(t.Context(), some, Basis{Kind: Nothing, Origin: a.Server()}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	err := b.inTurn(t.Context(), room, func(run *run) error {
+		orders, giveBack, err := run.reserve(forks, merge)
+		if err != nil {
+			return err
+		}
+		defer giveBack()
+		after := run.live.Breaks[0].After
+		if orders[0] > 0 || orders[1] <= after {
+			t.Errorf("the last looked at has order %d, that before %d; the break is after %d", orders[0], orders[1], after)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
