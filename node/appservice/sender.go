@@ -80,28 +80,43 @@ func NewSender(ctx context.Context, c Config) (*Sender, error) {
 	return &Sender{c, c.Ephemeral.Counter()}, nil
 }
 
-// forgetRemoved drops the cursors of services that are not registered any more, with what was in flight.
+// forgetRemoved drops the cursors of services that are not registered any more, with what was in flight. The log says so: it may be that one was
+// left out of the command line by mistake.
 func forgetRemoved(ctx context.Context, c Config) error {
-	var removed []string
-	err := c.Store.View(func(r *store.Reader) (err error) {
-		removed, err = r.ServiceCursors()
+	var removed []*store.ServiceCursor
+	err := c.Store.View(func(r *store.Reader) error {
+		ids, err := r.ServiceCursors()
+		for _, id := range ids {
+			if slices.ContainsFunc(c.Services.All(), func(s *Service) bool { return s.ID == id }) {
+				continue
+			}
+			cursor, err := r.ServiceCursor(id)
+			if err != nil {
+				return err
+			}
+			removed = append(removed, cursor)
+		}
 		return err
-	})
-	removed = slices.DeleteFunc(removed, func(id string) bool {
-		return slices.ContainsFunc(c.Services.All(), func(s *Service) bool { return s.ID == id })
 	})
 	if err != nil || len(removed) == 0 {
 		return err
 	}
 	_, err = c.Store.Update(ctx, func(tx *store.Tx) error {
-		for _, id := range removed {
-			if err := tx.DeleteServiceCursor(id); err != nil {
+		for _, cursor := range removed {
+			if err := tx.DeleteServiceCursor(cursor.Service); err != nil {
 				return err
 			}
 		}
 		return nil
 	})
-	return err
+	if err != nil {
+		return err
+	}
+	for _, cursor := range removed {
+		c.Log.Warn("an application service is not registered any more; it is not told what it has missed, also if it comes back",
+			"service", cursor.Service, "told", cursor.Sent, "in_flight", cursor.InFlight != nil)
+	}
+	return nil
 }
 
 // Run sends until ctx ends, and returns when all its goroutines have ended.

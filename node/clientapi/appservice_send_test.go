@@ -163,8 +163,15 @@ func TestServiceThatComesBack(t *testing.T) {
 	stop()
 	services := r.Services
 	r.Services = nil
-	if _, err := appservice.NewSender(t.Context(), appservice.Config{Store: r.Store, Ephemeral: r.Ephemeral, Local: r.API}); err != nil {
-		t.Fatal(err)
+	var log strings.Builder
+	without := appservice.Config{Store: r.Store, Ephemeral: r.Ephemeral, Local: r.API, Log: slog.New(slog.NewTextHandler(&log, nil))}
+	for range 2 {
+		if _, err := appservice.NewSender(t.Context(), without); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if said := log.String(); strings.Count(said, "level=WARN") != 1 || !strings.Contains(said, "service=irc told=") || !strings.Contains(said, "in_flight=true") {
+		t.Errorf("of the service that is left out and what it was not told the log says %s", said)
 	}
 	alice.message(room, text("while it is not registered"))
 	r.Services = services
