@@ -3,6 +3,7 @@ package clientapi
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"io"
 	"maps"
 	"net/http"
@@ -18,13 +19,15 @@ import (
 // syncChunk is how much of an answer is gathered before it is written: most answers are less.
 const syncChunk = 32 << 10
 
-// writeSync answers with an answer to GET /sync.
+// writeSync answers with an answer to GET /sync. What can fail in it is encoded before anything is written: then the error is the answer.
 func (a *API) writeSync(w http.ResponseWriter, answer *syncAnswer) (any, error) {
 	jsonHeader(w)
-	w.WriteHeader(http.StatusOK)
 	out := &syncWriter{to: w}
 	out.answer(answer)
 	out.flush()
+	if out.failed != nil && !out.begun {
+		return nil, fmt.Errorf("a response could not be encoded: %w", out.failed)
+	}
 	if out.failed != nil {
 		a.Log.Error("a response could not be encoded", "error", out.failed)
 	}
@@ -35,12 +38,16 @@ func (a *API) writeSync(w http.ResponseWriter, answer *syncAnswer) (any, error) 
 type syncWriter struct {
 	to     io.Writer
 	b      []byte
-	failed error // the first thing that could not be encoded
+	begun  bool  // something has been written
+	failed error // the first thing that could not be encoded: from then on nothing is written
 }
 
 // flush writes what has been gathered. An error of that is the client's: it has gone, and what follows goes nowhere.
 func (w *syncWriter) flush() {
-	w.to.Write(w.b)
+	if w.failed == nil {
+		w.begun = true
+		w.to.Write(w.b)
+	}
 	w.b = w.b[:0]
 }
 
@@ -147,6 +154,9 @@ func (w *syncWriter) events(events []json.RawMessage) {
 	for i, e := range events {
 		if i > 0 {
 			w.b = append(w.b, ',')
+		}
+		if len(e) == 0 {
+			e = json.RawMessage("null")
 		}
 		w.b = append(w.b, e...)
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"math/rand"
+	"net/http/httptest"
 	"reflect"
 	"strings"
 	"testing"
@@ -14,6 +15,9 @@ import (
 
 // Generate makes an event of what a string may hold that could trouble a writer of JSON.
 func (rawEvent) Generate(random *rand.Rand, _ int) reflect.Value {
+	if random.Intn(20) == 0 {
+		return reflect.ValueOf(rawEvent{}) // null
+	}
 	body := []string{"", `"quoted"`, "<b>&", "ü\u2028", strings.Repeat("long ", 5000)}[random.Intn(5)]
 	raw, _ := json.Marshal(map[string]any{"body": body, "n": random.Intn(100)})
 	return reflect.ValueOf(rawEvent{raw})
@@ -90,5 +94,27 @@ func TestSyncWriter(t *testing.T) {
 	}
 	if err := quick.Check(same, &quick.Config{MaxCount: 60, Rand: rand.New(rand.NewSource(1))}); err != nil {
 		t.Error(err)
+	}
+}
+
+// An answer that cannot be encoded is an error, not half of it with status 200: what of it encoding/json writes comes first.
+func TestSyncWriterFails(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, nil)
+	bad := eventList{[]json.RawMessage{json.RawMessage(`{"cut":`)}}
+	join := map[eventgraph.RoomID]*joinedRoom{"!r": {Timeline: timelineBatch{Events: []json.RawMessage{json.RawMessage(`"` + strings.Repeat("x", 2*syncChunk) + `"`)}}}}
+	for what, answer := range map[string]*syncAnswer{
+		"account data":     {AccountData: &bad, Rooms: &syncRooms{Join: join}},
+		"an invite":        {Rooms: &syncRooms{Join: join, Invite: map[eventgraph.RoomID]*invitedRoom{"!i": {bad}}}},
+		"nothing but that": {ToDevice: &bad},
+	} {
+		to := httptest.NewRecorder()
+		if _, err := s.writeSync(to, answer); err == nil || to.Body.Len() > 0 {
+			t.Errorf("%s: error %v with status %d and %d bytes written", what, err, to.Code, to.Body.Len())
+		}
+	}
+	to := httptest.NewRecorder()
+	if _, err := s.writeSync(to, &syncAnswer{Rooms: &syncRooms{Join: join}}); err != nil || to.Code != 200 || !json.Valid(to.Body.Bytes()) {
+		t.Errorf("one that can be encoded: %v, status %d, %d bytes", err, to.Code, to.Body.Len())
 	}
 }
