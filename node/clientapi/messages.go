@@ -189,6 +189,9 @@ func openBreaks(r *store.Reader, room *store.Room) (open []store.Break, err erro
 	}
 	for _, id := range room.Backward {
 		e, err := r.Event(id)
+		if errors.Is(err, store.ErrNotFound) {
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -204,6 +207,9 @@ func openBreaks(r *store.Reader, room *store.Room) (open []store.Break, err erro
 func moreHistory(r *store.Reader, room *store.Room) (bool, error) {
 	for _, id := range room.Backward {
 		e, err := r.Event(id)
+		if errors.Is(err, store.ErrNotFound) {
+			continue
+		}
 		if err != nil {
 			return false, err
 		}

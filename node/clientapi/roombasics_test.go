@@ -526,3 +526,55 @@ func TestMessagesAcrossABreak(t *testing.T) {
 		t.Errorf("a first sync's timeline: %+v, want it to begin at %s", timeline, end)
 	}
 }
+
+// A sync that does not come to a break in the room's history does not look for what lies behind it, however much that is. One that comes to it can
+// do without backward extremities that are not held any more.
+func TestSyncBesideABreak(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, nil)
+	alice := s.newClient("alice")
+	room := alice.room()
+	alice.say(room, "held before")
+	back := alice.say(room, "back")
+	for n := range 3 {
+		alice.say(room, fmt.Sprint("last ", n))
+	}
+	behind := func(gone int) {
+		_, err := s.Store.Update(t.Context(), func(tx *store.Tx) error {
+			record, err := tx.Room(room)
+			if err != nil {
+				return err
+			}
+			e, err := tx.Event(back)
+			if err != nil {
+				return err
+			}
+			record.Breaks = []store.Break{{After: e.Order - 1, Next: e.Order, Before: e.Order}}
+			record.Backward = nil
+			for n := range gone {
+				record.Backward = append(record.Backward, eventgraph.EventID(fmt.Sprintf("$%043d", n)))
+			}
+			record.Backward = append(record.Backward, back)
+			return tx.PutRoom(record)
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	reads := func(limit int) (n uint64, events int) {
+		filter := fmt.Sprintf(`filter={"room":{"timeline":{"limit":%d}}}`, limit)
+		n = s.readsOf(func() { events = len(alice.sync("", filter).Rooms.Join[room].Timeline.Events) })
+		return n, events
+	}
+	const many = 500
+	behind(1)
+	few, _ := reads(2)
+	behind(many)
+	if n, _ := reads(2); n > few+many/10 {
+		t.Errorf("%d reads with %d backward extremities, %d with one", n, many, few)
+	}
+	if _, events := reads(20); events != 4 {
+		t.Errorf("%d events above the break, want 4", events)
+	}
+	alice.call(200, "GET", "/v3/rooms/"+string(room)+"/messages?dir=b&limit=50", nil)
+}

@@ -126,14 +126,21 @@ func (a *API) timeline(r *store.Reader, s *roomSpan, t *timelineView) (*roomTime
 	if err != nil {
 		return nil, err
 	}
-	breaks, err := openBreaks(r, held)
-	if err != nil {
-		return nil, err
-	}
+	var breaks []store.Break
+	opened := false
 	look := func(e *store.StoredEvent) (bool, error) {
-		if first != nil && store.Between(breaks, e.Order, first.Order) {
-			tl.limited = true
-			return false, nil
+		if first != nil && store.Between(held.Breaks, e.Order, first.Order) {
+			if !opened { // only now, and once: that reads all backward extremities
+				var err error
+				if breaks, err = openBreaks(r, held); err != nil {
+					return false, err
+				}
+				opened = true
+			}
+			if store.Between(breaks, e.Order, first.Order) {
+				tl.limited = true
+				return false, nil
+			}
 		}
 		show, err := a.shows(r, t, e)
 		if err != nil {
