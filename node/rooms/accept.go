@@ -150,7 +150,7 @@ type incoming struct {
 	order     int64 // backfill, past: its place
 	local     bool  // made here: anything but Accepted is a Refusal and is not stored
 	join      bool  // the join by which we enter the room: what we hold of the room's current state is no judge of it
-	past      bool  // held as an outlier, and the timeline rests on it: it gets its place below what is held, as in backfill
+	past      bool  // the timeline rests on it, and it was held as an outlier, or is forbidden by what came since: it gets its place below what is held, as in backfill
 	txn       *store.ClientTxn
 	result    *Result
 }
@@ -162,6 +162,7 @@ type judgement struct {
 	reason  string
 	before  eventgraph.Hash
 	gap     bool // some of its prev_events are not held
+	past    bool // see incoming; as far as claims tell
 }
 
 // accept is the one way in, for one event (SS API, Checks performed on receipt of a PDU). Steps 1 and 3 (format and content hash)
@@ -222,11 +223,9 @@ func (run *run) accept(in incoming) error {
 			return err
 		}
 		if in.past {
-			orders, _, err := run.reserve([]*eventgraph.Event{e}, nil)
-			if err != nil {
+			if err := run.reservePast(&in); err != nil {
 				return err
 			}
-			in.order = orders[0]
 		}
 	}
 	j, err := run.judge(in, held)
@@ -234,6 +233,12 @@ func (run *run) accept(in incoming) error {
 		return err
 	}
 	in.event = j.event
+	if j.past {
+		in.past = true
+		if err := run.reservePast(&in); err != nil {
+			return err
+		}
+	}
 	if in.local && j.verdict != store.Accepted {
 		return refuse("M_FORBIDDEN", "%s", j.reason)
 	}
@@ -243,6 +248,16 @@ func (run *run) accept(in incoming) error {
 			"rejected", j.verdict == store.Rejected, "reason", j.reason)
 	}
 	return run.take(in, held, j)
+}
+
+// reservePast gives an event of the past its place.
+func (run *run) reservePast(in *incoming) error {
+	orders, _, err := run.reserve([]*eventgraph.Event{in.event}, nil)
+	if err != nil {
+		return err
+	}
+	in.order = orders[0]
+	return nil
 }
 
 // decided says whether a held event has its final verdict, as far as an event with such a basis can get one.
@@ -273,6 +288,11 @@ func (run *run) judge(in incoming, held *store.StoredEvent) (judgement, error) {
 	if err != nil || j.verdict != store.Accepted || in.basis.Backfill || in.past || in.join || in.event.Type() == "m.room.create" {
 		return j, err
 	}
+	if held != nil && held.Verdict == store.Outlier && in.basis.Kind == Parents {
+		if j.past, err = run.claimedPast(in.event, j.before); j.past || err != nil {
+			return j, err
+		}
+	}
 	now := run.live.State
 	if in.basis.Kind == Claimed {
 		// What we hold may be as old as the gap.
@@ -280,7 +300,7 @@ func (run *run) judge(in incoming, held *store.StoredEvent) (judgement, error) {
 			return j, err
 		}
 	}
-	if err := run.byCurrentState(in.event, now, &j); err != nil || j.verdict != store.Accepted {
+	if err := run.byCurrentState(in, now, &j); err != nil || j.verdict != store.Accepted {
 		return j, err
 	}
 	signed, err := run.bySignature(in.event, in.copy, now)
@@ -300,7 +320,8 @@ func (run *run) judge(in incoming, held *store.StoredEvent) (judgement, error) {
 }
 
 // byCurrentState is step 6. now is the room's current state.
-func (run *run) byCurrentState(e *eventgraph.Event, now eventgraph.Hash, j *judgement) error {
+func (run *run) byCurrentState(in incoming, now eventgraph.Hash, j *judgement) error {
+	e := in.event
 	if now == j.before {
 		return nil
 	}
@@ -310,6 +331,9 @@ func (run *run) byCurrentState(e *eventgraph.Event, now eventgraph.Hash, j *judg
 		return err // nil, or of the store
 	}
 	if covered, err := run.covered(e.ID()); covered || err != nil {
+		return err
+	}
+	if j.past, err = run.claimCovers(e.ID()); j.past || err != nil {
 		return err
 	}
 	j.verdict, j.reason = store.SoftFailed, "by the current state: "+refused.Error()
@@ -502,8 +526,11 @@ func (run *run) consequences(in incoming, s *store.StoredEvent, w *write) error 
 	if err := run.provenTies(proven); err != nil {
 		return err
 	}
-	if !run.rooted(s) {
+	if rooted, err := run.rooted(s); err != nil {
+		return err
+	} else if !rooted {
 		run.ties.forget(s.ID())
+		run.ties.doubt()
 	}
 	if s.Verdict == store.Rejected {
 		return nil
@@ -568,8 +595,8 @@ func (run *run) extend(in incoming, s *store.StoredEvent, w *write) error {
 }
 
 // claimedBefore adds to what comes before an event on a claim the extremities in the claimed state: what is in the state before an event comes
-// before it. But a claim that names them, and leaves out what they rest on, does not make that forgotten: they stay where the room's state would
-// be another without them. By the join by which we come they all go.
+// before it. But a claim that names them, and leaves out what they rest on, does not make that forgotten: they stay where who may do what in
+// the room would be another without them (ruleOtherwise). By the join by which we come they all go.
 func (run *run) claimedBefore(in incoming, added tip, before map[eventgraph.EventID]bool) error {
 	claimed := map[eventgraph.EventID]bool{}
 	for _, id := range in.basis.State {
@@ -596,7 +623,11 @@ func (run *run) claimedBefore(in incoming, added tip, before map[eventgraph.Even
 		if err != nil {
 			return err
 		}
-		if other, err := run.merge(without); err != nil || other != as {
+		other, err := run.merge(without)
+		if err != nil {
+			return err
+		}
+		if differ, err := run.ruleOtherwise(as, other); differ || err != nil {
 			return err
 		}
 	}

@@ -2,6 +2,7 @@ package rooms
 
 import (
 	"encoding/json"
+	"slices"
 	"testing"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
@@ -204,4 +205,177 @@ func TestTrueClaimTies(t *testing.T) {
 			t.Errorf("reversed %v: extremities %v, backward %v", reversed, got.Forward, got.Backward)
 		}
 	}
+}
+
+// An honest claim does not keep the past out: what lies behind it comes one by one, and was forbidden since. It is taken as the past, with what
+// forbids it, and takes nothing away.
+func TestPastBehindClaim(t *testing.T) {
+	t.Parallel()
+	for _, version := range []eventgraph.RoomVersion{"10", "12"} {
+		a, b, alice, bob, room := shared(t, version)
+		before := a.store.Position()
+		d := newServer(t, "d", a, b)
+		d.join(a, room, d.user("dora"))
+		at := a.store.Position()
+		a.message(room, alice, "known to d")
+		a.give(d, room, at)
+		a.give(b, room, before)
+		at = b.store.Position()
+		early := b.message(room, bob, "before the ban")
+		b.give(a, room, at)
+		ban := a.setState(room, alice, "m.room.member", string(bob), `{"membership":"ban"}`)
+		across := d.acrossGap(a, room, alice)
+
+		last, tips := d.record(room).NextOrder, d.record(room).Forward
+		d.accept(a.event(early).Event, Basis{Origin: a.Server()}, store.Accepted)
+		if got := d.record(room).Forward; len(got) != 2 || !slices.Equal(got, tips) {
+			t.Errorf("version %s: extremities %v, and before %v", version, got, tips)
+		}
+		d.accept(a.event(ban).Event, Basis{Origin: a.Server()}, store.Accepted)
+		for _, id := range []eventgraph.EventID{early, ban} {
+			if e := d.event(id); !e.Aside || e.Order >= d.event(across).Order {
+				t.Errorf("version %s: %s is news after what rests on it: order %d", version, e.Type(), e.Order)
+			}
+		}
+		if next := d.record(room).NextOrder; next != last {
+			t.Errorf("version %s: %d of the past are news", version, next-last)
+		}
+		if got := d.record(room).Forward; len(got) != 1 || got[0] != across || d.event(across).Gap {
+			t.Errorf("version %s: extremities %v when the gap is filled", version, got)
+		}
+		d.wantMember(room, bob, "ban")
+		d.sameState(a, room)
+	}
+}
+
+// acrossGap gives the server what a's user says next as the first event after a gap, with the state before it, and its ID.
+func (s *server) acrossGap(a *server, room eventgraph.RoomID, by eventgraph.UserID) eventgraph.EventID {
+	s.t.Helper()
+	state, chain := a.stateAndChain(room, a.record(room).State)
+	id := a.message(room, by, "across the gap")
+	for _, e := range append(chain, state...) {
+		if _, held := s.has(e.ID()); !held {
+			s.accept(e, Basis{Kind: Nothing, Origin: a.Server()}, store.Outlier)
+		}
+	}
+	s.accept(a.event(id).Event, claimed(state, a), store.Accepted)
+	return id
+}
+
+// Nor is a ban the past because a claim that leaves it out was built on it, though it is held as an outlier.
+func TestAttackClaimAboveOutlier(t *testing.T) {
+	underAttack(t, func(t *testing.T, version eventgraph.RoomVersion) {
+		s := banned(t, version)
+		d := newServer(t, "d", s.a, s.b, s.c)
+		join := d.lie(s.a, member(s.room, d.user("dora"), d.user("dora"), "join"), claim{ts: d.now, parents: s.old})
+		_, chain := s.a.stateAndChain(s.room, s.a.event(s.old[0]).StateAfter)
+		if err := d.takeJoin(join, s.oldState, chain); err != nil {
+			t.Fatal(err)
+		}
+		ban := s.a.event(s.ban).Event
+		d.accept(ban, Basis{Kind: Nothing, Origin: s.b.Server()}, store.Outlier)
+		d.accept(s.b.on(s.base, "above", s.ban), claimed(s.oldState, s.b), store.Accepted)
+		d.wantMember(s.room, s.carol, "join")
+		d.accept(ban, Basis{Origin: s.a.Server()}, store.Accepted)
+		d.wantMember(s.room, s.carol, "ban")
+	})
+}
+
+// Who was away and comes back by an honest claim has the newer topic, though the older one is above the older power levels by his extremity:
+// that one is in the claim, and goes.
+func TestHonestClaimResetsNothing(t *testing.T) {
+	t.Parallel()
+	for _, version := range []eventgraph.RoomVersion{"11", "12"} {
+		a, b, alice, bob, room := shared(t, version)
+		users := `"` + string(bob) + `":50`
+		if version == "11" {
+			users += `,"` + string(alice) + `":100`
+		}
+		before := a.store.Position()
+		a.setState(room, alice, "m.room.power_levels", "", `{"users":{`+users+`}}`)
+		a.give(b, room, before)
+		a.setState(room, alice, "m.room.topic", "", `{"topic":"old"}`)
+		d := newServer(t, "d", a, b)
+		dora := d.user("dora")
+		d.join(a, room, dora)
+		at := a.store.Position()
+		a.setState(room, alice, "m.room.name", "", `{"name":"known to d"}`)
+		a.give(d, room, at)
+		a.give(b, room, before)
+		at = b.store.Position()
+		topic := b.setState(room, bob, "m.room.topic", "", `{"topic":"new"}`)
+		b.give(a, room, at)
+		a.setState(room, alice, "m.room.member", string(bob), `{"membership":"ban"}`)
+		across := d.acrossGap(a, room, alice)
+		if got := d.record(room).Forward; len(got) != 1 || got[0] != across {
+			t.Errorf("version %s: extremities %v", version, got)
+		}
+		at = d.store.Position()
+		d.message(room, dora, "here again")
+		d.give(a, room, at)
+		for _, s := range []*server{a, d} {
+			if e := s.current(room, "m.room.topic", ""); e == nil || e.ID() != topic {
+				t.Errorf("version %s: the topic at %s is not the newer one", version, s.Server())
+			}
+		}
+	}
+}
+
+// What an event on a claim rests on and is not here is not tied by it: here it was looked at before, when it lacked its policy server's signature.
+func TestAttackTieOfWhatLacksItsSignature(t *testing.T) {
+	underAttack(t, func(t *testing.T, version eventgraph.RoomVersion) {
+		r := newPoliced(t, version)
+		a, b, room, alice, bob := r.a, r.b, r.room, r.alice, r.bob
+		c := newServer(t, "c", a, b)
+		carol := c.user("carol")
+		a.setState(room, alice, eventgraph.PolicyType, "", `{}`)
+		c.join(a, room, carol)
+		r.name(r.p.key.Server, r.key)
+		old := a.record(room).Forward
+		oldState, _ := a.stateAndChain(room, a.event(old[0]).StateAfter)
+		base := b.lie(a, said(room, bob, ""), claim{ts: b.now, parents: old})
+		_, err := a.Send(t.Context(), Draft{Room: room, Sender: alice, Type: "m.room.member", StateKey: stateKey(string(carol)), Content: json.RawMessage(`{"membership":"ban"}`)})
+		ban := r.sign(wantUnsigned(t, err))
+		a.accept(ban, Basis{}, store.Accepted)
+		renamed := r.sign(b.lie(a, Draft{
+			Room: room, Sender: bob, Type: "m.room.member", StateKey: stateKey(string(bob)), Content: json.RawMessage(`{"membership":"join","displayname":"b"}`),
+		}, claim{ts: b.now, parents: []eventgraph.EventID{ban.ID()}}))
+		between := b.on(base, "between", renamed.ID())
+		one, two := r.sign(b.on(base, "one", between.ID())), r.sign(b.on(base, "two", between.ID()))
+		a.accept(renamed, Basis{Kind: Nothing, Origin: b.Server()}, store.Outlier)
+		a.accept(one, claimed(oldState, b), store.Accepted)
+		_, err = a.Accept(t.Context(), between, Basis{Origin: b.Server()})
+		wantUnsigned(t, err)
+		a.accept(two, claimed(oldState, b), store.Accepted)
+		a.accept(r.sign(between), Basis{Origin: b.Server()}, store.Accepted)
+		a.wantMember(room, carol, "ban")
+	})
+}
+
+// Of our users' joins only that is believed by which we came: not the one of who was in the room, nor of who came when others of us were. The
+// server may have lost them, and be given them anew.
+func TestAttackClaimBeforeOwnJoin(t *testing.T) {
+	underAttack(t, func(t *testing.T, version eventgraph.RoomVersion) {
+		for _, again := range []bool{false, true} {
+			s := banned(t, version)
+			below := s.b.on(s.base, "withheld", s.ban)
+			who, content := s.alice, `{"membership":"join","displayname":"A"}`
+			if again {
+				who, content = s.a.user("other"), `{"membership":"join"}`
+			}
+			like := s.a.lie(s.a, Draft{Room: s.room, Sender: who, Type: "m.room.member", StateKey: stateKey(string(who)), Content: json.RawMessage(content)},
+				claim{ts: s.a.now, parents: s.old})
+			join, err := eventgraph.Build(version, eventgraph.Draft{
+				RoomID: s.room, Type: like.Type(), Sender: who, StateKey: stateKey(string(who)), Content: like.Content(),
+				PrevEvents: []eventgraph.EventID{below.ID()}, AuthEvents: like.AuthEvents(), Depth: like.Depth(), OriginServerTS: like.OriginServerTS(),
+			}, s.a.key)
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.a.accept(join, claimed(s.oldState, s.b), store.Accepted)
+			s.a.wantMember(s.room, s.carol, "ban")
+			s.a.accept(below, Basis{Origin: s.b.Server()}, store.Accepted)
+			s.still(t, "after what was withheld")
+		}
+	})
 }

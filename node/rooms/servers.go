@@ -146,18 +146,26 @@ func (r *Rooms) census(room eventgraph.RoomID, root eventgraph.Hash) (*census, e
 		return nil, err
 	}
 	defer r.leave(rm)
+	return r.countOf(rm, r, root)
+}
+
+// countOf is census, of a state that is read from there.
+func (r *Rooms) countOf(rm *room, from source, root eventgraph.Hash) (*census, error) {
+	if c, ok := r.censuses.Get(root); ok {
+		return c, nil
+	}
 	rm.mu.Lock()
 	last := rm.census
 	rm.mu.Unlock()
 	if last == nil {
 		last = &census{}
 	}
-	c, err := countFrom(r, last, root)
+	c, err := countFrom(from, last, root)
 	if err != nil && last.root != (eventgraph.Hash{}) {
-		c, err = countFrom(r, &census{}, root) // the other state may not be kept any more
+		c, err = countFrom(from, &census{}, root) // the other state may not be kept any more
 	}
 	if err != nil {
-		return nil, fmt.Errorf("servers of %s: %w", room, err)
+		return nil, fmt.Errorf("servers of %s: %w", rm.id, err)
 	}
 	r.remember(c)
 	rm.mu.Lock()

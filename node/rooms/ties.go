@@ -1,6 +1,7 @@
 package rooms
 
 import (
+	"cmp"
 	"errors"
 	"slices"
 
@@ -11,7 +12,8 @@ import (
 // What ties an event to the timeline. An extremity is what the room's current state is made of and nothing else of it rests on; so an event is none
 // from which one descends that is, or was until something was built on it. Events that were not extremities are looked through, in either
 // direction: any number of them may lie between, and they may come in any order. But nothing is tied through an event on a mere claim (rooted):
-// what lies behind it need not be in its state, and would be forgotten.
+// what lies behind it need not be in its state, and would be forgotten. Through it an event is the past at most (claimCovers): it is not measured by
+// what came after it, and takes nothing away.
 
 // maxBehind bounds how far one question after descendants or ancestors goes: in edges of the graph downwards, in events upwards. Members make
 // both grow, by events that are rejected. Where it is met the answer is that nothing ties the event: an extremity stays that need not, which
@@ -19,11 +21,20 @@ import (
 const maxBehind = 1000
 
 // ties remembers what covered has found, so that a stream of events beside the timeline costs no more than itself: each is looked at once,
-// however many come after it. true is never wrong, else an extremity would be lost; false may be, as after maxBehind. Events that are not rooted
+// however many come after it. tied is never wrong, else an extremity would be lost; the others may be, as after maxBehind. Events that are not rooted
 // are not in it: what ties them need not tie what they rest on.
 type ties struct {
-	young, old map[eventgraph.EventID]bool
+	young, old map[eventgraph.EventID]tie
 }
+
+// tie is what is known of one event.
+type tie uint8
+
+const (
+	untied      tie = iota
+	onlyClaimed     // not tied; perhaps so through events that are not rooted
+	tied
+)
 
 // maxTies is how many of them are remembered, and as many older ones; some 100 bytes each.
 const maxTies = 2 * maxBehind
@@ -33,21 +44,32 @@ const maxAllTies = 20 * maxTies
 
 func (t *ties) size() int { return len(t.young) + len(t.old) }
 
-func (t *ties) get(id eventgraph.EventID) (tied, known bool) {
-	if tied, known = t.young[id]; !known {
-		tied, known = t.old[id]
+func (t *ties) get(id eventgraph.EventID) (found tie, known bool) {
+	if found, known = t.young[id]; !known {
+		found, known = t.old[id]
 	}
-	return tied, known
+	return found, known
 }
 
-func (t *ties) put(id eventgraph.EventID, tied bool) {
+func (t *ties) put(id eventgraph.EventID, found tie) {
 	if len(t.young) >= maxTies {
 		t.old, t.young = t.young, nil
 	}
 	if t.young == nil {
-		t.young = map[eventgraph.EventID]bool{}
+		t.young = map[eventgraph.EventID]tie{}
 	}
-	t.young[id] = tied
+	t.young[id] = found
+}
+
+// doubt is for when an event has come through which a claim may reach what it did not: what is tied by no claim either is not known any more.
+func (t *ties) doubt() {
+	for _, all := range []map[eventgraph.EventID]tie{t.young, t.old} {
+		for id, found := range all {
+			if found == untied {
+				all[id] = onlyClaimed
+			}
+		}
+	}
 }
 
 func (t *ties) forget(id eventgraph.EventID) {
@@ -59,7 +81,7 @@ func (t *ties) forget(id eventgraph.EventID) {
 func (t *ties) reached(found map[eventgraph.EventID]bool) {
 	for id, through := range found {
 		if _, known := t.get(id); known || through {
-			t.put(id, true)
+			t.put(id, tied)
 		}
 	}
 }
@@ -71,61 +93,103 @@ func inTimeline(s *store.StoredEvent) bool {
 
 // rooted says whether what an event rests on is in the state before it. It is where that state came of its parents, but need not be where a
 // server claimed it: it may have left out what we hold, or hold later. The join by which we came is taken at its word, as we know the room by it.
-func (run *run) rooted(s *store.StoredEvent) bool {
-	return !s.Gap || s.Membership() == "join" && s.Sender().Server() == run.r.key.Server
+func (run *run) rooted(s *store.StoredEvent) (bool, error) {
+	if !s.Gap {
+		return true, nil
+	}
+	key, isState := s.StateKey()
+	if s.Membership() != "join" || s.Sender().Server() != run.r.key.Server || !isState || key != string(s.Sender()) {
+		return false, nil
+	}
+	// Others of our users may have been in the room then, or this one: then we came by another.
+	c, err := run.r.countOf(run.rm, run, s.StateBefore)
+	if errors.Is(err, store.ErrNotFound) {
+		return true, nil // the history has been purged since
+	}
+	return err == nil && c.joined[run.r.key.Server] == 0, err
 }
 
 // covered says whether an event that inTimeline descends from the event, so that it is no extremity. Others that are held are looked behind,
 // whatever their verdict: backfilled ones, for whoever gave us one may not have given what ties it to the timeline; outliers, for a join rests on
 // them; those that are not shown and those left aside, for what was built on them is.
 func (run *run) covered(id eventgraph.EventID) (bool, error) {
-	if tied, known := run.ties.get(id); known {
-		return tied, nil
+	if found, known := run.ties.get(id); known {
+		return found == tied, nil
 	}
+	return run.above(id, false)
+}
+
+// claimCovers is covered, but looks through events that are not rooted, too. So it tells what is the past, but not what the room's state knows of.
+func (run *run) claimCovers(id eventgraph.EventID) (bool, error) {
+	if found, known := run.ties.get(id); known && found != onlyClaimed {
+		return found == tied, nil
+	}
+	return run.above(id, true)
+}
+
+// above looks for an event that inTimeline among the descendants, and remembers what it finds, but not what it finds through claims.
+func (run *run) above(id eventgraph.EventID, throughClaims bool) (is bool, err error) {
 	seen := map[eventgraph.EventID]bool{id: true}
 	todo := []eventgraph.EventID{id}
 	var claims []eventgraph.EventID
-	tied := false
-	for edges := 0; len(todo) > 0 && edges < maxBehind && !tied; {
+	open := false // is there one that was not looked through, as it is not rooted?
+	look := func(child eventgraph.EventID) error {
+		found, known := run.ties.get(child)
+		if known && (found != onlyClaimed || !throughClaims) {
+			is, open = found == tied, open || found == onlyClaimed
+			return nil
+		}
+		s, err := run.stored(child)
+		if err != nil || s.RoomID() != run.rm.id { // any room's event can name any parent
+			return err
+		}
+		rooted, err := run.rooted(s)
+		if err != nil {
+			return err
+		}
+		if !rooted {
+			claims = append(claims, child)
+			if !throughClaims {
+				open = true
+				return nil
+			}
+		}
+		is = inTimeline(s)
+		todo = append(todo, child)
+		return nil
+	}
+	for edges := 0; len(todo) > 0 && edges < maxBehind && !is; {
 		parent := todo[len(todo)-1]
 		todo = todo[:len(todo)-1]
 		err := run.children(parent, func(child eventgraph.EventID) (bool, error) {
 			if edges++; !seen[child] {
 				seen[child] = true
-				var known bool
-				if tied, known = run.ties.get(child); !known {
-					s, err := run.stored(child)
-					if err != nil {
-						return false, err
-					}
-					switch {
-					case s.RoomID() != run.rm.id: // any room's event can name any parent
-					case !run.rooted(s):
-						claims = append(claims, child)
-					default:
-						tied = inTimeline(s)
-						todo = append(todo, child)
-					}
+				if err := look(child); err != nil {
+					return false, err
 				}
 			}
-			return !tied && edges < maxBehind, nil
+			return !is && edges < maxBehind, nil
 		})
 		if err != nil {
 			return false, err
 		}
 	}
 	switch {
-	case tied:
-		run.ties.put(id, true)
-	case len(seen) > 1:
+	case is && !throughClaims:
+		run.ties.put(id, tied)
+	case !is && len(seen) > 1:
+		found := untied
+		if open {
+			found = onlyClaimed
+		}
 		for _, id := range claims {
 			delete(seen, id)
 		}
 		for id := range seen {
-			run.ties.put(id, false)
+			run.ties.put(id, found)
 		}
 	}
-	return tied, nil
+	return is, nil
 }
 
 // ancestors are the parents of an event, and behind those that are not inTimeline, and so are no extremities, their parents in turn; they are
@@ -133,6 +197,10 @@ func (run *run) covered(id eventgraph.EventID) (bool, error) {
 // that have their place, whose states are in its own.
 func (run *run) ancestors(of *store.StoredEvent) (map[eventgraph.EventID]bool, error) {
 	found := map[eventgraph.EventID]bool{}
+	whole, err := run.rooted(of)
+	if err != nil {
+		return nil, err
+	}
 	todo := slices.Clone(of.PrevEvents())
 	for looked := 0; len(todo) > 0 && looked < maxBehind; looked++ {
 		id := todo[len(todo)-1]
@@ -141,19 +209,26 @@ func (run *run) ancestors(of *store.StoredEvent) (map[eventgraph.EventID]bool, e
 			continue
 		}
 		found[id] = false
-		if tied, _ := run.ties.get(id); tied || len(run.live.tips) == 0 || run.isTip(id) {
+		if known, _ := run.ties.get(id); known == tied || len(run.live.tips) == 0 || run.isTip(id) {
 			continue
 		}
 		s, err := run.stored(id)
 		if errors.Is(err, store.ErrNotFound) {
+			if !whole {
+				delete(found, id)
+			}
 			continue
 		}
 		if err != nil {
 			return nil, err
 		}
+		rooted, err := run.rooted(s)
+		if err != nil {
+			return nil, err
+		}
 		switch {
-		case s.RoomID() != run.rm.id || inTimeline(s) || !run.rooted(s):
-		case !run.rooted(of) && !placed(s):
+		case s.RoomID() != run.rm.id || inTimeline(s) || !rooted:
+		case !whole && !placed(s):
 			delete(found, id)
 		default:
 			found[id] = true
@@ -172,23 +247,26 @@ func (run *run) isTip(id eventgraph.EventID) bool {
 func (run *run) tie(w *write) error {
 	loose, onTip := false, false // does it rest on what was not tied, on an extremity?
 	for _, parent := range w.event.PrevEvents() {
-		tied, known := run.ties.get(parent)
-		loose = loose || known && !tied
+		found, known := run.ties.get(parent)
+		loose = loose || known && found != tied
 		onTip = onTip || run.isTip(parent)
 	}
 	shown := w.event.Verdict == store.Accepted || w.event.Verdict == store.SoftFailed // others come by the thousand, at a join
 	if alone := len(run.live.tips) < 2; !loose && (alone || !onTip && !shown) {
 		return nil // the last one stays
 	}
-	tied, err := run.covered(w.event.ID())
-	if err != nil {
+	id := w.event.ID()
+	if covered, err := run.covered(id); err != nil {
 		return err
+	} else if covered {
+		return run.takePlaces(w)
 	}
-	if !tied {
-		run.ties.put(w.event.ID(), false)
-		return nil
+	if found, _ := run.ties.get(id); found == onlyClaimed && loose {
+		run.ties.doubt()
+	} else {
+		run.ties.put(id, found)
 	}
-	return run.takePlaces(w)
+	return nil
 }
 
 // takePlaces takes away the extremities among an event's ancestors.
@@ -208,14 +286,14 @@ func (run *run) takePlaces(w *write) error {
 // provenTies takes away the extremities that events tie to the timeline since they are rooted.
 func (run *run) provenTies(proven []*write) error {
 	for _, w := range proven {
-		tied := inTimeline(w.event)
-		if !tied {
+		is := inTimeline(w.event)
+		if !is {
 			var err error
-			if tied, err = run.covered(w.event.ID()); err != nil {
+			if is, err = run.covered(w.event.ID()); err != nil {
 				return err
 			}
 		}
-		if tied && len(run.live.tips) > 1 {
+		if is && len(run.live.tips) > 1 {
 			if err := run.takePlaces(w); err != nil {
 				return err
 			}
@@ -231,4 +309,71 @@ func builtOn(tips []tip) []tip {
 		tips[i].alone = false
 	}
 	return tips
+}
+
+// claimedPast says whether an outlier that gets its place is the past because a claim tells so. But what the claim has left out of who may do
+// what in the room is none: it would be forgotten. before is the state before the event.
+func (run *run) claimedPast(e *eventgraph.Event, before eventgraph.Hash) (bool, error) {
+	if past, err := run.claimCovers(e.ID()); !past || err != nil {
+		return false, err
+	}
+	after := before
+	if tuple, ok := e.Tuple(); ok {
+		height, err := heightOf(e, run.stored)
+		if err != nil {
+			return false, err
+		}
+		if after, err = run.with(before, tuple, e.ID(), height); err != nil {
+			return false, err
+		}
+	}
+	with, err := run.merge(append(run.tipStates(), after))
+	if err != nil {
+		return false, err
+	}
+	differ, err := run.ruleOtherwise(run.live.State, with)
+	return !differ, err
+}
+
+// errOtherwise ends a comparison of states early.
+var errOtherwise = errors.New("the states rule otherwise")
+
+// ruleOtherwise says whether two states differ in what the authorization rules, the server ACL and the policy server are read from. Where they
+// do not, either may be the room's state without anybody being able to do what he could not.
+func (run *run) ruleOtherwise(a, b eventgraph.Hash) (bool, error) {
+	err := eventgraph.Diff(run, a, b, func(d eventgraph.Difference) error {
+		switch d.Tuple.Type {
+		case "m.room.create", "m.room.power_levels", "m.room.join_rules", "m.room.server_acl", eventgraph.PolicyType:
+			if d.Tuple.Key == "" {
+				return errOtherwise
+			}
+		case "m.room.third_party_invite":
+			return errOtherwise
+		case "m.room.member":
+			was, err := run.membershipIn(d.A)
+			if err != nil {
+				return err
+			}
+			if is, err := run.membershipIn(d.B); err != nil || is != was {
+				return cmp.Or(err, errOtherwise)
+			}
+		}
+		return nil
+	})
+	if errors.Is(err, errOtherwise) {
+		return true, nil
+	}
+	return false, err
+}
+
+// membershipIn is that of a member event, "" if there is none.
+func (run *run) membershipIn(id eventgraph.EventID) (string, error) {
+	if id == "" {
+		return "", nil
+	}
+	s, err := run.stored(id)
+	if err != nil {
+		return "", err
+	}
+	return s.Membership(), nil
 }

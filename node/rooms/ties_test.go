@@ -293,7 +293,7 @@ func TestTiesAreBounded(t *testing.T) {
 			t.Fatal(err)
 		}
 		for j := range 2 * maxTies {
-			rm.ties.put(eventgraph.EventID(fmt.Sprint("$", j)), false)
+			rm.ties.put(eventgraph.EventID(fmt.Sprint("$", j)), untied)
 		}
 		a.leave(rm)
 		if rm.ties.size() != 2*maxTies {
