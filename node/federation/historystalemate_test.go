@@ -254,15 +254,13 @@ func (w *world) softFailedRightly(i int, held holding) error {
 		if !ok {
 			return fmt.Errorf("%d soft-failed and did not log %s", i, w.name(id))
 		}
-		var refused *auth.Refused
-		err := auth.Check(e.Event, s.rooms.StateAt(w.room, root))
-		if e.Gap || err == nil { // on a claim, which may have been proven since: then the state before it is of the room's, too
+		if e.Gap { // then the state before it is of the room's, too
 			if root, err = s.resolve([]eventgraph.Hash{root, e.StateBefore}); err != nil {
 				return err
 			}
-			err = auth.Check(e.Event, s.rooms.StateAt(w.room, root))
 		}
-		if !errors.As(err, &refused) {
+		var refused *auth.Refused
+		if err := auth.Check(e.Event, s.rooms.StateAt(w.room, root)); !errors.As(err, &refused) {
 			return errors.Join(fmt.Errorf("%d soft-failed what the room's state allowed: %s", i, w.name(id)), err)
 		}
 	}
