@@ -50,8 +50,9 @@ const (
 	maxCarriedAtOnce = 64
 	// carryDelay gathers what is sent together, and is longer than a server is away that only changes its connection.
 	carryDelay = time.Second
-	// carryRetry and carrySeldom bound the time until a contact that did not take all is tried again.
-	carryRetry  = time.Minute
+	// carryRetry, doubled with each failure, and carrySeldom bound the time until a contact that did not take all is tried again. The first is short:
+	// who has just started may be connected before it speaks the protocol.
+	carryRetry  = 2 * time.Second
 	carrySeldom = 10 * time.Minute
 	// carryServed bounds the streams served at one time.
 	carryServed = 8
@@ -222,7 +223,7 @@ func (k *carrying) round(ctx context.Context) (wait time.Duration) {
 			continue
 		}
 		f.Log.Debug("a server does not carry", "server", c.Server, "peer", c.Peer, "err", err)
-		later := min(carryRetry<<min(with.failed, 10), carrySeldom)
+		later := min(carryRetry<<min(with.failed, 20), carrySeldom)
 		with.failed++
 		with.next = f.Now().Add(later)
 		clear(with.looked)
