@@ -7,7 +7,7 @@ import (
 	"github.com/plexus-p2p/plexus/node/rooms"
 )
 
-// This file decides whom to ask for what; inbox.go asks. Nothing here reads a clock, the store or the network, so that a
+// This file decides whom to ask for what; waiting.go asks. Nothing here reads a clock, the store or the network, so that a
 // history can be played again.
 
 // want is an event that waits, its prev_events, who gave it, and what it misses that does not wait too.

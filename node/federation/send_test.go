@@ -508,28 +508,34 @@ func TestHandshakeOnOldParents(t *testing.T) {
 		change := store.Change{Kind: store.ChangeEvent, Room: room, Event: join.ID(), Key: store.KeyHandshake}
 		for _, s := range []*host{a, b, c, d} {
 			want := s == c || s == b && !banned
-			var concerned []eventgraph.ServerName
-			draft := a.draftFor(s.server)
-			if err := a.Store.View(func(r *store.Reader) (err error) {
-				if concerned, err = a.concerned(r, change); err != nil {
-					return err
-				}
-				return a.compose(r, s.server, 0, a.Store.Position(), change, draft)
-			}); err != nil {
-				t.Fatal(err)
-			}
-			news, err := a.newsFor(&gift{contact: contact{Server: s.server}}, "")
-			if err != nil {
-				t.Fatal(err)
-			}
-			if given := slices.Contains(news.Events, join.ID()); s == b && given != want {
+			concerned, pdus, news := a.givenOf(change, s.server)
+			if given := slices.Contains(news, join.ID()); s == b && given != want {
 				t.Errorf("b is banned before the handshake: %v; a meeting brings it what that brought: %v", banned, given)
 			}
-			if s != a && (slices.Contains(concerned, s.server) != want || len(draft.PDUs) == 1 != want) {
-				t.Errorf("b is banned before the handshake: %v; %s is concerned: %v, gets %d events", banned, s.server.Tail(), slices.Contains(concerned, s.server), len(draft.PDUs))
+			if s != a && (slices.Contains(concerned, s.server) != want || pdus == 1 != want) {
+				t.Errorf("b is banned before the handshake: %v; %s is concerned: %v, gets %d events", banned, s.server.Tail(), slices.Contains(concerned, s.server), pdus)
 			}
 		}
 	}
+}
+
+// givenOf says whom a change concerns, with how many events the transaction begins that a server is sent for it, and what it is told of at a meeting.
+func (h *host) givenOf(change store.Change, server eventgraph.ServerName) (concerned []eventgraph.ServerName, pdus int, news []eventgraph.EventID) {
+	h.t.Helper()
+	draft := h.draftFor(server)
+	if err := h.Store.View(func(r *store.Reader) (err error) {
+		if concerned, err = h.concerned(r, change); err != nil {
+			return err
+		}
+		return h.compose(r, server, 0, h.Store.Position(), change, draft)
+	}); err != nil {
+		h.t.Fatal(err)
+	}
+	gift, err := h.newsFor(&gift{contact: contact{Server: server}}, "")
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return concerned, len(draft.PDUs), gift.Events
 }
 
 // TestBannedBesideManyExtremities: what is said here goes to no server that is banned here by then, though there are so many forward extremities
@@ -575,27 +581,14 @@ func TestBannedBesideManyExtremities(t *testing.T) {
 	change := store.Change{Kind: store.ChangeEvent, Room: room, Event: said.ID()}
 	for _, s := range []*host{b, c} {
 		want := s == b
-		var concerned []eventgraph.ServerName
-		draft := a.draftFor(s.server)
-		if err := a.Store.View(func(r *store.Reader) (err error) {
-			if concerned, err = a.concerned(r, change); err != nil {
-				return err
-			}
-			return a.compose(r, s.server, 0, a.Store.Position(), change, draft)
-		}); err != nil {
-			t.Fatal(err)
-		}
-		news, err := a.newsFor(&gift{contact: contact{Server: s.server}}, "")
-		if err != nil {
-			t.Fatal(err)
-		}
+		concerned, pdus, news := a.givenOf(change, s.server)
 		if got := slices.Contains(concerned, s.server); got != want {
 			t.Errorf("%s is concerned: %v, want %v", s.server.Tail(), got, want)
 		}
-		if got := len(draft.PDUs) == 1; got != want {
+		if got := pdus == 1; got != want {
 			t.Errorf("%s is sent the message: %v, want %v", s.server.Tail(), got, want)
 		}
-		if got := slices.Contains(news.Events, said.ID()); got != want {
+		if got := slices.Contains(news, said.ID()); got != want {
 			t.Errorf("a meeting brings it to %s: %v, want %v", s.server.Tail(), got, want)
 		}
 	}

@@ -75,6 +75,15 @@ func shared(t *testing.T, version eventgraph.RoomVersion) (a, b *server, alice, 
 	return a, b, alice, bob, room
 }
 
+// carolIn is carol on c, who joins a room of a and b, and its extremities then.
+func carolIn(a, b *server, room eventgraph.RoomID) (c *server, carol eventgraph.UserID, then []eventgraph.EventID) {
+	a.t.Helper()
+	c = newServer(a.t, "c", a, b)
+	carol = c.user("carol")
+	c.join(a, room, carol)
+	return c, carol, a.record(room).Forward
+}
+
 func TestRejectedByAuth(t *testing.T) {
 	t.Parallel()
 	a, b, _, bob, room := shared(t, "12")

@@ -199,10 +199,7 @@ func TestAttackThousandsOfExtremities(t *testing.T) {
 func TestAttackExtremityInThePlaceOfABan(t *testing.T) {
 	underAttack(t, func(t *testing.T, version eventgraph.RoomVersion) {
 		a, b, alice, bob, room := shared(t, version)
-		c := newServer(t, "c", a, b)
-		carol := c.user("carol")
-		c.join(a, room, carol)
-		old := a.record(room).Forward
+		c, carol, old := carolIn(a, b, room)
 		ban := a.setState(room, alice, "m.room.member", string(carol), `{"membership":"ban"}`)
 		var events []*eventgraph.Event
 		for i := range maxForwardOf {

@@ -47,10 +47,7 @@ func TestAttackClaimOfTheLastExtremity(t *testing.T) {
 func TestAttackClaimBesideHeldParent(t *testing.T) {
 	underAttack(t, func(t *testing.T, version eventgraph.RoomVersion) {
 		a, b, alice, bob, room := shared(t, version)
-		c := newServer(t, "c", a, b)
-		carol := c.user("carol")
-		c.join(a, room, carol)
-		old := a.record(room).Forward
+		_, carol, old := carolIn(a, b, room)
 		oldState, _ := a.stateAndChain(room, a.event(old[0]).StateAfter)
 		a.setState(room, alice, "m.room.member", string(carol), `{"membership":"ban"}`)
 		known := a.message(room, alice, "after the ban")

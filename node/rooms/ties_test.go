@@ -83,10 +83,7 @@ func (s *server) checkTips(room eventgraph.RoomID) {
 func TestAttackTies(t *testing.T) {
 	underAttack(t, func(t *testing.T, version eventgraph.RoomVersion) {
 		a, b, alice, bob, room := shared(t, version)
-		c := newServer(t, "c", a, b)
-		carol := c.user("carol")
-		c.join(a, room, carol)
-		old := a.record(room).Forward
+		c, carol, old := carolIn(a, b, room)
 		a.setState(room, alice, "m.room.member", string(carol), `{"membership":"ban"}`)
 		a.message(room, alice, "after the ban")
 
@@ -157,10 +154,7 @@ func TestAttackTieByWhatWasLeftOut(t *testing.T) {
 	underAttack(t, func(t *testing.T, version eventgraph.RoomVersion) {
 		for _, restart := range []bool{false, true} {
 			a, b, alice, bob, room := shared(t, version)
-			c := newServer(t, "c", a, b)
-			carol := c.user("carol")
-			c.join(a, room, carol)
-			old := a.record(room).Forward
+			c, carol, old := carolIn(a, b, room)
 			ban := a.setState(room, alice, "m.room.member", string(carol), `{"membership":"ban"}`)
 			message := b.lie(a, said(room, bob, ""), claim{ts: b.now, parents: old})
 			var events []*eventgraph.Event
