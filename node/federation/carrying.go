@@ -660,7 +660,9 @@ func (f *Federation) isForUs(m *carriedMessage) bool {
 	return m.Destination == f.server && m.Origin != f.server && !f.peers.isBlocked(m.Origin) && f.shareRoom(m.Origin, f.server)
 }
 
-// receive takes in a message for us that another server carried. done says that it need not be given again; an error of the store is returned.
+// receive takes in a message for us that another server carried. done says that it need not be given again; an error of the store is returned. A message
+// whose origin shares no room with us, for all that we know, waits with the carrier, as one does whose key we lack: that it has joined may come over a slow
+// link later than what it wrote. Who never joins waits no longer than the carrier keeps things.
 func (k *carrying) receive(ctx context.Context, by eventgraph.ServerName, raw json.RawMessage) (done bool, err error) {
 	f := k.f
 	refuse := func(why any) (bool, error) {
@@ -671,11 +673,14 @@ func (k *carrying) receive(ctx context.Context, by eventgraph.ServerName, raw js
 	if err != nil {
 		return refuse(err)
 	}
-	if !f.isForUs(m) {
-		return refuse("it is for another server, or its origin shares no room with us")
-	}
-	if f.Now().Sub(time.UnixMilli(m.TS)) > carryFor+carrySkew {
+	switch {
+	case m.Destination != f.server || m.Origin == f.server || f.peers.isBlocked(m.Origin):
+		return refuse("it is for another server, or of one that is blocked")
+	case f.Now().Sub(time.UnixMilli(m.TS)) > carryFor+carrySkew:
 		return refuse("it is too old")
+	case !f.isForUs(m):
+		f.Log.Debug("a carried message waits until its origin is in a room with us", "by", by, "origin", m.Origin)
+		return false, nil
 	}
 	switch err := f.verifyObject(ctx, raw, m.Origin, m.TS, by); {
 	case errors.Is(err, eventgraph.ErrKeyUnknown) || errors.Is(err, eventgraph.ErrKeyNotValid):

@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/p2ptransport"
 	"github.com/plexus-p2p/plexus/p2ptransport/memnet"
 	"github.com/plexus-p2p/plexus/store"
 )
@@ -315,7 +317,6 @@ func TestCarryRefused(t *testing.T) {
 		"signed by another":  changed(a.message(c, func(m *carriedMessage) { m.Content = json.RawMessage(b.encrypted("x")) }), `"origin":"`+string(a.server), `"origin":"`+string(b.server)),
 		"for another":        b.message(a, nil),
 		"of ourselves":       c.message(c, nil),
-		"of a stranger":      stranger.message(c, nil),
 		"very old":           b.message(c, func(m *carriedMessage) { m.TS -= (carryFor + 2*carrySkew).Milliseconds() }),
 		"not of its users'":  b.message(c, func(m *carriedMessage) { m.Content = json.RawMessage(a.encrypted("x")) }),
 		"nothing":            json.RawMessage(`{}`),
@@ -328,6 +329,9 @@ func TestCarryRefused(t *testing.T) {
 		if got := c.local.came("m.direct_to_device"); len(got) > 0 {
 			t.Errorf("%s: it was taken", what)
 		}
+	}
+	if done, err := a.tell(c, &carryMessage{Give: []json.RawMessage{stranger.message(c, nil)}}); done || err != nil || len(c.local.came("m.direct_to_device")) > 0 {
+		t.Errorf("of one that is in no room with it yet: done %t, %v", done, err)
 	}
 	if done, err := a.tell(c, &carryMessage{Give: []json.RawMessage{b.message(c, nil)}}); !done || err != nil || len(c.local.came("m.direct_to_device")) != 1 {
 		t.Errorf("a right one: done %t, %v", done, err)
@@ -422,6 +426,38 @@ func TestCarryHoldsUpNobody(t *testing.T) {
 			}
 		}
 		return n >= maxCarriedAtOnce+1
+	})
+}
+
+// TestCarriedBeforeTheOriginsJoin: a joins b's room through c while b is away, and writes to b. Over a link of 16 kbit/s and 2 s what c carries comes before
+// what tells b that a is there; c keeps it until b knows.
+func TestCarriedBeforeTheOriginsJoin(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := memnet.New()
+		hosts := newMemHosts(t, n, "early a", "early b", "early c")
+		a, b, c := hosts[0], hosts[1], hosts[2]
+		room := togetherIn(c, b)
+		alone(n, b, a, c)
+		for i := range 100 { // they come before the join
+			c.say(room, c.user("alice"), fmt.Sprint("while b is away ", i))
+		}
+		a.join(room, a.user("alice"), c.host)
+		a.queue(b.server, a.encrypted("of a new member"))
+		c.waitUntil("the message to carry", func() bool { return c.carries(b) == 1 })
+		alone(n, a, c)
+		n.SetLink(p2ptransport.PeerID(b.peer), p2ptransport.PeerID(c.peer), memnet.Link{Delay: 2 * time.Second, Rate: 2000})
+		mend(n, b, c)
+		time.Sleep(15 * time.Second)
+		if b.Rooms.InRoom(room, a.server) {
+			t.Fatal("b knows of the join too early for this test to show anything")
+		}
+		if got := c.carries(b); got != 1 {
+			t.Errorf("c carries %d messages that b could not take", got)
+		}
+		time.Sleep(2 * carrySeldom)
+		if got := b.local.came("m.direct_to_device"); len(got) != 1 || c.carries(b) != 0 {
+			t.Errorf("%d messages have come to b, and c carries %d", len(got), c.carries(b))
+		}
 	})
 }
 
