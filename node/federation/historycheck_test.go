@@ -407,7 +407,7 @@ func (w *world) checkComplete(i int, in uint8, held []holding) {
 				continue // soft-failed by all: whoever joined after it has nothing that leads to it
 			}
 			if w.stalled {
-				if unseen, err := w.unseen(i, j, e); err == nil && unseen || w.behindGap(i, id, held) {
+				if rightly, err := w.lacksRightly(i, j, e, held); err == nil && rightly {
 					continue
 				}
 			}

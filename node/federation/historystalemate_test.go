@@ -24,8 +24,9 @@ import (
 // stalemate returns nil if the servers that have themselves in the room differ by soft failures alone, each of them demanded by the rules; else
 // what else is wrong. That is so if
 //
-//  1. each holds, with a verdict other than rejected, what another has accepted, unless it may not see it or is out of the room to the other; nothing waits that could be taken in (waitsRightly);
-//  2. each one's extremities are the leaves of what it has accepted, and its state is what they resolve to;
+//  1. each holds, with a verdict other than rejected, what another has accepted, unless it may not see it, is out of the room to the other, or has it
+//     waiting; nothing waits that could be taken in (waitsRightly);
+//  2. each one's extremities are the leaves of what it has accepted since it last came into the room, and its state is what they resolve to;
 //  3. the state before each event that one has soft-failed allows it, and the room's state as it was there when it came does not;
 //  4. the leaves of all that each of them holds, soft-failed ones included, resolve to the same state on each;
 //  5. of two that differ, one has soft-failed what is part of the other's state (accepted, or something accepted rests on it) and not of its own, and the
@@ -66,14 +67,27 @@ func inGraph(e *store.StoredEvent) bool {
 }
 
 // unseen says whether station i need not hold an event that station j holds: it may not see it, or to j it is out of the room, and was at the
-// event: whoever is out is sent nothing, though anybody may see it.
+// event: whoever is out is sent nothing, though anybody may see it. What is made at j goes by the room's state there (send.go concerned).
 func (w *world) unseen(i, j int, e *store.StoredEvent) (bool, error) {
 	s, theirs := w.stations[j], w.stations[i].name
 	may, err := s.rooms.MaySeeServer(theirs, e)
 	if err != nil {
 		return false, err
 	}
-	return !may || w.mask(s)&(1<<i) == 0 && !w.inRoomAt(s, e, i), nil
+	wasIn := w.inRoomAt(s, e, i)
+	if e.Sender().Server() == s.name && e.RoomState != (eventgraph.Hash{}) {
+		wasIn = s.rooms.InRoomAt(w.room, e.RoomState, theirs)
+	}
+	return !may || w.mask(s)&(1<<i) == 0 && !wasIn, nil
+}
+
+// lacksRightly says whether station i need not have in its graph an event that station j has there: it is unseen, or waits, which holdsAll looks at, or
+// lies behind a gap.
+func (w *world) lacksRightly(i, j int, e *store.StoredEvent, held []holding) (bool, error) {
+	if slices.Contains(w.stations[i].waiting(), e.ID()) || w.behindGap(i, e.ID(), held) {
+		return true, nil
+	}
+	return w.unseen(i, j, e)
 }
 
 // holdsAll is part 1.
@@ -94,7 +108,7 @@ func (w *world) holdsAll(i int, in []int, held []holding) error {
 			if e.Verdict == store.SoftFailed {
 				continue // by all who hold it, or it is looked at where it is accepted
 			}
-			if unseen, err := w.unseen(i, j, e); !unseen && !w.behindGap(i, id, held) {
+			if rightly, err := w.lacksRightly(i, j, e, held); !rightly {
 				return errors.Join(fmt.Errorf("%d does not hold %s", i, w.name(id)), err)
 			}
 		}
@@ -122,19 +136,22 @@ func (w *world) behindGap(i int, id eventgraph.EventID, held []holding) bool {
 	return seen[id]
 }
 
-// waitsRightly says whether an event that waits at station i cannot be taken in there, for nobody may give it what the event rests on:
+// waitsRightly says whether an event that waits at station i cannot be taken in there, for nobody whom it asks (waiting.go: who is in the room to
+// it, and who gave it the event) may give it what the event rests on:
 //
 //   - a parent, or one of a parent that waits too, is held by others, and all of them have rejected it or may not let i see it
-//     (ARCHITECTURE.md, invariant 10; CS API, Room History Visibility), and
-//   - nobody who has taken in the event has i in the room, now or at the event, so nobody may tell it the state before it.
+//     (ARCHITECTURE.md, invariant 10; CS API, Room History Visibility), or are not asked, and
+//   - nobody who has taken in the event, and is in the room to i, has i in the room, now or at the event, so nobody may tell it the state before it.
 //
 // So it is with what is done to the users of a server on a side of a fork on which they are out: it is sent that alone, for "servers
 // banned or gone hold nothing sent after their removal was known to the sender".
 func (w *world) waitsRightly(i int, id eventgraph.EventID, held []holding) (bool, error) {
 	var e *eventgraph.Event
+	var giver eventgraph.ServerName
 	err := w.stations[i].store.View(func(r *store.Reader) error {
 		item, err := r.InboxItem(w.room, id)
 		if err == nil {
+			giver = item.Origin
 			e, err = eventgraph.ParseEvent(w.script.version, item.PDU)
 		}
 		return err
@@ -142,9 +159,10 @@ func (w *world) waitsRightly(i int, id eventgraph.EventID, held []holding) (bool
 	if err != nil {
 		return false, err
 	}
+	inRoom := func(j int) bool { return w.mask(w.stations[i])&(1<<j) != 0 }
 	for j, s := range w.stations {
 		theirs := held[j].events[id]
-		if j != i && inGraph(theirs) && (w.mask(s)&(1<<i) != 0 || w.inRoomAt(s, theirs, i)) {
+		if j != i && inRoom(j) && inGraph(theirs) && (w.mask(s)&(1<<i) != 0 || w.inRoomAt(s, theirs, i)) {
 			return false, nil
 		}
 	}
@@ -168,7 +186,7 @@ func (w *world) waitsRightly(i int, id eventgraph.EventID, held []holding) (bool
 			if err != nil {
 				return false, err
 			}
-			some, given = true, given || may
+			some, given = true, given || may && (inRoom(j) || s.name == giver)
 		}
 		if some && !given {
 			return true, nil
@@ -206,10 +224,10 @@ func belowAccepted(held holding) map[eventgraph.EventID]bool {
 // restsOnLeaves is part 2.
 func (w *world) restsOnLeaves(i int, held holding) error {
 	s, room := w.stations[i], w.stations[i].record()
-	below := belowAccepted(held)
+	below, came := belowAccepted(held), w.came(i, held)
 	var roots []eventgraph.Hash
 	for id, e := range held.events {
-		if e.Verdict != store.Accepted || e.Order <= 0 { // what was backfilled is behind the timeline
+		if e.Verdict != store.Accepted || e.Order <= 0 || e.Position < came { // what was backfilled is behind the timeline
 			continue
 		}
 		if leaf := !below[id]; leaf != slices.Contains(room.Forward, id) {
@@ -223,6 +241,18 @@ func (w *world) restsOnLeaves(i int, held holding) error {
 		err = fmt.Errorf("the state of %d is not what its extremities resolve to", i)
 	}
 	return err
+}
+
+// came is the position of the join by which station i came into the room last, as its first user, through another server. That told the state, which
+// is taken at its word: what was held before is behind it, though what ties it to the join may not be seen.
+func (w *world) came(i int, held holding) (last store.Position) {
+	s := w.stations[i]
+	for _, e := range held.events {
+		if e.Gap && e.Membership() == "join" && e.Sender().Server() == s.name && !s.rooms.InRoomAt(w.room, e.StateBefore, s.name) {
+			last = max(last, e.Position)
+		}
+	}
+	return last
 }
 
 func (s *station) resolve(roots []eventgraph.Hash) (eventgraph.Hash, error) {
