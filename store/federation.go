@@ -14,11 +14,11 @@ import (
 
 // InboxItem is a PDU that waits for parents or keys (design.md §3.6), kept as received.
 type InboxItem struct {
-	ID       eventgraph.EventID
-	Room     eventgraph.RoomID
-	Origin   eventgraph.ServerName
-	PDU      []byte
-	Received int64 // ms
+	ID     eventgraph.EventID
+	Room   eventgraph.RoomID
+	Origin eventgraph.ServerName
+	PDU    []byte
+	Since  int64 // ms of InboxTime, when it came
 }
 
 // Bounds of the inbox: beyond them PutInbox answers ErrInboxFull.
@@ -32,9 +32,9 @@ var ErrInboxFull = errors.New("the inbox is full")
 
 // inboxRecord is the header of an item on disk; the PDU follows it, the room is in the key.
 type inboxRecord struct {
-	ID       eventgraph.EventID    `json:"id"`
-	Origin   eventgraph.ServerName `json:"origin"`
-	Received int64                 `json:"received"`
+	ID     eventgraph.EventID    `json:"id"`
+	Origin eventgraph.ServerName `json:"origin"`
+	Since  int64                 `json:"since"` // 0 in stores from before there was InboxTime, which began at 0 then
 }
 
 // inboxCount is what the inbox holds now, and how many items ever came.
@@ -74,7 +74,7 @@ func (tx *Tx) PutInbox(i *InboxItem) error {
 	count.Items++
 	count.Bytes += int64(len(i.PDU))
 	count.Arrivals++
-	record, err := joinBody(inboxRecord{i.ID, i.Origin, i.Received}, i.PDU)
+	record, err := joinBody(inboxRecord{i.ID, i.Origin, i.Since}, i.PDU)
 	if err != nil {
 		return err
 	}
@@ -125,10 +125,41 @@ func (r *Reader) Inbox(room eventgraph.RoomID, f func(*InboxItem) (bool, error))
 			return false, fmt.Errorf("inbox: %w", err)
 		}
 		return f(&InboxItem{
-			ID: h.ID, Room: eventgraph.RoomID(parts(k).str()), Origin: h.Origin, PDU: bytes.Clone(pdu), Received: h.Received,
+			ID: h.ID, Room: eventgraph.RoomID(parts(k).str()), Origin: h.Origin, PDU: bytes.Clone(pdu), Since: h.Since,
 		})
 	})
 }
+
+// InboxRooms calls f for each room for which something waits in the inbox, held or not.
+func (r *Reader) InboxRooms(f func(eventgraph.RoomID) (bool, error)) error {
+	var start dbKey
+	for {
+		var room eventgraph.RoomID
+		err := r.scan(key(tableInbox), start, false, func(k, _ []byte) (bool, error) {
+			room = eventgraph.RoomID(parts(k).str())
+			return false, nil
+		})
+		if err != nil || room == "" {
+			return err
+		}
+		if more, err := f(room); !more || err != nil {
+			return err
+		}
+		start = key(tableInbox).str(string(room)).u64(math.MaxUint64) // behind all of it: none has that arrival
+	}
+}
+
+var keyInboxTime = key(tableMeta).str("inbox time")
+
+// InboxTime is for how long things have been worked on that wait in the inbox, in ms; 0 at first. No clock is asked for it, so none makes
+// what waits older.
+func (r *Reader) InboxTime() (int64, error) {
+	ms, err := r.getNumber(keyInboxTime)
+	return int64(ms), err
+}
+
+// PutInboxTime sets InboxTime.
+func (tx *Tx) PutInboxTime(ms int64) error { return tx.putNumber(keyInboxTime, uint64(ms)) }
 
 // InboxItem reads one item; ErrNotFound.
 func (r *Reader) InboxItem(room eventgraph.RoomID, id eventgraph.EventID) (*InboxItem, error) {
@@ -148,7 +179,7 @@ func (r *Reader) InboxItem(room eventgraph.RoomID, id eventgraph.EventID) (*Inbo
 	if err != nil {
 		return nil, fmt.Errorf("inbox: %w", err)
 	}
-	return &InboxItem{ID: h.ID, Room: room, Origin: h.Origin, PDU: bytes.Clone(pdu), Received: h.Received}, nil
+	return &InboxItem{ID: h.ID, Room: room, Origin: h.Origin, PDU: bytes.Clone(pdu), Since: h.Since}, nil
 }
 
 // InboxHas says whether the item waits in the inbox.

@@ -164,7 +164,7 @@ func TestInbox(t *testing.T) {
 	t.Parallel()
 	s := open(t)
 	item := func(room, id string) *InboxItem {
-		return &InboxItem{ID: eventgraph.EventID(id), Room: eventgraph.RoomID(room), Origin: "o", PDU: []byte(`{"id": "` + id + `\u003c"}`), Received: 7}
+		return &InboxItem{ID: eventgraph.EventID(id), Room: eventgraph.RoomID(room), Origin: "o", PDU: []byte(`{"id": "` + id + `\u003c"}`), Since: 7}
 	}
 	mustUpdate(t, s, func(tx *Tx) error {
 		return errors.Join(tx.PutInbox(item("!b", "$3")), tx.PutInbox(item("!a", "$2")), tx.PutInbox(item("!a", "$1")), tx.PutInbox(item("!a", "$2")))
@@ -174,7 +174,7 @@ func TestInbox(t *testing.T) {
 		var ids []string
 		mustView(t, s, func(r *Reader) error {
 			return r.Inbox(room, func(i *InboxItem) (bool, error) {
-				if want := item(string(i.Room), string(i.ID)); string(i.PDU) != string(want.PDU) || i.Origin != "o" || i.Received != 7 {
+				if want := item(string(i.Room), string(i.ID)); string(i.PDU) != string(want.PDU) || i.Origin != "o" || i.Since != 7 {
 					t.Errorf("item %+v, want %+v", i, want)
 				}
 				ids = append(ids, string(i.ID))
@@ -182,6 +182,15 @@ func TestInbox(t *testing.T) {
 			})
 		})
 		return strings.Join(ids, " ")
+	}
+	rooms := func(most int) (all []eventgraph.RoomID) {
+		mustView(t, s, func(r *Reader) error {
+			return r.InboxRooms(func(room eventgraph.RoomID) (bool, error) { all = append(all, room); return len(all) < most, nil })
+		})
+		return all
+	}
+	if all, one := rooms(9), rooms(1); !slices.Equal(all, []eventgraph.RoomID{"!a", "!b"}) || len(one) != 1 {
+		t.Errorf("rooms of the inbox: %q; the first: %q", all, one)
 	}
 	if a, all := list("!a"), list(""); a != "$2 $1" || all != "$2 $1 $3" {
 		t.Errorf("inbox of !a: %s; of all rooms: %s", a, all)

@@ -15,6 +15,7 @@ import (
 //
 //	table           rest of the key                       value
 //	tableMeta       str name                              see open.go, federation.go
+//	                "inbox time"                          u64 InboxTime, ms
 //	                "outbound", str server                u64 bytes queued for the server; "": for all servers
 //	                "handed keys", "carried", str server  u64 bytes held of the server's; "": of all servers'
 //	tableCommit     u64 commit number modulo commitRing   commitRecord, binary

@@ -99,6 +99,8 @@ type Federation struct {
 	peers   *peers                // who speaks for whom, and who is connected (peers.go)
 	handler http.Handler          // all routes (serve.go)
 	inbox   *inbox                // rooms with events that wait (inbox.go)
+	// inboxTime measures how long (inboxtime.go).
+	inboxTime inboxTime
 
 	gossip   *gossip   // of large rooms; nil if there is none (gossip.go)
 	meetings *meetings // with whom, and what is being fetched (meet.go)
@@ -178,6 +180,10 @@ func New(c Config) *Federation {
 		f.gossip = newGossip(c)
 	}
 	f.handler = f.routes()
+	var err error
+	if f.inboxTime, err = newInboxTime(c.Store); err != nil {
+		f.Log.Error("cannot tell for how long events have waited", "err", err)
+	}
 	if err := f.loadBlocked(); err != nil {
 		f.Log.Error("cannot tell which servers are blocked", "err", err)
 	}

@@ -26,8 +26,8 @@ const (
 	inboxBackoff  = 10 * time.Minute
 	// inboxShare bounds the part of the time spent on reading what waits in a room: one of so many.
 	inboxShare = 10
-	// inboxKeep and inboxKeepOutside are how long an event may wait, and how long one from a server that is not even in the room. Nobody who
-	// is met has what it misses; who builds on it brings it again.
+	// inboxKeep and inboxKeepOutside are how long an event may wait while this node runs, and how long one from a server that is not even in the
+	// room. Nobody who is met has what it misses; who builds on it brings it again.
 	inboxKeep        = 30 * 24 * time.Hour
 	inboxKeepOutside = 24 * time.Hour
 	// maxAttempts bounds the questions of a room of which is known when they were put.
@@ -356,14 +356,20 @@ func (f *Federation) outside(room eventgraph.RoomID, server eventgraph.ServerNam
 	return server
 }
 
-// wakeWaiting makes the rooms due in which something waits, at start.
+// isEmpty says whether nothing waits.
+func (i *inbox) isEmpty() bool {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return len(i.rooms) == 0
+}
+
+// wakeWaiting makes the rooms due in which something waits, at start: also those that are not here, for their join may have been given up when
+// this node ended.
 func (f *Federation) wakeWaiting() error {
 	err := f.Store.View(func(r *store.Reader) error {
-		return r.Rooms(func(room *store.Room) (bool, error) {
-			return true, r.Inbox(room.ID, func(*store.InboxItem) (bool, error) {
-				f.inbox.wake(room.ID)
-				return false, nil
-			})
+		return r.InboxRooms(func(room eventgraph.RoomID) (bool, error) {
+			f.inbox.wake(room)
+			return true, nil
 		})
 	})
 	if err != nil {
@@ -378,6 +384,7 @@ func (f *Federation) runInbox(ctx context.Context) error {
 		return err
 	}
 	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { f.keepInboxTime(ctx); return nil })
 	group.Go(func() error {
 		turn := uint64(0)
 		for {

@@ -380,7 +380,7 @@ func TestHoldersOutside(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := a.putInbox(t.Context(), []*store.InboxItem{{ID: e.ID(), Room: room, Origin: from.server, PDU: e.Raw(), Received: a.Now().UnixMilli()}}); err != nil {
+		if err := a.putInbox(t.Context(), []*store.InboxItem{{ID: e.ID(), Room: room, Origin: from.server, PDU: e.Raw()}}); err != nil {
 			t.Fatal(err)
 		}
 		a.inbox.wake(room)
@@ -455,7 +455,7 @@ func TestBehindOneOutside(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := a.putInbox(t.Context(), []*store.InboxItem{{ID: e.ID(), Room: room, Origin: d.server, PDU: e.Raw(), Received: a.Now().UnixMilli()}}); err != nil {
+		if err := a.putInbox(t.Context(), []*store.InboxItem{{ID: e.ID(), Room: room, Origin: d.server, PDU: e.Raw()}}); err != nil {
 			t.Fatal(err)
 		}
 		prev = e.ID()

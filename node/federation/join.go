@@ -402,7 +402,7 @@ func (f *Federation) takeEarly(ctx context.Context, origin eventgraph.ServerName
 			results[e.ID()] = pduResult{errTooManyWaiting.Error()}
 		default:
 			results[e.ID()] = pduResult{}
-			items = append(items, &store.InboxItem{ID: e.ID(), Room: room, Origin: origin, PDU: e.Raw(), Received: f.Now().UnixMilli()})
+			items = append(items, &store.InboxItem{ID: e.ID(), Room: room, Origin: origin, PDU: e.Raw()})
 		}
 	}
 	return others, f.putInbox(ctx, items)

@@ -62,14 +62,14 @@ func (f *Federation) obtain(ctx context.Context, w *waiting, a ask) error {
 		}
 		return f.await(ctx, w, a.server, []*eventgraph.Event{parent})
 	case askState:
-		if err := f.askState(ctx, room, a.server, e, item.Received); err != nil {
+		if err := f.askState(ctx, room, a.server, e, f.inboxTime.waited(item)); err != nil {
 			return err
 		}
 		w.ready = append(w.ready, e.ID()) // with its verdict now
 		return nil
 	case askPolicy:
 		need := w.events[a.event].policy
-		if err := f.takeUnsigned(ctx, need, rooms.Basis{Kind: rooms.Parents, Origin: item.Origin}, item.Received); err != nil {
+		if err := f.takeUnsigned(ctx, need, rooms.Basis{Kind: rooms.Parents, Origin: item.Origin}, f.inboxTime.waited(item)); err != nil {
 			return err
 		}
 		w.events[a.event].policy = nil
@@ -143,7 +143,7 @@ func (f *Federation) await(ctx context.Context, w *waiting, server eventgraph.Se
 				if full = !f.inbox.reserve(w.room, len(e.Raw()), outside); full {
 					break // what has a place was not obtained in vain
 				}
-				items = append(items, &store.InboxItem{ID: e.ID(), Room: w.room, Origin: server, PDU: e.Raw(), Received: f.Now().UnixMilli()})
+				items = append(items, &store.InboxItem{ID: e.ID(), Room: w.room, Origin: server, PDU: e.Raw()})
 				news = append(news, e)
 			}
 		}
@@ -185,7 +185,7 @@ func (f *Federation) askAuth(ctx context.Context, room eventgraph.RoomID, server
 
 // askState takes the event in on the state before it as the server claims it: its parents are not to be had. The event carries a gap
 // marker (design.md §3.1 b). Where the room's policy server must sign it and cannot be asked now, the state is not asked for either.
-func (f *Federation) askState(ctx context.Context, room *store.Room, server eventgraph.ServerName, e *eventgraph.Event, received int64) error {
+func (f *Federation) askState(ctx context.Context, room *store.Room, server eventgraph.ServerName, e *eventgraph.Event, waited time.Duration) error {
 	lack, err := f.Rooms.Unsigned(ctx, room.ID, []*eventgraph.Event{e})
 	if err != nil {
 		return err
@@ -206,7 +206,7 @@ func (f *Federation) askState(ctx context.Context, room *store.Room, server even
 		if !f.policies.begin(need.By.Name, room.ID) {
 			return errPolicyTurn
 		}
-		err := f.takeUnsigned(ctx, need, basis, received)
+		err := f.takeUnsigned(ctx, need, basis, waited)
 		f.endTurn(need.By.Name, room.ID, err)
 		return err
 	}

@@ -33,7 +33,7 @@ const (
 	policyRest = time.Minute
 	// maxPolicyRest bounds what a policy server may ask for with 429.
 	maxPolicyRest = 10 * time.Minute
-	// policyPatience is how long an event of others waits for a policy server that cannot be reached, before it is soft-failed: a verdict is
+	// policyPatience is how long an event of others waits, while this node runs, for a policy server that cannot be reached, before it is soft-failed: a verdict is
 	// for good, and who meets on a journey is at home again on the next day.
 	policyPatience = 24 * time.Hour
 	// policyQuestions is how many policy servers are asked about what others sent at one time, each one question, so that those that are slow leave workers
@@ -249,7 +249,7 @@ func (f *Federation) takeInTurn(ctx, within context.Context, need *rooms.PolicyN
 		return notYetAsked(server)
 	}
 	defer f.endQuestion(server)
-	err := f.takeUnsigned(ctx, need, b, f.Now().UnixMilli())
+	err := f.takeUnsigned(ctx, need, b, 0)
 	if errors.Is(err, errAskedEnough) {
 		return &PolicyError{Server: server, Status: http.StatusTooManyRequests, RetryAfter: handshakeRetry,
 			Refusal: rooms.Refusal{Code: "M_LIMIT_EXCEEDED", Reason: err.Error()}}
@@ -264,15 +264,15 @@ func notYetAsked(server eventgraph.ServerName) *PolicyError {
 }
 
 // takeUnsigned asks the policy server about an event of others, and takes it in: with its signature, or, if it declined or was not to be reached
-// for policyPatience since the event was received, as one that it has not signed. The giver pays for the question; the caller has its place.
-func (f *Federation) takeUnsigned(ctx context.Context, need *rooms.PolicyNeeded, b rooms.Basis, received int64) error {
+// while the event has waited for policyPatience, as one that it has not signed. The giver pays for the question; the caller has its place.
+func (f *Federation) takeUnsigned(ctx context.Context, need *rooms.PolicyNeeded, b rooms.Basis, waited time.Duration) error {
 	if !f.budgets.friend(b.Origin).AllowN(time.Now(), costPolicy) {
 		return errAskedEnough
 	}
 	e, err := f.signedFor(ctx, need)
 	if err != nil {
 		var p *PolicyError
-		if !errors.As(err, &p) || !p.final() && f.Now().Sub(time.UnixMilli(received)) < policyPatience {
+		if !errors.As(err, &p) || !p.final() && waited < policyPatience {
 			return err
 		}
 		f.Log.Info("event without the signature of the room's policy server", "room", need.Event.RoomID(), "event", need.Event.ID(), "origin", b.Origin, "err", err)

@@ -224,10 +224,10 @@ func TestPolicyServerDoesNotSign(t *testing.T) {
 			// It has waited for long: the verdict is made without.
 			need := &rooms.PolicyNeeded{Event: r.u.event(id).Event, By: r.by}
 			basis := rooms.Basis{Kind: rooms.Parents, Origin: r.u.server}
-			if err := r.a.takeUnsigned(t.Context(), need, basis, time.Now().Add(time.Minute-policyPatience).UnixMilli()); err == nil {
+			if err := r.a.takeUnsigned(t.Context(), need, basis, policyPatience-time.Minute); err == nil {
 				t.Errorf("mode %d: taken in before its time", c.mode)
 			}
-			if err := r.a.takeUnsigned(t.Context(), need, basis, time.Now().Add(-policyPatience).UnixMilli()); err != nil {
+			if err := r.a.takeUnsigned(t.Context(), need, basis, policyPatience); err != nil {
 				t.Errorf("mode %d: %v", c.mode, err)
 			}
 			r.a.policies.met(r.p.server)
@@ -644,7 +644,7 @@ func TestPolicyBounds(t *testing.T) {
 	need := &rooms.PolicyNeeded{Event: r.u.event(id).Event, By: r.by}
 	for l := r.a.budgets.friend(r.u.server); l.AllowN(time.Now(), costPolicy); {
 	}
-	err := r.a.takeUnsigned(t.Context(), need, rooms.Basis{Kind: rooms.Parents, Origin: r.u.server}, time.Now().UnixMilli())
+	err := r.a.takeUnsigned(t.Context(), need, rooms.Basis{Kind: rooms.Parents, Origin: r.u.server}, 0)
 	if !errors.Is(err, errAskedEnough) || r.asked.Load() != 0 {
 		t.Errorf("%v; asked %d times", err, r.asked.Load())
 	}

@@ -252,7 +252,6 @@ func (f *Federation) takeInPatiently(ctx context.Context, room eventgraph.RoomID
 	refused = map[eventgraph.EventID]string{}
 	var waiting []*store.InboxItem
 	moved := false
-	now := f.Now().UnixMilli()
 	outside := f.outside(room, origin)
 	err = f.acceptEvents(ctx, events, origin, func(e *eventgraph.Event, o rooms.Outcome) {
 		var refusal *rooms.Refusal
@@ -266,7 +265,7 @@ func (f *Federation) takeInPatiently(ctx context.Context, room eventgraph.RoomID
 				refused[e.ID()] = errTooManyWaiting.Error()
 				return
 			}
-			waiting = append(waiting, &store.InboxItem{ID: e.ID(), Room: room, Origin: origin, PDU: e.Raw(), Received: now})
+			waiting = append(waiting, &store.InboxItem{ID: e.ID(), Room: room, Origin: origin, PDU: e.Raw()})
 		default:
 			moved = moved || !o.Already
 		}
@@ -321,6 +320,7 @@ func (f *Federation) logOutcome(e *eventgraph.Event, origin eventgraph.ServerNam
 const inboxWrite = 512 << 10
 
 func (f *Federation) putInbox(ctx context.Context, items []*store.InboxItem) error {
+	now := f.inboxTime.now().Milliseconds()
 	for len(items) > 0 {
 		n, size := 0, 0
 		for n < len(items) && (n == 0 || size+len(items[n].PDU) <= inboxWrite) {
@@ -331,6 +331,7 @@ func (f *Federation) putInbox(ctx context.Context, items []*store.InboxItem) err
 		items = items[n:]
 		_, err := f.Store.Update(ctx, func(tx *store.Tx) error {
 			for _, i := range part {
+				i.Since = now
 				if err := tx.PutInbox(i); err != nil {
 					return err
 				}

@@ -119,7 +119,6 @@ func (f *Federation) loadWaiting(ctx context.Context, room eventgraph.RoomID) (*
 	var dropped []eventgraph.EventID
 	var all load
 	outside := loads{}
-	now := f.Now()
 	err := f.Store.View(func(r *store.Reader) error {
 		return r.Inbox(room, func(item *store.InboxItem) (bool, error) {
 			keep, isIn := inboxKeep, f.Rooms.InRoom(room, item.Origin)
@@ -127,8 +126,8 @@ func (f *Federation) loadWaiting(ctx context.Context, room eventgraph.RoomID) (*
 				keep = inboxKeepOutside
 			}
 			e, err := eventgraph.ParseEvent(version, item.PDU)
-			if !known || err != nil || now.Sub(time.UnixMilli(item.Received)) > keep {
-				f.Log.Info("waiting event dropped", "room", room, "event", item.ID, "received", item.Received, "err", err)
+			if !known || err != nil || f.inboxTime.waited(item) > keep {
+				f.Log.Info("waiting event dropped", "room", room, "event", item.ID, "waited", f.inboxTime.waited(item), "err", err)
 				dropped = append(dropped, item.ID)
 				return true, nil
 			}
