@@ -159,3 +159,71 @@ func TestAttackFromOutside(t *testing.T) {
 		t.Errorf("asked for the room's state %d times", states.Load())
 	}
 }
+
+// TestAttackMessageAsAuthEvent: a server of the room has a message before another, which its sender does not reach. It gives that one an event of its
+// own on the message, says of neither's parents anything, and names the message in the auth chain of the state that it claims. What is said is
+// shown all the same when the sender is back.
+func TestAttackMessageAsAuthEvent(t *testing.T) {
+	t.Parallel()
+	n := memnet.New()
+	all := newMemHosts(t, n, "a", "b", "m")
+	a, b, m := all[0], all[1], all[2]
+	room := a.create("12", "public", "shared")
+	b.join(room, b.user("bob"), a.host)
+	m.join(room, m.user("mallory"), a.host)
+	base := a.say(room, a.user("alice"), "base")
+	b.waitFor("base", base)
+	m.waitFor("base", base)
+	state, err := b.Rooms.CurrentState(room)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var claimed []eventgraph.EventID
+	if err := state.Walk(func(_ eventgraph.StateTuple, id eventgraph.EventID) error { claimed = append(claimed, id); return nil }); err != nil {
+		t.Fatal(err)
+	}
+	cut(n, a, b)
+	b.gone(a)
+	said := a.say(room, a.user("alice"), "to be withheld")
+	m.waitFor("what is withheld", said)
+
+	var stateAsked atomic.Bool
+	m.on(func(w http.ResponseWriter, r *http.Request, _ []byte) bool {
+		switch {
+		case strings.Contains(r.URL.Path, "/get_missing_events/"):
+			fmt.Fprint(w, `{"events":[]}`)
+		case strings.Contains(r.URL.Path, "/event/") && !stateAsked.Load():
+			w.WriteHeader(http.StatusNotFound)
+			fmt.Fprint(w, `{"errcode":"M_NOT_FOUND"}`)
+		case strings.Contains(r.URL.Path, "/state_ids/"):
+			stateAsked.Store(true)
+			_ = json.NewEncoder(w).Encode(map[string]any{"pdu_ids": claimed, "auth_chain_ids": []eventgraph.EventID{said}})
+		default:
+			return false
+		}
+		return true
+	})
+	m.Transport.Handle(protocolMeet, givingAs(func(q *meetMessage) *meetMessage { // nor are they given at meetings
+		answer := &meetMessage{}
+		switch {
+		case q.Hello != nil:
+			answer.News = &meetNews{Cursor: "x"}
+		case q.Want != nil:
+			answer.Events = &meetEvents{Looked: len(q.Want)}
+		case q.Compare != nil:
+			answer.Compared = &meetCompared{Ranges: []meetRange{{Same: true}}}
+		}
+		return answer
+	}))
+	above := m.say(room, m.user("mallory"), "above")
+	b.waitFor("what rests on it", above)
+	if !b.event(above).Gap || b.holds(said) {
+		t.Fatalf("gap %v; the message has its place: %v", b.event(above).Gap, b.holds(said))
+	}
+	mend(n, a, b)
+	b.meet(a.host)
+	b.waitFor("the message", said)
+	if e, under := b.event(said), b.event(base); e.Position == 0 || e.Order <= under.Order {
+		t.Errorf("position %d, order %d; that of what was said before it is %d", e.Position, e.Order, under.Order)
+	}
+}

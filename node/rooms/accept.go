@@ -147,10 +147,10 @@ type incoming struct {
 	copy      *eventgraph.Event // as it came now, where event is as it came before; its signatures were not checked. Else nil
 	basis     Basis
 	signature error // what the check of its signatures found, before this room's turn
-	order     int64 // backfill, past: its place
+	order     int64 // backfill, past: its place in history. 0: it is news
 	local     bool  // made here: anything but Accepted is a Refusal and is not stored
 	join      bool  // the join by which we enter the room: what we hold of the room's current state is no judge of it
-	past      bool  // the timeline rests on it, and it was held as an outlier, or is forbidden by what came since: it gets its place below what is held, as in backfill
+	past      bool  // the timeline rests on it, and it was held as an outlier, or is forbidden by what came since: it is no extremity (reservePast)
 	txn       *store.ClientTxn
 	result    *Result
 }
@@ -250,13 +250,33 @@ func (run *run) accept(in incoming) error {
 	return run.take(in, held, j)
 }
 
-// reservePast gives an event of the past its place.
+// reservePast gives an event of the past its place. In history it has one if that is above what it rests on, or if what it rests on is history.
+// Else there is none left for it: what came after it was shown, and it never was, so it is news, above all that was shown.
 func (run *run) reservePast(in *incoming) error {
-	orders, _, err := run.reserve([]*eventgraph.Event{in.event}, nil)
+	orders, giveBack, err := run.reserve([]*eventgraph.Event{in.event}, nil)
 	if err != nil {
 		return err
 	}
-	in.order = orders[0]
+	highest := int64(0)
+	for _, id := range in.event.PrevEvents() {
+		parent, err := run.stored(id)
+		if err != nil && !errors.Is(err, store.ErrNotFound) {
+			return err
+		}
+		if err == nil && parent.RoomID() == run.rm.id {
+			highest = max(highest, parent.Order)
+		}
+	}
+	if in.order = orders[0]; in.order < 0 && in.basis.Kind == Claimed {
+		edges := maxReserveEdges
+		if highest, err = run.lowestOn(in.event, nil, &edges); err != nil { // what it rests on is not known: what rests on it tells
+			return err
+		}
+	}
+	if in.order < highest {
+		giveBack()
+		in.order = 0
+	}
 	return nil
 }
 
@@ -480,9 +500,10 @@ func (run *run) take(in incoming, held *store.StoredEvent, j judgement) error {
 			return err
 		}
 	}
-	behind := in.basis.Backfill || in.past
-	if behind {
-		s.Order, s.Aside = in.order, true
+	s.Aside = in.basis.Backfill || in.past
+	history := in.basis.Backfill || in.order != 0
+	if history {
+		s.Order = in.order
 	} else {
 		if in.join && j.gap {
 			run.breakOff()
@@ -492,7 +513,7 @@ func (run *run) take(in incoming, held *store.StoredEvent, j judgement) error {
 	}
 	run.dirty = true
 	switch {
-	case behind: // no news
+	case history: // no news
 	case j.verdict == store.SoftFailed:
 		w.change = store.ChangeSoftFailed
 	default:
@@ -517,8 +538,8 @@ func (run *run) consequences(in incoming, s *store.StoredEvent, w *write) error 
 	}
 	if s.Verdict == store.Accepted && !in.basis.Backfill && !in.past {
 		err = run.extend(in, s, w)
-	} else {
-		err = run.tie(w)
+	} else if err = run.tie(w); w.change == store.ChangeEvent {
+		s.RoomState = run.live.State
 	}
 	if err != nil {
 		return err

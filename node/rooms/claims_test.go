@@ -205,7 +205,7 @@ func TestTrueClaimTies(t *testing.T) {
 }
 
 // An honest claim does not keep the past out: what lies behind it comes one by one, and was forbidden since. It is taken as the past, with what
-// forbids it, and takes nothing away.
+// forbids it, and takes nothing away. Nobody here has been shown it: so it is news, above what it rests on.
 func TestPastBehindClaim(t *testing.T) {
 	t.Parallel()
 	for _, version := range []eventgraph.RoomVersion{"10", "12"} {
@@ -223,25 +223,37 @@ func TestPastBehindClaim(t *testing.T) {
 		ban := a.setState(room, alice, "m.room.member", string(bob), `{"membership":"ban"}`)
 		across := d.acrossGap(a, room, alice)
 
-		last, tips := d.record(room).NextOrder, d.record(room).Forward
+		tips := d.record(room).Forward
 		d.accept(a.event(early).Event, Basis{Origin: a.Server()}, store.Accepted)
 		if got := d.record(room).Forward; len(got) != 2 || !slices.Equal(got, tips) {
 			t.Errorf("version %s: extremities %v, and before %v", version, got, tips)
 		}
 		d.accept(a.event(ban).Event, Basis{Origin: a.Server()}, store.Accepted)
 		for _, id := range []eventgraph.EventID{early, ban} {
-			if e := d.event(id); !e.Aside || e.Order >= d.event(across).Order {
-				t.Errorf("version %s: %s is news after what rests on it: order %d", version, e.Type(), e.Order)
+			d.wantShown(id)
+			if e := d.event(id); !e.Aside || e.RoomState != d.record(room).State {
+				t.Errorf("version %s: %s is an extremity, or shown with another state than the room's", version, e.Type())
 			}
-		}
-		if next := d.record(room).NextOrder; next != last {
-			t.Errorf("version %s: %d of the past are news", version, next-last)
 		}
 		if got := d.record(room).Forward; len(got) != 1 || got[0] != across || d.event(across).Gap {
 			t.Errorf("version %s: extremities %v when the gap is filled", version, got)
 		}
 		d.wantMember(room, bob, "ban")
 		d.sameState(a, room)
+	}
+}
+
+// wantShown finds an event in the timeline, above what it rests on.
+func (s *server) wantShown(id eventgraph.EventID) {
+	s.t.Helper()
+	e := s.event(id)
+	if e.Verdict != store.Accepted || e.Position == 0 {
+		s.t.Errorf("%s has verdict %d and position %d: nobody is shown it", e.Type(), e.Verdict, e.Position)
+	}
+	for _, parent := range e.PrevEvents() {
+		if under := s.event(parent); e.Order <= under.Order {
+			s.t.Errorf("%s has order %d, and what it rests on %d", e.Type(), e.Order, under.Order)
+		}
 	}
 }
 
@@ -275,6 +287,45 @@ func TestAttackClaimAboveOutlier(t *testing.T) {
 		d.wantMember(s.room, s.carol, "join")
 		d.accept(ban, Basis{Origin: s.a.Server()}, store.Accepted)
 		d.wantMember(s.room, s.carol, "ban")
+	})
+}
+
+// Nor is anything else the past for it, that a server of the room has before others and hands over as an outlier, as if it were of an auth chain, with
+// an event of its own on it, on a claim: what is said is shown, and what is set counts.
+func TestAttackOutlierWithholds(t *testing.T) {
+	underAttack(t, func(t *testing.T, version eventgraph.RoomVersion) {
+		for kind, content := range map[string]string{
+			"m.room.message":            "",
+			"m.room.encryption":         `{"algorithm":"m.megolm.v1.aes-sha2"}`,
+			"m.room.history_visibility": `{"history_visibility":"joined"}`,
+		} {
+			a, b, alice, bob, room := shared(t, version)
+			d := newServer(t, "d", a, b)
+			dora := d.user("dora")
+			d.join(a, room, dora)
+			at := a.store.Position()
+			a.message(room, alice, "known to d")
+			a.give(d, room, at)
+			old := a.record(room).Forward
+			oldState, _ := a.stateAndChain(room, a.event(old[0]).StateAfter)
+			base := b.lie(a, said(room, bob, ""), claim{ts: b.now, parents: old})
+			var honest eventgraph.EventID
+			if content == "" {
+				honest = a.message(room, alice, "to be withheld")
+			} else {
+				honest = a.setState(room, alice, kind, "", content)
+			}
+			_, _ = d.Accept(t.Context(), a.event(honest).Event, Basis{Kind: Nothing, Origin: b.Server()})
+			d.accept(b.on(base, "above", honest), claimed(oldState, b), store.Accepted)
+			d.accept(a.event(honest).Event, Basis{Origin: a.Server()}, store.Accepted)
+			d.wantShown(honest)
+			for range 2 {
+				if e := d.current(room, kind, ""); content != "" && (e == nil || e.ID() != honest) {
+					t.Errorf("%s does not count", kind)
+				}
+				d.message(room, dora, "on")
+			}
+		}
 	})
 }
 

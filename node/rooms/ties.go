@@ -311,28 +311,26 @@ func builtOn(tips []tip) []tip {
 	return tips
 }
 
-// claimedPast says whether an outlier that gets its place is the past because a claim tells so. But what the claim has left out of who may do
-// what in the room is none: it would be forgotten. before is the state before the event.
+// claimedPast says whether an outlier that gets its place is the past because a claim tells so. Only state is held as an outlier for a claim's
+// sake. And what the claim leaves out of the room's state is none: it would be forgotten. before is the state before the event.
 func (run *run) claimedPast(e *eventgraph.Event, before eventgraph.Hash) (bool, error) {
+	tuple, ok := e.Tuple()
+	if !ok {
+		return false, nil
+	}
 	if past, err := run.claimCovers(e.ID()); !past || err != nil {
 		return false, err
 	}
-	after := before
-	if tuple, ok := e.Tuple(); ok {
-		height, err := heightOf(e, run.stored)
-		if err != nil {
-			return false, err
-		}
-		if after, err = run.with(before, tuple, e.ID(), height); err != nil {
-			return false, err
-		}
-	}
-	with, err := run.merge(append(run.tipStates(), after))
+	height, err := heightOf(e, run.stored)
 	if err != nil {
 		return false, err
 	}
-	differ, err := run.ruleOtherwise(run.live.State, with)
-	return !differ, err
+	after, err := run.with(before, tuple, e.ID(), height)
+	if err != nil {
+		return false, err
+	}
+	with, err := run.merge(append(run.tipStates(), after))
+	return with == run.live.State, err
 }
 
 // errOtherwise ends a comparison of states early.
