@@ -136,7 +136,7 @@ func (f *Federation) compose(r *store.Reader, server eventgraph.ServerName, at, 
 		if err != nil {
 			return err
 		}
-		if !f.announces(e, c) || e.Sender().Server() == server || f.gossip.hasCarried(server, c.Event) || !f.owed(server, e) {
+		if !f.announces(e, c) || e.Sender().Server() == server || f.gossip.hasCarried(server, c.Event) || !f.owed(server, e) || !f.mayBeTold(server, e) {
 			return nil
 		}
 		shown, err := f.seen(server, e)
@@ -147,7 +147,7 @@ func (f *Federation) compose(r *store.Reader, server eventgraph.ServerName, at, 
 		t.PDUs = append(t.PDUs, pdu)
 		t.size += len(pdu)
 	case store.ChangeReceipt:
-		if c.User.Server() != f.server || c.Key != "m.read" || !f.Rooms.InRoom(c.Room, server) {
+		if c.User.Server() != f.server || c.Key != "m.read" || !f.Rooms.InRoom(c.Room, server) || !f.allows(c.Room, server) {
 			return nil
 		}
 		return f.composeReceipts(r, c, &t.transaction)
@@ -272,7 +272,7 @@ func (f *Federation) composeTyping(c *courier, rooms map[eventgraph.RoomID]bool,
 	}
 	for room := range rooms {
 		all, _ := f.Ephemeral.Typing(room)
-		if !f.Rooms.InRoom(room, c.server) || !f.Rooms.ServerAllowed(room, c.server) {
+		if !f.Rooms.InRoom(room, c.server) || !f.allows(room, c.server) {
 			delete(c.typed, room)
 			continue
 		}

@@ -48,6 +48,9 @@ func (f *Federation) Invite(ctx context.Context, d rooms.Draft) (eventgraph.Even
 	if f.peers.isBlocked(server) {
 		return "", &rooms.Refusal{Code: "M_FORBIDDEN", Reason: "the server of " + string(user) + " is blocked here"}
 	}
+	if !f.allows(d.Room, server) { // it could not join either
+		return "", &rooms.Refusal{Code: "M_FORBIDDEN", Reason: "the room's server ACL (m.room.server_acl) denies the server of " + string(user)}
+	}
 	e, err := f.Rooms.Build(ctx, d)
 	if need := policyOf(err); need != nil {
 		e, err = f.policySignature(ctx, need)
@@ -124,6 +127,10 @@ func (f *Federation) deliverInvite(ctx context.Context, o *store.Outbound) error
 	}
 	if err != nil {
 		return err
+	}
+	if !f.allows(e.RoomID(), o.Server) {
+		f.Log.Info("an invite is not sent: the room's ACL denies the server by now", "room", e.RoomID(), "server", o.Server)
+		return nil
 	}
 	// One that the invited user, or somebody for the room, has answered since is stale.
 	state, err := f.Rooms.CurrentState(e.RoomID())

@@ -333,7 +333,7 @@ func (f *Federation) concerned(r *store.Reader, c store.Change) ([]eventgraph.Se
 		if c.User.Server() != f.server || c.Key != "m.read" {
 			return nil, nil
 		}
-		return f.Rooms.Servers(c.Room)
+		return f.meetings.sharing.among([]eventgraph.RoomID{c.Room})
 	case store.ChangeDeviceList:
 		if c.User.Server() != f.server {
 			return nil, nil
@@ -363,9 +363,31 @@ func (f *Federation) concerned(r *store.Reader, c store.Change) ([]eventgraph.Se
 		if target, ok := removedServer(e); ok && !slices.Contains(servers, target) {
 			servers = append(servers, target) // a server whose last user this removes still gets its removal
 		}
-		return slices.DeleteFunc(servers, func(s eventgraph.ServerName) bool { return s == e.Sender().Server() }), err
+		return slices.DeleteFunc(servers, func(s eventgraph.ServerName) bool { return s == e.Sender().Server() || !f.mayBeTold(s, e) }), err
 	}
 	return nil, nil
+}
+
+// mayBeTold says whether a server may be sent an event as far as the room's ACL goes. Nothing of a room goes to who is denied by it, but what says
+// so: the ACL itself, and its own removal. Without these it would go on taking the room's events for its own, as if it were there, and its users could
+// not be told why nothing comes. At a meeting it is given nothing: there it is the one who asks (SS API, Server ACLs).
+func (f *Federation) mayBeTold(server eventgraph.ServerName, e *store.StoredEvent) bool {
+	if target, ok := removedServer(e); ok && target == server {
+		return true
+	}
+	if key, ok := e.StateKey(); ok && key == "" && e.Type() == "m.room.server_acl" {
+		return true
+	}
+	return f.allows(e.RoomID(), server)
+}
+
+// allows is sharing.allows; who cannot be judged is denied.
+func (f *Federation) allows(room eventgraph.RoomID, server eventgraph.ServerName) bool {
+	allowed, err := f.meetings.sharing.allows(room, server)
+	if err != nil {
+		f.Log.Error("cannot tell whom the room's ACL denies", "room", room, "err", err)
+	}
+	return allowed
 }
 
 // announces says whether it is on us to send the event to the room's servers: it was made here, or taken in here by
@@ -384,21 +406,21 @@ func removedServer(e *store.StoredEvent) (eventgraph.ServerName, bool) {
 	return eventgraph.UserID(key).Server(), true
 }
 
-// sharing lists the servers with a joined user in a room that the user is joined to.
-func (f *Federation) sharing(r *store.Reader, user eventgraph.UserID) (all []eventgraph.ServerName, err error) {
-	err = r.RoomsOf(user, func(m *store.Member) (bool, error) {
-		if m.Membership != "join" {
-			return true, nil
+// sharing lists the servers with a joined user in a room that the user is joined to, without those that are denied by the ACLs of all such rooms: what
+// belongs to a user, as device lists and presence do, is for who is in a room with them. To-device messages are for whom they are addressed to, as in
+// the spec, where only what is local to a room is under its ACL.
+func (f *Federation) sharing(r *store.Reader, user eventgraph.UserID) ([]eventgraph.ServerName, error) {
+	var joined []eventgraph.RoomID
+	err := r.RoomsOf(user, func(m *store.Member) (bool, error) {
+		if m.Membership == "join" {
+			joined = append(joined, m.Room)
 		}
-		servers, err := f.Rooms.Servers(m.Room)
-		for _, s := range servers {
-			if !slices.Contains(all, s) {
-				all = append(all, s)
-			}
-		}
-		return true, err
+		return true, nil
 	})
-	return all, err
+	if err != nil {
+		return nil, err
+	}
+	return f.meetings.sharing.among(joined)
 }
 
 // followEphemeral tells the couriers of typing and presence of local users.

@@ -2,6 +2,7 @@ package federation
 
 import (
 	"errors"
+	"maps"
 	"slices"
 	"sync"
 
@@ -184,17 +185,52 @@ func (s *sharing) with(server eventgraph.ServerName) (shared []*sharedRoom, err 
 		return nil, err
 	}
 	for id, room := range s.rooms {
-		if _, in := slices.BinarySearch(room.servers, server); !in {
-			continue
-		}
-		allowed, known := room.allowed[server]
-		if !known {
-			allowed = s.now.ServerAllowed(id, server)
-			room.allowed[server] = allowed
-		}
-		if allowed {
+		if _, in := slices.BinarySearch(room.servers, server); in && s.letsIn(id, room, server) {
 			shared = append(shared, &sharedRoom{id: id, own: room.own, large: len(room.servers) > gossipAbove})
 		}
 	}
 	return shared, nil
+}
+
+// among lists the servers that are in one of the rooms and let in by its ACL, sorted.
+func (s *sharing) among(rooms []eventgraph.RoomID) ([]eventgraph.ServerName, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.refresh(); err != nil {
+		return nil, err
+	}
+	found := map[eventgraph.ServerName]bool{}
+	for _, id := range rooms {
+		room := s.rooms[id]
+		if room == nil {
+			continue
+		}
+		for _, server := range room.servers {
+			if !found[server] && s.letsIn(id, room, server) {
+				found[server] = true
+			}
+		}
+	}
+	return slices.Sorted(maps.Keys(found)), nil
+}
+
+// allows says whether the room's ACL lets the server in; of a room not held none is known.
+func (s *sharing) allows(id eventgraph.RoomID, server eventgraph.ServerName) (bool, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.refresh(); err != nil {
+		return false, err
+	}
+	room := s.rooms[id]
+	return room == nil || s.letsIn(id, room, server), nil
+}
+
+// letsIn reads the ACL once for each server and state of the room: with many entries, and many servers, that takes its time; mu is held.
+func (s *sharing) letsIn(id eventgraph.RoomID, room *sharedBy, server eventgraph.ServerName) bool {
+	allowed, known := room.allowed[server]
+	if !known {
+		allowed = s.now.ServerAllowed(id, server)
+		room.allowed[server] = allowed
+	}
+	return allowed
 }

@@ -1,0 +1,201 @@
+package federation
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/node/ephemeral"
+	"github.com/plexus-p2p/plexus/node/rooms"
+	"github.com/plexus-p2p/plexus/p2ptransport/memnet"
+	"github.com/plexus-p2p/plexus/store"
+)
+
+// sentTo is what has come to a host in transactions.
+type sentTo struct {
+	mu     sync.Mutex
+	events []eventgraph.EventID
+	edus   []string // types
+}
+
+// note begins to write down what comes to the host.
+func (s *sentTo) note(h *memHost) {
+	h.on(func(w http.ResponseWriter, r *http.Request, body []byte) bool {
+		if t, ok := transactionOf(r, body); ok {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			for _, e := range parseAll("12", t.PDUs) {
+				s.events = append(s.events, e.ID())
+			}
+			for _, e := range t.EDUs {
+				s.edus = append(s.edus, e.Type)
+			}
+		}
+		return false
+	})
+}
+
+// took is what has come since it was called last.
+func (s *sentTo) took() (events []eventgraph.EventID, edus []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	events, edus = s.events, s.edus
+	s.events, s.edus = nil, nil
+	slices.Sort(edus)
+	return events, slices.Compact(edus)
+}
+
+// deny makes the room's ACL deny a host, or nobody.
+func (h *memHost) deny(room eventgraph.RoomID, who *memHost) eventgraph.EventID {
+	name := ""
+	if who != nil {
+		name = string(who.server)
+	}
+	return h.setState(room, h.user("alice"), "m.room.server_acl", "", fmt.Sprintf(`{"allow":["*"],"deny":[%q]}`, name))
+}
+
+// inviteOf invites a user of another host to a room of alice's.
+func (h *memHost) inviteOf(room eventgraph.RoomID, user eventgraph.UserID) (eventgraph.EventID, error) {
+	key := string(user)
+	return h.Invite(h.t.Context(), rooms.Draft{Room: room, Sender: h.user("alice"), Type: "m.room.member", StateKey: &key, Content: json.RawMessage(`{"membership":"invite"}`)})
+}
+
+// TestNothingOfARoomForADeniedServer: whom the room's ACL denies, though its user is joined, is sent the ACL and its own removal, and nothing else of the
+// room; of our users what concerns them as long as another room is shared.
+func TestNothingOfARoomForADeniedServer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := memnet.New()
+		hosts := newMemHosts(t, n, "denying a", "denied b")
+		a, b := hosts[0], hosts[1]
+		alice := a.user("alice")
+		room := togetherIn(a, b)
+		time.Sleep(time.Minute)
+		var sent sentTo
+		sent.note(b)
+
+		device := 0
+		act := func() (said eventgraph.EventID) {
+			device++
+			said = a.say(room, alice, "not for everybody")
+			a.update(func(tx *store.Tx) error {
+				_, err := tx.PutReceipt(&store.Receipt{Room: room, User: alice, Type: "m.read", Event: said, TS: int64(device)})
+				return err
+			})
+			a.update(func(tx *store.Tx) error {
+				id := store.DeviceID(fmt.Sprint("D", device))
+				if err := tx.PutDevice(&store.Device{User: alice, ID: id}); err != nil {
+					return err
+				}
+				_, err := tx.PutDeviceKeys(alice, id, json.RawMessage(fmt.Sprintf(`{"algorithms":[],"device_id":%q,"keys":{},"signatures":{},"user_id":%q}`, id, alice)))
+				return err
+			})
+			a.Ephemeral.SetTyping(room, alice, time.Second)
+			a.Ephemeral.SetPresence(alice, ephemeral.Presence{State: "online", StatusMsg: fmt.Sprint(device)})
+			a.queue(b.server, a.encrypted(fmt.Sprint("message ", device)))
+			time.Sleep(10 * time.Second)
+			return said
+		}
+		const direct, list, now, read, typing = "m.direct_to_device", "m.device_list_update", "m.presence", "m.receipt", "m.typing"
+		want := func(when string, events []eventgraph.EventID, edus ...string) {
+			t.Helper()
+			gotEvents, gotEDUs := sent.took()
+			if !slices.Equal(gotEvents, events) || !slices.Equal(gotEDUs, edus) {
+				t.Errorf("%s: b was sent %v and %v, want %v and %v", when, gotEvents, gotEDUs, events, edus)
+			}
+		}
+
+		said := act()
+		want("allowed", []eventgraph.EventID{said}, list, direct, now, read, typing)
+
+		acl := a.deny(room, b)
+		act()
+		want("denied", []eventgraph.EventID{acl}, direct)
+		_, err := a.inviteOf(room, b.user("carol"))
+		var refusal *rooms.Refusal
+		if !errors.As(err, &refusal) || refusal.Code != "M_FORBIDDEN" || !strings.Contains(refusal.Reason, "ACL") {
+			t.Errorf("an invite of its user: %v", err)
+		}
+
+		other := togetherIn(a, b)
+		a.say(other, alice, "after which b may be sent what its join has brought it")
+		time.Sleep(time.Minute)
+		sent.took()
+		said = a.say(other, alice, "for both")
+		act()
+		want("denied in one room of two", []eventgraph.EventID{said}, list, direct, now)
+
+		again := a.deny(room, nil)
+		said = act()
+		want("allowed again", []eventgraph.EventID{again, said}, list, direct, now, read, typing)
+		if !b.holds(said) {
+			t.Error("b does not hold what was said after it was allowed again")
+		}
+
+		acl = a.deny(room, b)
+		kick := a.setState(room, alice, "m.room.member", string(b.user("alice")), `{"membership":"leave"}`)
+		act()
+		want("denied and removed", []eventgraph.EventID{acl, kick}, list, direct, now)
+	})
+}
+
+// TestDeniedWhileAway: of what was said before a server was denied, it is sent nothing afterwards, nor an invite that waited for it.
+func TestDeniedWhileAway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := memnet.New()
+		hosts := newMemHosts(t, n, "denying a", "denied b")
+		a, b := hosts[0], hosts[1]
+		alice := a.user("alice")
+		room := togetherIn(a, b)
+		time.Sleep(time.Minute)
+		alone(n, b, a)
+		a.say(room, alice, "while b is away")
+		_, err := a.inviteOf(room, b.user("carol"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		acl := a.deny(room, b)
+		var sent sentTo
+		sent.note(b)
+		mend(n, a, b)
+		time.Sleep(10 * time.Minute)
+		if got, _ := sent.took(); !slices.Equal(got, []eventgraph.EventID{acl}) {
+			t.Errorf("b was sent %v, want its ACL alone, %s", got, acl)
+		}
+		if got := b.membership(room, b.user("carol")); got != "" {
+			t.Errorf("carol's membership at b is %q", got)
+		}
+		if left := a.outbound(b.server); len(left) > 0 {
+			t.Errorf("%d are left in the outbox", len(left))
+		}
+	})
+}
+
+// TestDeniedPolicyServerIsAsked: that a room uses a policy server does not depend on its ACL, which does not protect /sign either (SS API, Determining if
+// a Policy Server is enabled in a room; MSC4284). The server is asked, and sent nothing.
+func TestDeniedPolicyServerIsAsked(t *testing.T) {
+	inPoliced(t, func(t *testing.T, r *policed) {
+		time.Sleep(time.Minute)
+		acl, err := r.a.Send(t.Context(), rooms.Draft{Room: r.room, Sender: r.a.user("alice"), Type: "m.room.server_acl", StateKey: new(string),
+			Content: json.RawMessage(fmt.Sprintf(`{"allow":["*"],"deny":[%q]}`, r.p.server))})
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.asked.Store(0)
+		said, err := r.send(t.Context(), "hello")
+		if err != nil || r.asked.Load() != 1 || !r.signed(r.a, said) {
+			t.Errorf("%v; asked %d times", err, r.asked.Load())
+		}
+		time.Sleep(time.Minute)
+		if !r.p.holds(acl) || r.p.holds(said) {
+			t.Errorf("the policy server holds its ACL: %v, and what was said then: %v", r.p.holds(acl), r.p.holds(said))
+		}
+	})
+}
