@@ -3,14 +3,17 @@ package federation
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
 	"github.com/plexus-p2p/plexus/node/rooms"
+	"github.com/plexus-p2p/plexus/p2ptransport/memnet"
 	"github.com/plexus-p2p/plexus/store"
 )
 
@@ -482,4 +485,34 @@ func (h *host) delivering(other *host) {
 			h.t.Fatal("nothing sent")
 		}
 	}
+}
+
+// Who comes back after very many have joined, and hears something said while he does, holds these joins as outliers in a row on what he held: they
+// get their place with it, though they are too much for one commit.
+func TestRejoinAfterManyJoins(t *testing.T) {
+	t.Parallel()
+	const joins = 150 // with long names; with short ones some 950 are as much
+	all := newMemHosts(t, memnet.New(), "a", "b")
+	a, b := all[0], all[1]
+	room := a.create("12", "public", "shared")
+	alice, bob := a.user("alice"), b.user("bob")
+	b.join(room, bob, a.host)
+	a.waitFor("leave", b.setState(room, bob, "m.room.member", string(bob), `{"membership":"leave"}`))
+	for i := range joins {
+		who := string(a.user(fmt.Sprint("user", i)))
+		a.setState(room, eventgraph.UserID(who), "m.room.member", who, fmt.Sprintf(`{"membership":"join","displayname":"%010000d"}`, i))
+	}
+	var meanwhile eventgraph.EventID
+	var once sync.Once
+	a.on(func(_ http.ResponseWriter, r *http.Request, _ []byte) bool {
+		if strings.Contains(r.URL.Path, "/send_join/") {
+			once.Do(func() { meanwhile = a.say(room, alice, "meanwhile") })
+		}
+		return false
+	})
+	b.join(room, bob, a.host)
+	later := a.say(room, alice, "later")
+	b.waitFor("what was said meanwhile and later", meanwhile, later)
+	b.waitUntil("nothing waits", func() bool { return b.waits(room) == 0 })
+	sameState(t, room, a, b)
 }

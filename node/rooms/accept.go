@@ -79,17 +79,31 @@ func (r *Rooms) AcceptAll(ctx context.Context, events []*eventgraph.Event, b Bas
 	if err != nil {
 		return nil, err
 	}
+	outcomes, err := r.acceptRun(ctx, events, verified, b, nil)
+	if errors.Is(err, errTooMuch) {
+		outcomes, err = r.acceptSingly(ctx, events, verified, b)
+	}
+	return outcomes, err
+}
+
+// acceptRun is AcceptAll in one turn; errTooMuch. orders are those of a page of backfill, nil: to be reserved.
+func (r *Rooms) acceptRun(ctx context.Context, events []*eventgraph.Event, verified []error, b Basis, reserved []int64) ([]Outcome, error) {
+	room := events[0].RoomID()
 	var outcomes []Outcome
-	results := make([]Result, len(events))
-	err = r.inTurn(ctx, room, func(run *run) error {
+	var results []Result
+	err := r.inTurn(ctx, room, func(run *run) (err error) {
+		outcomes, results = nil, make([]Result, len(events))
 		if b.Kind == Nothing && b.New != nil && !run.live.exists {
 			if run.live, err = b.New.unborn(room); err != nil {
 				return err
 			}
 			defer func() { run.live = live{} }() // for others in this run there is no room
 		}
-		orders, giveBack := make([]int64, len(events)), func() {}
-		if b.Backfill && b.Kind != Nothing && run.live.exists {
+		orders, giveBack := reserved, func() {}
+		if orders == nil {
+			orders = make([]int64, len(events))
+		}
+		if reserved == nil && b.Backfill && b.Kind != Nothing && run.live.exists {
 			if orders, giveBack, err = run.reserve(events, nil); err != nil {
 				return err
 			}
@@ -106,13 +120,11 @@ func (r *Rooms) AcceptAll(ctx context.Context, events []*eventgraph.Event, b Bas
 			}
 			placed = placed || (err == nil && !results[i].Already)
 			outcomes = append(outcomes, Outcome{Err: err})
-			if missing := (*MissingError)(nil); errors.As(err, &missing) && (b.Kind == Claimed || b.Backfill) {
+			if stops(err, b) {
 				break
 			}
-			if run.size >= maxRunBytes {
-				if err := run.commit(); err != nil {
-					return err
-				}
+			if err := run.whole(); err != nil {
+				return err
 			}
 		}
 		if !placed {
@@ -438,6 +450,9 @@ func (run *run) authEvents(e *eventgraph.Event) (events []*eventgraph.Event, rej
 		}
 		events = append(events, s.Event)
 		rejected[id] = s.Verdict == store.Rejected
+		if _, isState := s.Tuple(); !isState {
+			run.size += citedBytes * len(s.AuthEvents()) // store.Tx.PutEvent writes them with e
+		}
 	}
 	if run.live.traits.RoomIDFromCreate && e.Type() != "m.room.create" {
 		// Not among its auth_events, but they rest on it (room version 12).
@@ -465,6 +480,7 @@ func (run *run) replace(held *store.StoredEvent, e *eventgraph.Event) {
 
 // take gives a judged event its place: order, state after, extremities, the room's current state, redactions.
 func (run *run) take(in incoming, held *store.StoredEvent, j judgement) error {
+	run.carried = 0
 	e := in.event
 	s := &store.StoredEvent{
 		Event: e, Verdict: j.verdict, StateBefore: j.before, StateAfter: j.before, Gap: j.gap,
@@ -694,7 +710,7 @@ const maxProofs = 20
 
 // fillGaps brings the backward extremities up to an event that has come: it is one if parents of it are missing, and its
 // children are none any more if it was their last missing parent. Those of them whose claimed state was the one that the parents
-// give lose the mark of a gap with the writes that it returns.
+// give lose the mark of a gap with the writes that it returns, as far as maxProofs and maxCarried allow.
 func (run *run) fillGaps(s *store.StoredEvent) (proven []*write, err error) {
 	if !placed(s) {
 		return nil, nil
@@ -737,7 +753,7 @@ func (run *run) fillGaps(s *store.StoredEvent) (proven []*write, err error) {
 			}
 			back = slices.Delete(back, i, i+1)
 			changed = true
-			if proofs++; proofs > maxProofs {
+			if proofs++; proofs > maxProofs || !run.carries(c) {
 				continue
 			}
 			if before, err := run.merge(states); err != nil {

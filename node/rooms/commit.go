@@ -29,6 +29,7 @@ type run struct {
 	counted *census // the last that this run made
 	ties    ties    // the room's; it has them again when the run has ended well
 	placing int     // how deep placeAuthEvents is in auth events of auth events
+	carried int     // bytes of others that the event now taken in changes; see maxCarried
 	txns    map[sentAs]eventgraph.EventID
 
 	// To be written by the next commit.
@@ -50,7 +51,6 @@ type write struct {
 	txn     *store.ClientTxn
 	result  *Result                  // gets the position
 	redact  eventgraph.EventID       // event is a redaction that waits for this target
-	applied eventgraph.EventID       // event is a target that no longer waits for this redaction
 	also    func(tx *store.Tx) error // what else belongs into the same commit
 }
 
@@ -233,11 +233,6 @@ func (run *run) apply(tx *store.Tx, w *write) error {
 	}
 	if w.redact != "" {
 		if err := tx.PutWaitingRedaction(w.redact, w.event.ID()); err != nil {
-			return err
-		}
-	}
-	if w.applied != "" {
-		if err := tx.DeleteWaitingRedaction(w.event.ID(), w.applied); err != nil {
 			return err
 		}
 	}

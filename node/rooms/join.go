@@ -110,10 +110,12 @@ func (r *Rooms) heldState(room eventgraph.RoomID, n NewRoom, state []eventgraph.
 	return held, err
 }
 
-// Sizes of what is written ahead of a large commit, in each write.
+// Sizes of what is written ahead of a large commit, in each write; in a commit of more than fullCommit all is that can be.
 const (
 	stageBytes   = 400_000
 	stageMembers = 500
+	fullCommit   = 800_000
+	fewMembers   = 50 // of one event: not worth a write of their own even then
 )
 
 // dropLeftMembers drops what an earlier join that came to nothing left in the member index.
@@ -169,7 +171,8 @@ func (run *run) stageLarge() error {
 	for _, node := range run.fresh {
 		size += len(node) + 64
 	}
-	if size > stageBytes {
+	full := run.size > fullCommit
+	if size > stageBytes || full {
 		for h, node := range run.fresh {
 			batch := map[eventgraph.Hash][]byte{h: node}
 			delete(run.fresh, h)
@@ -188,7 +191,7 @@ func (run *run) stageLarge() error {
 		}
 	}
 	for _, w := range run.writes {
-		if len(w.members) <= stageMembers {
+		if len(w.members) <= stageMembers && (!full || len(w.members) <= fewMembers) {
 			continue
 		}
 		var local, remote []memberChange

@@ -93,6 +93,7 @@ func (run *run) bySignature(e, better *eventgraph.Event, root eventgraph.Hash) (
 // Unsigned lists those of the events, which need not be held, that the policy server that the room uses now must sign and has not.
 func (r *Rooms) Unsigned(ctx context.Context, room eventgraph.RoomID, events []*eventgraph.Event) (lack []PolicyNeeded, err error) {
 	err = r.inTurn(ctx, room, func(run *run) error {
+		lack = nil
 		if !run.live.exists {
 			return nil
 		}

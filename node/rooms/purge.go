@@ -57,7 +57,12 @@ func (r *Rooms) Purge(ctx context.Context, room eventgraph.RoomID, limit PurgeLi
 		if err := ctx.Err(); err != nil {
 			return done, err
 		}
-		if err := r.inTurn(ctx, room, p.step); err != nil {
+		from := p
+		step := func(run *run) error {
+			p = from // it may be run again
+			return p.step(run)
+		}
+		if err := r.inTurn(ctx, room, step); err != nil {
 			return done, fmt.Errorf("purge %s: %w", room, err)
 		}
 		done = p.done

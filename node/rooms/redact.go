@@ -24,11 +24,12 @@ func (run *run) redactions(s *store.StoredEvent, w *write) error {
 			w.change, s.RoomState = store.ChangeSoftFailed, eventgraph.Hash{}
 		}
 	}
-	waiting, err := run.read.WaitingRedactions(s.ID())
+	target := s.ID()
+	waiting, err := run.read.WaitingRedactions(target)
 	if err != nil {
 		return err
 	}
-	waiting = append(waiting, run.waits[s.ID()]...)
+	waiting = append(waiting, run.waits[target]...)
 	slices.Sort(waiting)
 	for _, id := range slices.Compact(waiting) {
 		redaction, err := run.stored(id)
@@ -41,14 +42,14 @@ func (run *run) redactions(s *store.StoredEvent, w *write) error {
 		}
 		if applies {
 			run.redact(s, id)
-			s = run.events[s.ID()]
-			if run.hidden(redaction) {
+			s = run.events[target]
+			if run.hidden(redaction) && run.carries(redaction) { // all after the first redact nothing
 				shown := run.changeable(redaction)
 				shown.RoomState = run.live.State
 				run.put(&write{event: shown, change: store.ChangeEvent})
 			}
 		}
-		run.put(&write{event: s, applied: id})
+		run.put(&write{also: func(tx *store.Tx) error { return tx.DeleteWaitingRedaction(target, id) }})
 	}
 	return nil
 }

@@ -132,6 +132,9 @@ func (run *run) placeParents(e *eventgraph.Event, b Basis) error {
 		if err := run.accept(in); err != nil {
 			return err
 		}
+		if err := run.whole(); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -161,6 +164,9 @@ func (run *run) placeAuthEvents(e *eventgraph.Event) error {
 			continue // as all that a join brought: what it builds on is the past
 		}
 		if err := run.accept(incoming{event: s.Event, basis: Basis{Kind: Parents}}); err != nil && !isOutcome(err) {
+			return err
+		}
+		if err := run.whole(); err != nil {
 			return err
 		}
 	}

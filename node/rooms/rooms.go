@@ -5,7 +5,7 @@
 // and commits a run together. Readers use snapshots.
 //
 // The files are the steps of the story: writer.go (one at a time), send.go and create.go (events made here), accept.go
-// (the only way in), resolve.go (state before and current state), tips.go and merging.go (the extremities), redact.go, commit.go; then
+// (the only way in), resolve.go (state before and current state), tips.go and merging.go (the extremities), redact.go, commit.go, large.go; then
 // join.go, template.go and invite.go for the handshakes, and see.go, servers.go, state.go, graph.go, keys.go and clock.go for those who ask.
 package rooms
 

@@ -43,12 +43,16 @@ type live struct {
 
 // task is one caller's work in a run.
 type task struct {
-	work func(*run) error
-	turn chan struct{} // its caller is to lead now
-	done chan struct{}
+	work  func(*run) error
+	alone bool          // in a run without others
+	turn  chan struct{} // its caller is to lead now
+	done  chan struct{}
 
-	leading bool  // guarded by room.mu: turn has been given
-	err     error // set before done is closed
+	leading bool // guarded by room.mu: turn has been given
+
+	// Set before done is closed.
+	err    error
+	shared bool // it was done in a run with others
 }
 
 // maxRunTasks bounds a run, so that the first in it does not wait for long.
@@ -58,16 +62,33 @@ const maxRunTasks = 128
 // of which one event with its indexes and trie nodes may need 150 kB.
 const maxRunBytes = 500_000
 
+// citedBytes is what the store takes to note one auth event of an event that is cited and is not of state.
+const citedBytes = 150
+
 // inTurn runs work as the room's only writer, alone or in a run with others, and returns when what it did is durable, or its
-// error. If work fails it must have changed nothing in the run. Once work has begun, ctx no longer counts.
+// error. If work fails it must have changed nothing in the run. It is run again, alone, if the run was too much for one commit; errTooMuch
+// says that it is so then, too. Once work has begun, ctx no longer counts.
 func (r *Rooms) inTurn(ctx context.Context, id eventgraph.RoomID, work func(*run) error) error {
+	t := &task{work: work}
+	err := r.doTask(ctx, id, t)
+	if t.shared && errors.Is(err, store.ErrTooLarge) {
+		err = r.doTask(ctx, id, &task{work: work, alone: true})
+	}
+	if errors.Is(err, store.ErrTooLarge) {
+		return errTooMuch
+	}
+	return err
+}
+
+// doTask has the task done when its turn comes, and returns its error.
+func (r *Rooms) doTask(ctx context.Context, id eventgraph.RoomID, t *task) error {
 	rm, err := r.enter(id)
 	if err != nil {
 		return err
 	}
 	defer r.leave(rm)
 
-	t := &task{work: work, turn: make(chan struct{}, 1), done: make(chan struct{})}
+	t.turn, t.done = make(chan struct{}, 1), make(chan struct{})
 	rm.mu.Lock()
 	rm.waiting = append(rm.waiting, t)
 	leads := !rm.busy
@@ -112,12 +133,16 @@ var errPanicked = errors.New("rooms: a writer panicked")
 // lead works on one run of those that wait, first of all the caller's own, and then hands on.
 func (r *Rooms) lead(ctx context.Context, rm *room) {
 	rm.mu.Lock()
-	n := min(len(rm.waiting), maxRunTasks)
+	n := 1
+	for n < min(len(rm.waiting), maxRunTasks) && !rm.waiting[0].alone && !rm.waiting[n].alone {
+		n++
+	}
 	tasks := slices.Clone(rm.waiting[:n])
 	rm.waiting = slices.Delete(rm.waiting, 0, n)
 	rm.mu.Unlock()
 
 	for _, t := range tasks {
+		t.shared = n > 1
 		t.err = errPanicked // stands only if the work below does not return
 	}
 	defer func() {
