@@ -632,8 +632,9 @@ func (run *run) extend(in incoming, s *store.StoredEvent, w *write) error {
 }
 
 // claimedBefore adds to what comes before an event on a claim the extremities in the claimed state: what is in the state before an event comes
-// before it. But a claim that names them, and leaves out what they rest on, does not make that forgotten: they stay where who may do what in
-// the room would be another without them (ruleOtherwise). By the join by which we come they all go.
+// before it. But a claim that names them, and leaves out what they rest on, does not make that forgotten: they stay where the state after them has
+// what the claim lacks or sets back, or who may do what in the room would be another without them (ruleOtherwise). Then both states are
+// resolved. By the join by which we come they all go.
 func (run *run) claimedBefore(in incoming, added tip, before map[eventgraph.EventID]bool) error {
 	claimed := map[eventgraph.EventID]bool{}
 	for _, id := range in.basis.State {
@@ -646,7 +647,15 @@ func (run *run) claimedBefore(in incoming, added tip, before map[eventgraph.Even
 			continue
 		}
 		with = append(with, t.after)
-		if claimed[t.id] {
+		goes := claimed[t.id]
+		if goes && !in.join {
+			back, err := run.setsBack(t.after, added)
+			if err != nil {
+				return err
+			}
+			goes = !back
+		}
+		if goes {
 			named = append(named, t.id)
 		} else {
 			without = append(without, t.after)

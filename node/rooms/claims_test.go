@@ -329,6 +329,81 @@ func TestAttackOutlierWithholds(t *testing.T) {
 	})
 }
 
+// renamed is bob's new name on top of what parents are. It is state, so a claim can name it.
+func renamed(a, b *server, room eventgraph.RoomID, bob eventgraph.UserID, parents ...eventgraph.EventID) *eventgraph.Event {
+	a.t.Helper()
+	return b.lie(a, Draft{
+		Room: room, Sender: bob, Type: "m.room.member", StateKey: stateKey(string(bob)), Content: json.RawMessage(`{"membership":"join","displayname":"b"}`),
+	}, claim{ts: b.now, parents: parents})
+}
+
+// What a room's state has is not forgotten, nor set back, because a member without power names an event of his own in a claim that knows of it,
+// and leaves it out, or has in its place what it replaced. It is so for all state, not only for what the authorization rules read.
+func TestAttackClaimNamesWhatKnowsOfIt(t *testing.T) {
+	underAttack(t, func(t *testing.T, version eventgraph.RoomVersion) {
+		for kind, contents := range map[string][]string{
+			"m.room.encryption":         {`{"algorithm":"m.megolm.v1.aes-sha2"}`, `{"algorithm":"m.megolm.v1.aes-sha2","rotation_period_msgs":1}`},
+			"m.room.history_visibility": {`{"history_visibility":"shared"}`, `{"history_visibility":"joined"}`},
+			"m.room.topic":              {`{"topic":"before"}`, `{"topic":"now"}`},
+		} {
+			for _, setBefore := range []bool{false, true} {
+				a, b, alice, bob, room := shared(t, version)
+				if setBefore {
+					a.setState(room, alice, kind, "", contents[0])
+				}
+				old := a.record(room).Forward
+				oldState, _ := a.stateAndChain(room, a.event(old[0]).StateAfter)
+				base := b.lie(a, said(room, bob, ""), claim{ts: b.now, parents: old})
+				set := a.setState(room, alice, kind, "", contents[1])
+				mine := renamed(a, b, room, bob, set)
+				a.accept(mine, Basis{Origin: b.Server()}, store.Accepted)
+				lie := append(without(oldState, "m.room.member", string(bob)), mine.ID())
+				above := b.on(base, "above", b.on(base, "never given", old...).ID())
+				a.accept(above, Basis{Kind: Claimed, State: lie, Origin: b.Server()}, store.Accepted)
+				for range 2 {
+					if e := a.current(room, kind, ""); e == nil || e.ID() != set {
+						t.Errorf("%s, set before %v: it is forgotten", kind, setBefore)
+					}
+					a.message(room, alice, "on")
+				}
+			}
+		}
+	})
+}
+
+// So nobody who joins later may read what was said for those in the room only, wherever the claim was believed.
+func TestAttackClaimOpensHistory(t *testing.T) {
+	underAttack(t, func(t *testing.T, version eventgraph.RoomVersion) {
+		a, b, alice, bob, room := shared(t, version)
+		c := newServer(t, "c", a, b)
+		c.join(a, room, c.user("carol"))
+		old := a.record(room).Forward
+		oldState, _ := a.stateAndChain(room, a.event(old[0]).StateAfter)
+		base := b.lie(a, said(room, bob, ""), claim{ts: b.now, parents: old})
+		at := a.store.Position()
+		mine := renamed(a, b, room, bob, a.setState(room, alice, "m.room.history_visibility", "", `{"history_visibility":"joined"}`))
+		at = a.give(c, room, at)
+		lie := append(without(oldState, "m.room.member", string(bob)), mine.ID())
+		above := b.on(base, "above", b.on(base, "never given", old...).ID())
+		for _, s := range []*server{a, c} {
+			s.accept(mine, Basis{Origin: b.Server()}, store.Accepted)
+			s.accept(above, Basis{Kind: Claimed, State: lie, Origin: b.Server()}, store.Accepted)
+		}
+		secret := a.message(room, alice, "for those here only")
+		a.give(c, room, at)
+		at = c.store.Position()
+		c.message(room, c.user("carol"), "an answer")
+		c.give(a, room, at)
+		d := newServer(t, "d", a, b, c)
+		d.join(a, room, d.user("dora"))
+		for _, s := range []*server{a, c} {
+			if may, err := s.MaySeeServer(d.Server(), s.event(secret)); may || err != nil {
+				t.Errorf("at %s who joined later may read it: %v", s.Server().Tail(), err)
+			}
+		}
+	})
+}
+
 // Who was away and comes back by an honest claim has the newer topic, though the older one is above the older power levels by his extremity:
 // that one is in the claim, and goes.
 func TestHonestClaimResetsNothing(t *testing.T) {

@@ -334,7 +334,7 @@ func (run *run) claimedPast(e *eventgraph.Event, before eventgraph.Hash) (bool, 
 }
 
 // errOtherwise ends a comparison of states early.
-var errOtherwise = errors.New("the states rule otherwise")
+var errOtherwise = errors.New("the states differ in what matters")
 
 // ruleOtherwise says whether two states differ in what the authorization rules, the server ACL and the policy server are read from. Where they
 // do not, either may be the room's state without anybody being able to do what he could not.
@@ -353,6 +353,42 @@ func (run *run) ruleOtherwise(a, b eventgraph.Hash) (bool, error) {
 				return err
 			}
 			if is, err := run.membershipIn(d.B); err != nil || is != was {
+				return cmp.Or(err, errOtherwise)
+			}
+		}
+		return nil
+	})
+	if errors.Is(err, errOtherwise) {
+		return true, nil
+	}
+	return false, err
+}
+
+// setsBack says whether the state after an event on a claim, which is to be newer than another, lacks something of that, or has in its place what is
+// older: an event that is not deeper than another does not come after it, and one that has its place here, and is not in the room's current state,
+// was replaced. Nothing is taken away from a room's state but by state resolution.
+func (run *run) setsBack(older eventgraph.Hash, newer tip) (bool, error) {
+	now := run.state(run.live.State)
+	err := eventgraph.Diff(run, older, newer.after, func(d eventgraph.Difference) error {
+		if d.A == "" {
+			return nil
+		}
+		if d.B == "" {
+			return errOtherwise
+		}
+		was, err := run.stored(d.A)
+		if err != nil {
+			return err
+		}
+		is, err := run.stored(d.B)
+		if err != nil {
+			return err
+		}
+		if is.Depth() <= was.Depth() {
+			return errOtherwise
+		}
+		if placed(is) && d.B != newer.id {
+			if current, _, err := now.EventID(d.Tuple); err != nil || current != d.B {
 				return cmp.Or(err, errOtherwise)
 			}
 		}
