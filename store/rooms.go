@@ -33,9 +33,21 @@ type Break struct {
 	Before int64 `json:"before"` // of the join by which we came back
 }
 
+// Holds says whether an order lies in the break, or is that of the join.
+func (b Break) Holds(order int64) bool { return b.After < order && order <= b.Before }
+
 // Between says whether one of the breaks lies between the events of two orders, or begins at the newer one.
 func Between(breaks []Break, older, newer int64) bool {
 	return slices.ContainsFunc(breaks, func(b Break) bool { return older <= b.After && b.After < newer })
+}
+
+// GapOf is the server among whose backward extremities an event counts: its sender's, or "" for all that are rejected, which anybody can make under
+// any name.
+func GapOf(e *StoredEvent) eventgraph.ServerName {
+	if e.Verdict == Rejected {
+		return ""
+	}
+	return e.Sender().Server()
 }
 
 // Ends says whether the room's history is to end at an event of that order: what was before it has been purged, or would be.

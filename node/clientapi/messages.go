@@ -195,7 +195,7 @@ func openBreaks(r *store.Reader, room *store.Room) (open []store.Break, err erro
 		if err != nil {
 			return nil, err
 		}
-		i := slices.IndexFunc(room.Breaks, func(b store.Break) bool { return b.After < e.Order && e.Order <= b.Before })
+		i := slices.IndexFunc(room.Breaks, func(b store.Break) bool { return b.Holds(e.Order) })
 		if i >= 0 && !room.Ends(e.Order) {
 			open = append(open, room.Breaks[i])
 		}

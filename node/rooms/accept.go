@@ -727,10 +727,7 @@ func (run *run) fillGaps(s *store.StoredEvent) (proven []*write, err error) {
 	back := slices.Clone(run.live.Backward)
 	changed := false
 	if s.Gap && !slices.Contains(back, s.ID()) {
-		if back = append(back, s.ID()); len(back) > maxBackward {
-			back = back[1:]
-		}
-		changed = true
+		back, changed = append(back, s.ID()), true
 	}
 	if len(back) > 0 {
 		var waiting []eventgraph.EventID
@@ -777,6 +774,11 @@ func (run *run) fillGaps(s *store.StoredEvent) (proven []*write, err error) {
 		}
 	}
 	if changed {
+		if len(back) > maxBackward {
+			if back, err = run.fewerGaps(back); err != nil {
+				return nil, err
+			}
+		}
 		slices.Sort(back)
 		run.live.Backward, run.dirty = back, true
 	}

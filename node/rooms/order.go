@@ -62,7 +62,7 @@ func (run *run) reserve(events []*eventgraph.Event, on *eventgraph.Event) (order
 				return nil, nil, err
 			}
 			if edges > 0 { // else it was not looked at to the end
-				at = slices.IndexFunc(run.live.Breaks, func(b store.Break) bool { return b.After < lowest && lowest <= b.Before })
+				at = slices.IndexFunc(run.live.Breaks, func(b store.Break) bool { return b.Holds(lowest) })
 			}
 		}
 		if at >= 0 {

@@ -15,7 +15,9 @@ const (
 	// maxForwardOf bounds the forward extremities by one server's users. A server builds on its own events, so an honest one has
 	// one or two, as many as events are made on its devices at the same time. Above mergeAbove, so that they do not stay so many.
 	maxForwardOf = mergeAbove + 1
+	// maxBackward bounds the backward extremities. If there are more, they become keptBackward: each time all of them are read.
 	maxBackward  = 1000
+	keptBackward = maxBackward * 9 / 10
 )
 
 // tip is a forward extremity.
@@ -78,4 +80,55 @@ func fairly(tips []tip, own eventgraph.ServerName) []tip {
 	}
 	slices.SortStableFunc(tips, func(a, b tip) int { return cmp.Compare(turn[a.id], turn[b.id]) })
 	return tips
+}
+
+// gap is a backward extremity.
+type gap struct {
+	id     eventgraph.EventID
+	server eventgraph.ServerName // store.GapOf
+	order  int64
+	away   bool // in the room's order it lies in a break
+}
+
+// fewerGaps leaves keptBackward of too many backward extremities.
+func (run *run) fewerGaps(back []eventgraph.EventID) ([]eventgraph.EventID, error) {
+	gaps := make([]gap, len(back))
+	for i, id := range back {
+		s, err := run.stored(id)
+		if err != nil {
+			return nil, err
+		}
+		gaps[i] = gap{id, store.GapOf(s), s.Order, slices.ContainsFunc(run.live.Breaks, func(b store.Break) bool { return b.Holds(s.Order) })}
+	}
+	kept := make([]eventgraph.EventID, keptBackward)
+	for i, g := range keepFirst(gaps, run.r.key.Server)[:keptBackward] {
+		kept[i] = g.id
+	}
+	return kept, nil
+}
+
+// keepFirst orders backward extremities, first those to keep: by our own users all, for with our joins what was before us would be lost; then one of
+// each server in turn, so that whoever makes many loses his own. Of one server's those in breaks come before others, and the older ones in the
+// room's order before the newer: what was fetched in the place of another is older than that.
+func keepFirst(gaps []gap, own eventgraph.ServerName) []gap {
+	gaps = slices.Clone(gaps)
+	slices.SortFunc(gaps, func(a, b gap) int {
+		if a.away != b.away {
+			if a.away {
+				return -1
+			}
+			return 1
+		}
+		return cmp.Or(cmp.Compare(a.order, b.order), cmp.Compare(a.id, b.id))
+	})
+	turn := make(map[eventgraph.EventID]int, len(gaps))
+	of := make(map[eventgraph.ServerName]int)
+	for _, g := range gaps {
+		if g.server != own {
+			of[g.server]++
+			turn[g.id] = of[g.server]
+		}
+	}
+	slices.SortStableFunc(gaps, func(a, b gap) int { return cmp.Compare(turn[a.id], turn[b.id]) })
+	return gaps
 }
