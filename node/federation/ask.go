@@ -108,6 +108,12 @@ const maxAsked = 5
 
 // roomServers lists the other servers of a held room to ask, the connected ones first.
 func (f *Federation) roomServers(room eventgraph.RoomID) ([]eventgraph.ServerName, error) {
+	servers, err := f.otherServers(room)
+	return servers[:min(len(servers), maxAsked)], err
+}
+
+// otherServers is roomServers with all that there are, one at least.
+func (f *Federation) otherServers(room eventgraph.RoomID) ([]eventgraph.ServerName, error) {
 	var held *store.Room
 	if err := f.Store.View(func(r *store.Reader) (err error) {
 		held, err = r.Room(room)
@@ -123,5 +129,5 @@ func (f *Federation) roomServers(room eventgraph.RoomID) ([]eventgraph.ServerNam
 	if len(servers) == 0 {
 		return nil, &rooms.Refusal{Code: "M_NOT_FOUND", Reason: "no other server is in the room"}
 	}
-	return servers[:min(len(servers), maxAsked)], nil
+	return servers, nil
 }

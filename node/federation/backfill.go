@@ -1,12 +1,10 @@
 package federation
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"math"
 	"net/http"
 	"net/url"
@@ -22,8 +20,6 @@ import (
 )
 
 const (
-	// maxBackfillFrom is how many backward extremities one request names.
-	maxBackfillFrom = 20
 	// maxBackfillPages bounds the requests of one Backfill.
 	maxBackfillPages = 20
 	// maxWidening is how often a page is made longer because it ends in several branches: a run can rest on one claimed state
@@ -49,26 +45,52 @@ func (f *Federation) Backfill(ctx context.Context, room eventgraph.RoomID, limit
 // of the history (store.Break) no others are asked about until it is closed: more than none taken in means that it has become smaller, from servers that
 // answer what they are asked.
 func (f *Federation) BackfillAbove(ctx context.Context, room eventgraph.RoomID, above int64, limit int) (int, error) {
-	servers, err := f.roomServers(room)
+	servers, err := f.otherServers(room)
 	if err != nil {
 		return 0, err
 	}
 	taken := 0
 	patience := pastPatience
 	var failed error
-	for pages := 0; len(servers) > 0 && taken < limit && pages < maxBackfillPages; pages++ {
-		held, from, err := f.backwardsAbove(room, above)
-		if err != nil || len(from) == 0 {
+	silent := map[eventgraph.ServerName]bool{} // since something came
+	named := map[eventgraph.EventID]bool{}
+	for range maxBackfillPages {
+		p, err := f.backwardsAbove(room, above)
+		if err != nil || len(p.from) == 0 {
 			return taken, err
 		}
-		n, err := f.backfillPage(ctx, servers[0], held, from, min(max(limit-taken, defaultMissing), maxEvents), &patience)
+		if len(silent) >= min(len(servers), maxAsked) { // nobody has anything before those: on to others
+			if len(servers) == 0 || !slices.ContainsFunc(p.from, func(e extremity) bool { return !named[e.id] }) {
+				break
+			}
+			clear(silent)
+		}
+		left := slices.DeleteFunc(slices.Clone(servers), func(server eventgraph.ServerName) bool { return silent[server] })
+		from, server := f.quests.next(p, f.server, left, f.peers.isConnected)
+		for _, id := range from {
+			named[id] = true
+		}
+		wanted := min(max(limit-taken, defaultMissing), maxEvents)
+		n, err := f.backfillPage(ctx, server, p, from, wanted, &patience)
 		if ctx.Err() != nil {
 			return taken, ctx.Err()
 		}
-		taken += n
-		if err != nil || n == 0 { // nothing more from this one
+		if err != nil {
 			failed = err
-			servers = servers[1:]
+		}
+		switch {
+		case err != nil && !f.peers.isConnected(server): // to try again would take long
+			servers = slices.DeleteFunc(servers, func(other eventgraph.ServerName) bool { return other == server })
+		case err != nil || n == 0:
+			silent[server] = true
+		default:
+			clear(silent)
+			if len(from) == 1 && n >= wanted/2 {
+				f.quests.askOn(room, server)
+			}
+		}
+		if taken += n; taken >= limit {
+			break
 		}
 	}
 	if taken == 0 && failed != nil {
@@ -79,60 +101,26 @@ func (f *Federation) BackfillAbove(ctx context.Context, room eventgraph.RoomID, 
 
 // backwards reads the room and its backward extremities, those farthest back first, without those where a purge has ended the history.
 func (f *Federation) backwards(room eventgraph.RoomID) (*store.Room, []eventgraph.EventID, error) {
-	return f.backwardsAbove(room, math.MinInt64)
-}
-
-// backwardsAbove is backwards with those first that BackfillAbove asks about; those below come last, nearest first.
-func (f *Federation) backwardsAbove(room eventgraph.RoomID, above int64) (*store.Room, []eventgraph.EventID, error) {
-	var held *store.Room
-	order := map[eventgraph.EventID]int64{}
-	err := f.Store.View(func(r *store.Reader) (err error) {
-		if held, err = r.Room(room); err != nil {
-			return err
-		}
-		for _, id := range held.Backward {
-			e, err := r.Event(id)
-			if err != nil {
-				return err
-			}
-			if !held.Ends(e.Order) {
-				order[id] = e.Order
-			}
-		}
-		return nil
-	})
+	p, err := f.backwardsAbove(room, math.MinInt64)
 	if err != nil {
 		return nil, nil, err
 	}
-	from := slices.Collect(maps.Keys(order))
-	slices.SortFunc(from, func(a, b eventgraph.EventID) int {
-		x, y := order[a], order[b]
-		switch {
-		case (x > above) != (y > above):
-			return cmp.Compare(y, x)
-		case x <= above:
-			x, y = y, x
-		}
-		return cmp.Or(cmp.Compare(x, y), cmp.Compare(a, b))
-	})
-	if len(from) > 0 {
-		at := slices.IndexFunc(held.Breaks, func(b store.Break) bool { return b.After < order[from[0]] && order[from[0]] <= b.Before })
-		if at >= 0 && above != math.MinInt64 {
-			b := held.Breaks[at]
-			from = slices.DeleteFunc(from, func(id eventgraph.EventID) bool { return order[id] <= b.After || order[id] > b.Before })
-		}
+	var from []eventgraph.EventID
+	for _, e := range p.from {
+		from = append(from, e.id)
 	}
-	return held, from[:min(len(from), maxBackfillFrom)], nil
+	return p.room, from, nil
 }
 
 // backfillPage asks one server for events before from and takes them in, oldest first. The patience is that of signPast.
-func (f *Federation) backfillPage(ctx context.Context, server eventgraph.ServerName, room *store.Room, from []eventgraph.EventID, limit int, patience *time.Duration) (int, error) {
+func (f *Federation) backfillPage(ctx context.Context, server eventgraph.ServerName, p *past, from []eventgraph.EventID, limit int, patience *time.Duration) (int, error) {
+	room := p.room
 	// The answer holds from too, as far as the server has it.
 	page, err := f.askBackfill(ctx, server, room, from, min(limit+len(from), maxEvents))
 	if err != nil {
 		return 0, err
 	}
-	page = unique(page)
+	page = p.ahead(unique(page))
 	for range maxWidening {
 		edges, err := f.edges(page)
 		if err != nil {
@@ -145,7 +133,7 @@ func (f *Federation) backfillPage(ctx context.Context, server eventgraph.ServerN
 		if err != nil || len(more) == 0 {
 			break
 		}
-		page = unique(append(page, more...))
+		page = p.ahead(unique(append(page, more...)))
 	}
 	return f.takePage(ctx, server, room, page, patience)
 }
@@ -177,15 +165,23 @@ func (f *Federation) askBackfill(ctx context.Context, server eventgraph.ServerNa
 	return news, nil
 }
 
-// placed says whether an event is held and more than an outlier.
-func (f *Federation) placed(id eventgraph.EventID) (bool, error) {
-	var verdict store.Verdict
-	var held bool
-	err := f.Store.View(func(r *store.Reader) (err error) {
-		verdict, held, err = r.HasEvent(id)
+// placed says whether an event is held and has its place in the graph.
+func (f *Federation) placed(id eventgraph.EventID) (is bool, err error) {
+	return is, f.Store.View(func(r *store.Reader) error {
+		verdict, held, err := r.HasEvent(id)
+		if err != nil || !held || verdict != store.Rejected {
+			is = held && verdict != store.Outlier
+			return err
+		}
+		e, err := r.Event(id)
+		is = err == nil && hasPlace(e)
 		return err
 	})
-	return held && verdict != store.Outlier, err
+}
+
+// hasPlace is placed of an event that is held. One that was rejected as an outlier has none.
+func hasPlace(e *store.StoredEvent) bool {
+	return e.Verdict != store.Outlier && (e.Verdict != store.Rejected || e.StateAfter != eventgraph.Hash{})
 }
 
 // unique drops repeated events and sorts the others, parents first.

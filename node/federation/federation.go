@@ -124,6 +124,7 @@ type Federation struct {
 	receiving   keyedLock[eventgraph.ServerName] // one transaction of a server at a time
 	signing     keyedLock[eventgraph.RoomID]     // one event of ours on its way to a room's policy server at a time
 	policies    policies                         // policy servers that do not answer (policy.go)
+	quests      *quests                          // for what is missing of rooms' history (quest.go)
 	hierarchies *hierarchies                     // spaces of others, asked for lately (hierarchy.go)
 	asked       keyedLock[eventgraph.PeerID]     // one question who it is to a peer that makes requests, at a time
 	bodies      *semaphore.Weighted              // bytes of long request bodies held now, of servers that share a room with us
@@ -173,6 +174,7 @@ func New(c Config) *Federation {
 	f.guests = newGuests()
 	f.fetching = newFetching()
 	f.Transport = blockable{c.Transport, f.peers}
+	f.quests = newQuests()
 	f.hierarchies = newHierarchies()
 	f.inbox = newInbox(c.Now)
 	f.meetings = newMeetings(c)

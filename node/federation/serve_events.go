@@ -123,23 +123,27 @@ func (f *Federation) seen(server eventgraph.ServerName, e *store.StoredEvent) (*
 	return f.Rooms.ShownToServer(server, e)
 }
 
-// eventInRoom is an event that has its place in the room and that the origin may see.
+// eventInRoom is an event that has its place in the room and that the origin may see, but for one that is rejected: of that it may see the place.
 func (f *Federation) eventInRoom(q *request, id string) (*store.StoredEvent, error) {
 	room, err := f.room(q)
 	if err != nil {
 		return nil, err
 	}
-	e, err := f.held(eventgraph.EventID(id))
-	if err != nil && !errors.Is(err, errNoEvent) {
+	var e *store.StoredEvent
+	err = f.Store.View(func(r *store.Reader) (err error) {
+		e, err = r.Event(eventgraph.EventID(id))
+		return err
+	})
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
 		return nil, err
 	}
-	if err != nil || e.RoomID() != room.ID || e.Verdict == store.Outlier {
+	if err != nil || e.RoomID() != room.ID || !hasPlace(e) {
 		if !f.Rooms.InRoom(room.ID, q.origin) {
 			return nil, errNotSeen
 		}
 		return nil, errNoEvent
 	}
-	if ok, err := f.Rooms.MaySeeServer(q.origin, e); err != nil {
+	if ok, err := f.Rooms.MaySeePlace(q.origin, e); err != nil {
 		return nil, err
 	} else if !ok {
 		return nil, errNotSeen
@@ -370,8 +374,8 @@ func (h *latestFirst) Pop() any {
 	return e
 }
 
-// walk goes from the events towards the create event, latest first, and calls visit for each held and placed event of the room until it returns
-// false. It looks at each event once, and at maxWalked at most.
+// walk goes from the events towards the create event, latest first, and calls visit for each held and placed event of the room, rejected ones too,
+// until it returns false. It looks at each event once, and at maxWalked at most.
 func (f *Federation) walk(room eventgraph.RoomID, from []eventgraph.EventID, visit func(*store.StoredEvent) (more, deeper bool, err error)) error {
 	return f.Store.View(func(r *store.Reader) error {
 		seen := map[eventgraph.EventID]bool{}
@@ -389,7 +393,7 @@ func (f *Federation) walk(room eventgraph.RoomID, from []eventgraph.EventID, vis
 				if err != nil {
 					return err
 				}
-				if e.RoomID() == room && (e.Verdict == store.Accepted || e.Verdict == store.SoftFailed) {
+				if e.RoomID() == room && hasPlace(e) {
 					heap.Push(&next, e)
 				}
 			}
@@ -433,6 +437,7 @@ func (f *Federation) serveBackfill(q *request) (any, error) {
 		return nil, err
 	}
 	defer release()
+	// Rejected ones are given too: what was built on one rests on nothing else.
 	events, err := f.gather(q.origin, room.ID, from, min(limit, maxEvents), func(*store.StoredEvent) (take, deeper bool) { return true, true })
 	if err != nil {
 		return nil, err
@@ -516,7 +521,7 @@ func (f *Federation) serveMissingEvents(q *request) (any, error) {
 		stop[id] = true
 	}
 	events, err := f.gather(q.origin, room.ID, latest, limit, func(e *store.StoredEvent) (bool, bool) {
-		if stop[e.ID()] || e.Depth() < body.MinDepth {
+		if stop[e.ID()] || e.Depth() < body.MinDepth || e.Verdict == store.Rejected {
 			return false, false
 		}
 		return !slices.Contains(latest, e.ID()), true

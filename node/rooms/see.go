@@ -16,7 +16,15 @@ import (
 // whatever history visibility says of them: no server's joining is behind those, and who does not know them has not the room's state.
 // Purged events are seen by nobody.
 func (r *Rooms) MaySeeServer(server eventgraph.ServerName, e *store.StoredEvent) (bool, error) {
-	if e.Verdict == store.Rejected || e.Purged {
+	if e.Verdict == store.Rejected {
+		return false, nil
+	}
+	return r.MaySeePlace(server, e)
+}
+
+// MaySeePlace is MaySeeServer of a rejected event too, as far as it is about the event's place in the graph and the state there.
+func (r *Rooms) MaySeePlace(server eventgraph.ServerName, e *store.StoredEvent) (bool, error) {
+	if e.Purged {
 		return false, nil
 	}
 	if server == r.key.Server {
@@ -59,14 +67,15 @@ func (r *Rooms) MaySeeServer(server eventgraph.ServerName, e *store.StoredEvent)
 // GivenToServer is an event as a server may have it. What it may see (MaySeeServer) is given as it is shown to anybody; the rest not at all, or, to a
 // server in the room now, redacted: so its graph stays whole. But two kinds of state events are given to such a server as they are, for it would
 // have the whole of them with /send_join or /state, and without it another state than the room's: what is in the current state, and what of
-// redaction drops what the authorization rules look at. Nil: it is not given.
+// redaction drops what the authorization rules look at. So it is for rejected events that have their place, which is never shown: what was built on
+// them may rest on nothing else. Nil: it is not given.
 func (r *Rooms) GivenToServer(server eventgraph.ServerName, e *store.StoredEvent) (*eventgraph.Event, error) {
 	switch may, err := r.MaySeeServer(server, e); {
 	case err != nil:
 		return nil, err
 	case may:
 		return r.ShownToServer(server, e)
-	case e.Verdict == store.Rejected || !r.InRoom(e.RoomID(), server):
+	case e.Verdict == store.Rejected && !placed(e) || !r.InRoom(e.RoomID(), server):
 		return nil, nil
 	}
 	tuple, ok := e.Tuple()
