@@ -3,6 +3,7 @@ package federation
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
 	"github.com/plexus-p2p/plexus/node/rooms"
@@ -106,22 +107,38 @@ func TestBehind(t *testing.T) {
 		{"its keys come first", []event{chain[0], {"$2", []eventgraph.EventID{"$1"}, needs}}, "$1*", servers, ""},
 		{"keys may still come for what it rests on", []event{{"$1", []eventgraph.EventID{"$0"}, needs}, chain[1]}, "$1*", servers, ""},
 	} {
-		w := &waiting{events: map[eventgraph.EventID]*waitingEvent{}, children: map[eventgraph.EventID][]eventgraph.EventID{}}
+		now := time.Unix(1_000_000, 0)
+		i := newInbox(func() time.Time { return now })
+		i.wake("!r")
+		f := &Federation{inbox: i, Config: Config{Rooms: &rooms.Rooms{}}}
+		w := f.newWaiting("!r", "12")
+		w.isIn, w.holders = func(eventgraph.ServerName) bool { return true }, holders{room: c.holders}
 		for _, e := range c.events {
-			w.arrived++
-			w.events[e.id] = &waitingEvent{arrival: w.arrived, origin: "b", prev: e.lacks, keys: e.keys}
-			w.park(e.id, e.lacks)
+			w.put(&waitingEvent{id: e.id, origin: "b", prev: e.lacks, keys: e.keys}, e.lacks)
 		}
-		refused := map[ask]bool{}
 		for _, word := range strings.Fields(c.refused) {
 			id, both := strings.CutSuffix(word, "*")
-			refused[ask{kind: askState, server: "a", event: eventgraph.EventID(id)}] = true
-			refused[ask{kind: askState, server: "b", event: eventgraph.EventID(id)}] = both
+			for _, server := range servers {
+				a := ask{kind: askState, server: server, event: eventgraph.EventID(id)}
+				if i.ask("!r", a); both || server == "a" {
+					i.refuse("!r", a)
+				}
+			}
+		}
+		w.lineUp()
+		for _, e := range c.events {
+			x, _ := w.want(e.id)
+			i.rest("!r", e.id, w.needs(x), false)
+			w.getStuck(e.id)
 		}
 		var behind []string
-		for _, next := range w.behind(c.holders, func(a ask) bool { return refused[a] }) {
-			behind = append(behind, string(next.event))
-			if a, ok := decide([]want{next}, holders{room: c.holders}, func(ask) bool { return false }); !ok || a != (ask{askState, "b", next.event, ""}) {
+		for _, e := range c.events {
+			if !w.events[e.id].isBehind() {
+				continue
+			}
+			behind = append(behind, string(e.id))
+			next, _ := w.want(e.id)
+			if a, ok := decide([]want{next}, holders{room: c.holders}, func(ask) bool { return false }); !ok || a != (ask{askState, "b", e.id, ""}) {
 				t.Errorf("%s: it asks %+v, %v", c.name, a, ok)
 			}
 		}

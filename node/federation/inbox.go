@@ -3,6 +3,7 @@ package federation
 import (
 	"context"
 	"fmt"
+	"hash/maphash"
 	"slices"
 	"sync"
 	"time"
@@ -30,8 +31,8 @@ const (
 	// room. Nobody who is met has what it misses; who builds on it brings it again.
 	inboxKeep        = 30 * 24 * time.Hour
 	inboxKeepOutside = 24 * time.Hour
-	// maxAttempts bounds the questions of a room of which is known when they were put.
-	maxAttempts = 10_000
+	// inboxLeft is how long at most a room is not visited while there are waiting events that were not asked about.
+	inboxLeft = 30 * time.Second
 	// maxRefused bounds the refused events that are remembered, each with who gave it; it is not taken from them again for inboxBackoff.
 	maxRefused = 10_000
 )
@@ -39,6 +40,7 @@ const (
 // inbox says which rooms have events waiting and when each is to be visited.
 type inbox struct {
 	now     func() time.Time
+	seed    maphash.Seed
 	refused *lru.Cache[refusedFrom, time.Time] // when
 	woken   chan struct{}                      // holds a token when a room may have become due
 
@@ -53,15 +55,19 @@ type refusedFrom struct {
 
 type inboxRoom struct {
 	due      time.Time
-	earliest time.Time       // no visit before, see inboxShare
-	patient  time.Time       // nothing is asked for before: it may be on its way
-	visits   int             // without success
-	visited  bool            // being worked on
-	again    bool            // woken while visited
-	asked    map[ask]attempt // what was asked for it
-	all      load            // of what waits, about: counted when it is read, and as it comes
-	outside  load            // of what servers gave that are not in the room
-	each     loads           // of that, what each of them gave
+	earliest time.Time // no visit before, see inboxShare
+	patient  time.Time // nothing is asked for before: it may be on its way
+	visits   int       // without success
+	visited  bool      // being worked on
+	again    bool      // woken while visited
+	left     bool      // the last visit has left events that were not asked about
+	asked    map[eventgraph.EventID]*questions
+	numbers  map[eventgraph.ServerName]int    // of those that were asked, for questions
+	turns    map[eventgraph.ServerName]uint64 // of those that gave what waits: the number of their last turn
+	turn     uint64
+	all      load  // of what waits, about: counted when it is read, and as it comes
+	outside  load  // of what servers gave that are not in the room
+	each     loads // of that, what each of them gave
 }
 
 // load counts events and the bytes of their PDUs.
@@ -86,19 +92,12 @@ func (t load) takes(bytes, parts int) bool {
 	return t.items < maxWaiting/parts && t.bytes+bytes <= maxWaitingBytes/parts
 }
 
-// attempt is when a question may be put again, how often it was, and whether the server has answered that it does not give that.
-type attempt struct {
-	next    time.Time
-	n       int
-	refused bool
-}
-
 func newInbox(now func() time.Time) *inbox {
 	refused, err := lru.New[refusedFrom, time.Time](maxRefused)
 	if err != nil {
 		panic("federation: refused events: " + err.Error()) // only for a size below 1
 	}
-	return &inbox{now: now, refused: refused, rooms: map[eventgraph.RoomID]*inboxRoom{}, woken: make(chan struct{}, 1)}
+	return &inbox{now: now, seed: maphash.MakeSeed(), refused: refused, rooms: map[eventgraph.RoomID]*inboxRoom{}, woken: make(chan struct{}, 1)}
 }
 
 // wake makes the room due: something waits there.
@@ -107,7 +106,7 @@ func (i *inbox) wake(room eventgraph.RoomID) {
 	defer i.mu.Unlock()
 	r := i.rooms[room]
 	if r == nil {
-		r = &inboxRoom{asked: map[ask]attempt{}}
+		r = &inboxRoom{asked: map[eventgraph.EventID]*questions{}}
 		i.rooms[room] = r
 	}
 	r.wake(i.now())
@@ -142,7 +141,7 @@ func (i *inbox) reservePatiently(room eventgraph.RoomID, bytes int, outside even
 	defer i.mu.Unlock()
 	r := i.rooms[room]
 	if r == nil {
-		r = &inboxRoom{asked: map[ask]attempt{}, due: i.now()}
+		r = &inboxRoom{asked: map[eventgraph.EventID]*questions{}, due: i.now()}
 		i.rooms[room] = r
 	}
 	if !r.all.takes(bytes, 1) || outside != "" && !(r.outside.takes(bytes, outsidePart) && r.each[outside].takes(bytes, outsideOnePart)) {
@@ -208,9 +207,9 @@ func (i *inbox) met(server eventgraph.ServerName, isIn func(eventgraph.RoomID) b
 		if r == nil {
 			continue
 		}
-		for a := range r.asked {
-			if a.server == server || a.kind == askKeys {
-				delete(r.asked, a)
+		for _, number := range []int{r.number(server), r.number("")} { // of "" are the questions that are put to whomever
+			for _, of := range r.asked {
+				of.forget(0, number)
 			}
 		}
 		r.wake(i.now())
@@ -229,7 +228,7 @@ func (i *inbox) due() (room eventgraph.RoomID, next time.Time, found bool) {
 			continue
 		}
 		if !r.due.After(now) {
-			r.visited, r.again = true, false
+			r.visited, r.again, r.left = true, false, false
 			signal(i.woken) // for the other workers
 			return id, now, true
 		}
@@ -286,61 +285,16 @@ func (i *inbox) done(room eventgraph.RoomID, empty, moved bool, read time.Durati
 		r.visits = 0
 		r.due = i.now().Add(inboxPatience)
 	default:
-		r.due = i.now().Add(backoff(r.visits))
-		r.visits++
+		wait := backoff(r.visits)
+		if r.visits++; r.left {
+			wait = min(wait, inboxLeft)
+		}
+		r.due = i.now().Add(wait)
 	}
 	signal(i.woken)
 }
 
 func backoff(n int) time.Duration { return min(inboxPatience<<min(n, 12), inboxBackoff) }
-
-// tried says whether the question was put lately.
-func (i *inbox) tried(room eventgraph.RoomID, a ask) bool {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	before, ok := i.rooms[room].asked[a]
-	return ok && i.now().Before(before.next)
-}
-
-// ask notes that the question is put, and returns what was noted of it before.
-func (i *inbox) ask(room eventgraph.RoomID, a ask) (before attempt) {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	r := i.rooms[room]
-	if len(r.asked) >= maxAttempts {
-		clear(r.asked)
-	}
-	before = r.asked[a]
-	r.asked[a] = attempt{next: i.now().Add(backoff(before.n)), n: before.n + 1}
-	return before
-}
-
-// notAsked takes back ask: the question was not put after all.
-func (i *inbox) notAsked(room eventgraph.RoomID, a ask, before attempt) {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	if _, ok := i.rooms[room].asked[a]; ok { // the server was not met meanwhile
-		i.rooms[room].asked[a] = before
-	}
-}
-
-// refuse notes that the server has answered the question and does not give that.
-func (i *inbox) refuse(room eventgraph.RoomID, a ask) {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	if before, ok := i.rooms[room].asked[a]; ok {
-		before.refused = true
-		i.rooms[room].asked[a] = before
-	}
-}
-
-// wasAskedInVain says whether the server has refused the answer to the question, and is not asked again yet.
-func (i *inbox) wasAskedInVain(room eventgraph.RoomID, a ask) bool {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	before := i.rooms[room].asked[a]
-	return before.refused && i.now().Before(before.next)
-}
 
 // wasRefused says whether this giver's copy of the event was refused lately.
 func (i *inbox) wasRefused(event eventgraph.EventID, giver eventgraph.ServerName) bool {

@@ -312,28 +312,65 @@ func TestInboxShare(t *testing.T) {
 	}
 }
 
-// TestInboxBackoff: a question is put again ever later, at once to a server that is met, and a visit takes its share of time only.
+// TestInboxBackoff: an event's questions are put again ever later, at once to a server that is met, or is new, and a visit takes its share of time only.
 func TestInboxBackoff(t *testing.T) {
 	t.Parallel()
 	now := time.Unix(1_000_000, 0)
 	i := newInbox(func() time.Time { return now })
 	i.wake("!r")
+	const needs = 5
 	a, b := ask{askMissing, "a", "$e", ""}, ask{askMissing, "b", "$e", ""}
-	for _, wait := range []time.Duration{inboxPatience, 2 * inboxPatience, 4 * inboxPatience} {
-		i.ask("!r", a)
-		i.ask("!r", b)
-		if now = now.Add(wait - 1); !i.tried("!r", a) {
-			t.Errorf("put again before %v", wait)
-		}
-		if now = now.Add(1); i.tried("!r", a) {
-			t.Errorf("not put again after %v", wait)
+	is := func(want standing) {
+		t.Helper()
+		if at, _ := i.standing("!r", "$e", needs); at != want {
+			t.Errorf("stands at %d, want %d", at, want)
 		}
 	}
-	i.ask("!r", a)
-	i.ask("!r", b)
+	is(fresh)
+	for n, wait := range []time.Duration{inboxPatience, 2 * inboxPatience, 4 * inboxPatience} {
+		if i.begin("!r", "$e"); i.tried("!r", a) || i.tried("!r", b) {
+			t.Error("not put again in the next round")
+		}
+		i.ask("!r", a)
+		is([]standing{begun, again, again}[n])
+		i.ask("!r", b)
+		i.rest("!r", "$e", needs, false)
+		now = now.Add(wait - 1)
+		is(resting)
+		if i.begin("!r", "$e"); !i.tried("!r", a) {
+			t.Errorf("put again before %v", wait)
+		}
+		now = now.Add(1)
+		is(again)
+	}
+	i.begin("!r", "$e")
+	for _, server := range []eventgraph.ServerName{"a", "b"} {
+		put := ask{askState, server, "$e", ""}
+		i.ask("!r", put)
+		i.refuse("!r", put)
+	}
+	i.rest("!r", "$e", needs, false)
+	both := []eventgraph.ServerName{"a", "b"}
+	if is(resting); !i.refusedByAll("!r", "$e", both) {
+		t.Error("not refused by all")
+	}
 	i.met("a", func(eventgraph.RoomID) bool { return true })
-	if i.tried("!r", a) || !i.tried("!r", b) {
+	a.kind, b.kind = askState, askState
+	if is(again); i.tried("!r", a) || !i.tried("!r", b) || i.refusedByAll("!r", "$e", both) {
 		t.Error("a server that was met may be asked again, the others not")
+	}
+	i.ask("!r", a)
+	i.rest("!r", "$e", needs, false)
+	is(resting)
+	if i.tried("!r", ask{askState, "c", "$e", ""}) {
+		t.Error("one that is new was asked")
+	}
+	is(again)
+	i.rest("!r", "$e", needs, true)
+	is(again) // what cannot be asked now is asked as soon as it can be
+	i.rest("!r", "$e", needs, false)
+	if at, _ := i.standing("!r", "$e", needs+2); at != again {
+		t.Errorf("with other needs it stands at %d", at)
 	}
 
 	if room, err := i.take(t.Context()); room != "!r" || err != nil {

@@ -48,13 +48,15 @@ func (f *Federation) obtain(ctx context.Context, w *waiting, a ask) error {
 	}
 	switch a.kind {
 	case askKeys:
-		err = f.ensureKeys(ctx, w.events[a.event].keys, f.holders(w).about(item.Origin))
-		return errors.Join(err, f.recheck(w))
+		needed := w.events[a.event].keys
+		err = f.ensureKeys(ctx, needed, f.holders(w).about(item.Origin))
+		f.keysCame(w, needed)
+		return err
 	case askMissing:
 		return f.askMissing(ctx, w, room, a.server, e)
 	case askAuth:
-		err = f.askAuth(ctx, w.room, a.server, e)
-		return errors.Join(err, f.recheck(w))
+		chain, err := f.askAuth(ctx, w.room, a.server, e)
+		return errors.Join(err, f.eventsCame(w, chain))
 	case askEvent:
 		parent, err := f.fetchEvent(ctx, a.server, room, a.parent)
 		if err != nil {
@@ -85,22 +87,49 @@ func isRefusal(err error) bool {
 	return errors.As(err, &remote) && (remote.Status == http.StatusForbidden || remote.Status == http.StatusNotFound)
 }
 
-// recheck marks as ready the events that lack nothing any more: key documents or auth events have come.
-func (f *Federation) recheck(w *waiting) error {
+// keysCame lets those events go on that waited for one of the keys, if it has come.
+func (f *Federation) keysCame(w *waiting, asked []rooms.KeyNeeded) {
+	for _, k := range asked {
+		if len(f.lacking([]rooms.KeyNeeded{k})) > 0 {
+			continue
+		}
+		key := neededKey{k.Server, k.ID}
+		waited := w.keyless[key]
+		delete(w.keyless, key)
+		for _, id := range waited {
+			e := w.events[id]
+			if e == nil || len(e.keys) == 0 {
+				continue
+			}
+			if len(f.lacking(e.keys)) > 0 {
+				w.keyless[key] = append(w.keyless[key], id) // it needs others, or the key at another time
+				continue
+			}
+			if e.keys = nil; len(e.lacks) == 0 {
+				w.ready = append(w.ready, id)
+			}
+			w.enqueue(id)
+		}
+	}
+}
+
+// eventsCame lets those events go on that lacked one that is held now.
+func (f *Federation) eventsCame(w *waiting, came []*eventgraph.Event) error {
 	return f.Store.View(func(r *store.Reader) error {
-		for _, want := range w.wants() {
-			e := w.events[want.event]
-			for _, id := range want.Events {
-				if _, held, err := r.HasEvent(id); err != nil {
-					return err
-				} else if held {
-					delete(e.lacks, id)
-				}
+		for _, e := range came {
+			if w.events[e.ID()] != nil || len(w.children[e.ID()]) == 0 {
+				continue
 			}
-			if len(e.lacks) == 0 && e.policy == nil && len(f.lacking(e.keys)) == 0 {
-				e.keys = nil
-				w.ready = append(w.ready, want.event)
+			if _, held, err := r.HasEvent(e.ID()); err != nil {
+				return err
+			} else if !held {
+				continue
 			}
+			for _, child := range w.childrenOf(e.ID()) {
+				w.nowHeld(child, e.ID())
+				w.enqueue(child.id)
+			}
+			delete(w.children, e.ID())
 		}
 		return nil
 	})
@@ -171,16 +200,16 @@ func (f *Federation) await(ctx context.Context, w *waiting, server eventgraph.Se
 	})
 }
 
-// askAuth fetches the auth chain of a waiting event and keeps it as outliers.
-func (f *Federation) askAuth(ctx context.Context, room eventgraph.RoomID, server eventgraph.ServerName, e *eventgraph.Event) error {
+// askAuth fetches the auth chain of a waiting event and keeps it as outliers. It returns what came.
+func (f *Federation) askAuth(ctx context.Context, room eventgraph.RoomID, server eventgraph.ServerName, e *eventgraph.Event) ([]*eventgraph.Event, error) {
 	var answer struct {
 		AuthChain []json.RawMessage `json:"auth_chain"`
 	}
 	if err := f.doLarge(ctx, server, http.MethodGet, target(v1+"event_auth", []string{string(room), string(e.ID())}, nil), nil, &answer, maxState); err != nil {
-		return err
+		return nil, err
 	}
 	events := slices.DeleteFunc(parseAll(e.Version(), answer.AuthChain), func(a *eventgraph.Event) bool { return a.RoomID() != room })
-	return f.acceptOutliers(ctx, server, events...)
+	return events, f.acceptOutliers(ctx, server, events...)
 }
 
 // askState takes the event in on the state before it as the server claims it: its parents are not to be had. The event carries a gap

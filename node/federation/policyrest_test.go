@@ -262,8 +262,8 @@ func TestPolicyQuestionIsReserved(t *testing.T) {
 	if err := r.a.putQuestion(t.Context(), one, next); err != nil {
 		t.Error(err)
 	}
-	if next, ok := r.a.nextQuestion(two); !ok || next.kind != askPolicy {
-		t.Errorf("when the first has ended: %+v, %v", next, ok)
+	if next, ok := r.a.nextQuestion(r.load(other)); !ok || next.kind != askPolicy {
+		t.Errorf("on the next visit, when the first has ended: %+v, %v", next, ok)
 	}
 }
 

@@ -26,6 +26,7 @@ func (f *Federation) visit(ctx context.Context, room eventgraph.RoomID) (empty, 
 	if err != nil {
 		return false, false, read, err
 	}
+	defer func() { read += w.spent }()
 	for range inboxRounds {
 		taken, err := f.takeReady(ctx, w)
 		moved = moved || taken > 0
@@ -56,14 +57,14 @@ func (f *Federation) visit(ctx context.Context, room eventgraph.RoomID) (empty, 
 
 // putQuestion puts one question, and notes that, and how it ended.
 func (f *Federation) putQuestion(ctx context.Context, w *waiting, a ask) error {
-	before := f.inbox.ask(w.room, a)
+	f.inbox.ask(w.room, a)
 	err := f.obtain(ctx, w, a)
 	if a.kind == askPolicy {
 		f.endTurn(a.server, w.room, err)
 	}
 	switch {
 	case errors.Is(err, errPolicyTurn), errors.Is(err, errAskedEnough):
-		f.inbox.notAsked(w.room, a, before)
+		f.inbox.notAsked(w.room, a)
 		w.notAsked[a] = true
 	case isRefusal(err):
 		f.inbox.refuse(w.room, a)
@@ -71,51 +72,59 @@ func (f *Federation) putQuestion(ctx context.Context, w *waiting, a ask) error {
 	return err
 }
 
-// nextQuestion is what decide says; for the events that rest on such as wait too only when nothing else is to be asked. A question to a policy server
-// has its place by then.
-func (f *Federation) nextQuestion(w *waiting) (ask, bool) {
-	holders := f.holders(w)
-	tried := func(a ask) bool { // decide takes the first that was not
-		return f.inbox.tried(w.room, a) || w.notAsked[a] ||
-			a.kind == askPolicy && (f.policies.rests(a.server, f.Now()) || !f.policies.begin(a.server, w.room))
-	}
-	next, ok := decide(w.wants(), holders, tried)
-	if !ok {
-		behind := w.behind(holders.room, func(a ask) bool { return f.inbox.wasAskedInVain(w.room, a) })
-		next, ok = decide(behind, holders, tried)
-	}
-	return next, ok
-}
-
 // waiting is what waits in a room while it is visited, without the PDUs.
 type waiting struct {
 	room     eventgraph.RoomID
 	version  eventgraph.RoomVersion
 	events   map[eventgraph.EventID]*waitingEvent
-	children map[eventgraph.EventID][]eventgraph.EventID // which waiting events lack it
+	order    []eventgraph.EventID                        // in which they came, with those that have gone
+	children map[eventgraph.EventID][]eventgraph.EventID // which waiting events lack it, some more than once
+	keyless  map[neededKey][]eventgraph.EventID          // which of them lack a key
 	ready    []eventgraph.EventID                        // those that seem to lack nothing
-	arrived  int
-	letIn    map[eventgraph.ServerName]bool // see noteGiver
-	notAsked map[ask]bool                   // questions to a policy server that could not be put in this visit
+	givers   map[eventgraph.ServerName]int               // how many each of them gave
+	letIn    map[eventgraph.ServerName]bool              // see noteGiver
+	notAsked map[ask]bool                                // questions to a policy server that could not be put in this visit
+	spent    time.Duration                               // on what brought nothing, but for questions
+
+	// lines.go
+	inbox   *inbox
+	isIn    func(eventgraph.ServerName) bool // the room
+	holders holders
+	lines   *lines
+	inLine  map[eventgraph.EventID]standing
+	unasked int // of these, those whose first round has not ended
+	looked  int // how often an event was looked at for something to ask
 }
 
 type waitingEvent struct {
-	arrival     int
+	id          eventgraph.EventID
 	origin      eventgraph.ServerName
 	prev        []eventgraph.EventID
 	lacks       map[eventgraph.EventID]bool
 	keys        []rooms.KeyNeeded
 	policy      *rooms.PolicyNeeded
 	stateBefore bool
+	stuck       bool // see getStuck
+	behind      int  // how many of those that it lacks are
+}
+
+type neededKey struct {
+	server eventgraph.ServerName
+	id     eventgraph.KeyID
+}
+
+func (f *Federation) newWaiting(room eventgraph.RoomID, version eventgraph.RoomVersion) *waiting {
+	return &waiting{
+		room: room, version: version, inbox: f.inbox, isIn: func(s eventgraph.ServerName) bool { return f.Rooms.InRoom(room, s) },
+		events: map[eventgraph.EventID]*waitingEvent{}, children: map[eventgraph.EventID][]eventgraph.EventID{}, keyless: map[neededKey][]eventgraph.EventID{},
+		givers: map[eventgraph.ServerName]int{}, letIn: map[eventgraph.ServerName]bool{}, notAsked: map[ask]bool{},
+	}
 }
 
 // loadWaiting reads what waits in the room and drops what has waited too long or cannot be read.
 func (f *Federation) loadWaiting(ctx context.Context, room eventgraph.RoomID) (*waiting, error) {
 	version, known := f.versionOf(room)
-	w := &waiting{
-		room: room, version: version, events: map[eventgraph.EventID]*waitingEvent{}, children: map[eventgraph.EventID][]eventgraph.EventID{},
-		letIn: map[eventgraph.ServerName]bool{}, notAsked: map[ask]bool{},
-	}
+	w := f.newWaiting(room, version)
 	var dropped []eventgraph.EventID
 	var all load
 	outside := loads{}
@@ -157,20 +166,30 @@ func (w *waiting) add(r *store.Reader, e *eventgraph.Event, origin eventgraph.Se
 			}
 		}
 	}
-	w.arrived++
-	w.events[e.ID()] = &waitingEvent{arrival: w.arrived, origin: origin, prev: e.PrevEvents()}
-	w.park(e.ID(), lacks)
+	w.put(&waitingEvent{id: e.ID(), origin: origin, prev: e.PrevEvents()}, lacks)
 	return nil
+}
+
+func (w *waiting) put(e *waitingEvent, lacks []eventgraph.EventID) {
+	w.events[e.id] = e
+	w.order = append(w.order, e.id)
+	w.givers[e.origin]++
+	w.park(e.id, lacks)
+	w.enqueue(e.id)
 }
 
 // park lets an event wait for others; for none, it is ready.
 func (w *waiting) park(id eventgraph.EventID, lacks []eventgraph.EventID) {
 	e := w.events[id]
-	e.lacks = map[eventgraph.EventID]bool{}
+	e.lacks, e.behind = map[eventgraph.EventID]bool{}, 0
 	for _, l := range lacks {
-		if !e.lacks[l] {
-			e.lacks[l] = true
-			w.children[l] = append(w.children[l], id)
+		if e.lacks[l] {
+			continue
+		}
+		e.lacks[l] = true
+		w.children[l] = append(w.children[l], id)
+		if other := w.events[l]; other != nil && other.stuck {
+			e.behind++
 		}
 	}
 	if len(e.lacks) == 0 {
@@ -178,72 +197,44 @@ func (w *waiting) park(id eventgraph.EventID, lacks []eventgraph.EventID) {
 	}
 }
 
+// childrenOf are those that lack an event.
+func (w *waiting) childrenOf(id eventgraph.EventID) (all []*waitingEvent) {
+	slices.Sort(w.children[id])
+	w.children[id] = slices.Compact(w.children[id])
+	for _, child := range w.children[id] {
+		if e := w.events[child]; e != nil && e.lacks[id] {
+			all = append(all, e)
+		}
+	}
+	return all
+}
+
 // settle takes an event out. If it is held now, those that lacked it lack it no more.
 func (w *waiting) settle(id eventgraph.EventID, held bool) {
+	gone := w.events[id]
 	delete(w.events, id)
-	if !held {
-		return
+	if w.givers[gone.origin]--; w.givers[gone.origin] == 0 {
+		delete(w.givers, gone.origin)
 	}
-	for _, child := range w.children[id] {
-		e := w.events[child]
-		if e == nil || !e.lacks[id] {
-			continue
+	for _, child := range w.childrenOf(id) {
+		if gone.stuck {
+			child.behind--
 		}
-		if delete(e.lacks, id); len(e.lacks) == 0 && len(e.keys) == 0 {
-			w.ready = append(w.ready, child)
+		if held {
+			w.nowHeld(child, id)
 		}
+		w.enqueue(child.id)
 	}
-	delete(w.children, id)
+	if held {
+		delete(w.children, id)
+	}
 }
 
-// maxWants bounds the events of a room for which something is asked in one round; those that came first have precedence.
-const maxWants = 2000
-
-// wants lists what is to be asked for: that which an event misses and which does not wait itself.
-func (w *waiting) wants() []want {
-	var all []want
-	for id, e := range w.events {
-		next := want{event: id, prev: e.prev, origin: e.origin}
-		for l := range e.lacks {
-			if w.events[l] == nil {
-				next.Events = append(next.Events, l)
-			}
-		}
-		slices.Sort(next.Events)
-		next.Keys, next.StateBefore, next.Policy = e.keys, e.stateBefore, e.policy
-		if len(next.Events) > 0 || len(next.Keys) > 0 || next.StateBefore || next.Policy != nil {
-			all = append(all, next)
-		}
+// nowHeld takes from what an event lacks one that is held.
+func (w *waiting) nowHeld(e *waitingEvent, id eventgraph.EventID) {
+	if delete(e.lacks, id); len(e.lacks) == 0 && len(e.keys) == 0 {
+		w.ready = append(w.ready, e.id)
 	}
-	slices.SortFunc(all, func(a, b want) int { return w.events[a.event].arrival - w.events[b.event].arrival })
-	return all[:min(len(all), maxWants)]
-}
-
-// behind lists the events whose every lack waits itself and is stuck: all of the room's servers have refused the state before it, which is the last that is asked
-// for. A server may be told of the state before a later event where it is not told of that before an earlier one: it was out of the room
-// there, by the giver's side of a fork. So these events are let in by the state before them, like those whose parents nobody has.
-func (w *waiting) behind(servers []eventgraph.ServerName, refused func(ask) bool) []want {
-	if len(servers) == 0 {
-		return nil
-	}
-	stuck := map[eventgraph.EventID]bool{}
-	for id, e := range w.events {
-		stuck[id] = len(e.keys) == 0 && !slices.ContainsFunc(servers, func(s eventgraph.ServerName) bool {
-			return !refused(ask{kind: askState, server: s, event: id})
-		})
-	}
-	var all []want
-	for id, e := range w.events {
-		behind := len(e.lacks) > 0 && len(e.keys) == 0
-		for l := range e.lacks {
-			behind = behind && stuck[l]
-		}
-		if behind {
-			all = append(all, want{event: id, prev: e.prev, origin: e.origin, MissingError: rooms.MissingError{StateBefore: true}})
-		}
-	}
-	slices.SortFunc(all, func(a, b want) int { return w.events[a.event].arrival - w.events[b.event].arrival })
-	return all[:min(len(all), maxWants)]
 }
 
 // inboxRun is how many waiting events are put through Accept together.
@@ -252,8 +243,11 @@ const inboxRun = 100
 // takeReady puts through Accept what is ready, and what becomes so by it. It returns how many events are held now.
 func (f *Federation) takeReady(ctx context.Context, w *waiting) (taken int, err error) {
 	for len(w.ready) > 0 {
+		began := time.Now()
 		n, err := f.takeTogether(ctx, w, w.nextRun())
-		taken += n
+		if taken += n; n == 0 {
+			w.spent += time.Since(began)
+		}
 		if err != nil {
 			return taken, err
 		}
@@ -335,6 +329,10 @@ func (f *Federation) takeTogether(ctx context.Context, w *waiting, run []eventgr
 				if w.park(e.ID(), missing.Events); len(waits.lacks) == 0 {
 					w.ready = w.ready[:len(w.ready)-1] // it lacks something else
 				}
+				for _, k := range missing.Keys {
+					w.keyless[neededKey{k.Server, k.ID}] = append(w.keyless[neededKey{k.Server, k.ID}], e.ID())
+				}
+				w.enqueue(e.ID())
 				return
 			case errors.As(o.Err, &refusal):
 				refused[e.ID()] = true
@@ -419,11 +417,7 @@ func (f *Federation) holders(w *waiting) holders {
 		}
 	}
 	if !slices.Contains(servers, f.server) {
-		givers := map[eventgraph.ServerName]bool{}
-		for _, e := range w.events {
-			givers[e.origin] = true
-		}
-		servers = slices.DeleteFunc(servers, func(s eventgraph.ServerName) bool { return !givers[s] })
+		servers = slices.DeleteFunc(servers, func(s eventgraph.ServerName) bool { return w.givers[s] == 0 })
 	}
 	h.room = slices.DeleteFunc(servers, func(s eventgraph.ServerName) bool { return s == f.server || !f.peers.isConnected(s) })
 	return h
