@@ -577,7 +577,7 @@ func (run *run) consequences(in incoming, s *store.StoredEvent, w *write) error 
 
 // extend makes an accepted event a forward extremity in the place of its ancestors, and brings the room's current state up to it.
 func (run *run) extend(in incoming, s *store.StoredEvent, w *write) error {
-	found, err := run.ancestors(s)
+	behind, err := run.ancestors(s, false)
 	if err != nil {
 		return err
 	}
@@ -585,7 +585,7 @@ func (run *run) extend(in incoming, s *store.StoredEvent, w *write) error {
 	if err != nil {
 		return err
 	}
-	before := maps.Clone(found)
+	before := maps.Clone(behind.found)
 	added := newTip(s)
 	if !covered { // else a mere claim would take away what no extremity replaces
 		if err := run.claimedBefore(in, added, before); err != nil {
@@ -614,14 +614,17 @@ func (run *run) extend(in incoming, s *store.StoredEvent, w *write) error {
 	} else {
 		tips, out = admitted(tips, added)
 	}
-	switch out {
-	case "":
-		run.ties.reached(found)
-	case s.ID():
+	if out == s.ID() {
 		s.Aside = true
 		tips = slices.Clone(run.live.tips) // what it rests on stays
-	default:
-		if err := run.setAside(out); err != nil {
+		run.leftOut(behind)
+	} else {
+		if out != "" {
+			if err := run.setAside(out); err != nil {
+				return err
+			}
+		}
+		if err := run.reached(behind); err != nil {
 			return err
 		}
 	}

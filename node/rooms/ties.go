@@ -20,72 +20,6 @@ import (
 // does no harm but that its state is resolved with the others, until an event is built on it. An extremity is never taken away for it.
 const maxBehind = 1000
 
-// ties remembers what covered has found, so that a stream of events beside the timeline costs no more than itself: each is looked at once,
-// however many come after it. tied is never wrong, else an extremity would be lost; the others may be, as after maxBehind. Events that are not rooted
-// are not in it: what ties them need not tie what they rest on.
-type ties struct {
-	young, old map[eventgraph.EventID]tie
-}
-
-// tie is what is known of one event.
-type tie uint8
-
-const (
-	untied      tie = iota
-	onlyClaimed     // not tied; perhaps so through events that are not rooted
-	tied
-)
-
-// maxTies is how many of them are remembered, and as many older ones; some 100 bytes each.
-const maxTies = 2 * maxBehind
-
-// maxAllTies is how many the idle rooms may have together, some 4 MB. Members make them grow in as many rooms as they like.
-const maxAllTies = 20 * maxTies
-
-func (t *ties) size() int { return len(t.young) + len(t.old) }
-
-func (t *ties) get(id eventgraph.EventID) (found tie, known bool) {
-	if found, known = t.young[id]; !known {
-		found, known = t.old[id]
-	}
-	return found, known
-}
-
-func (t *ties) put(id eventgraph.EventID, found tie) {
-	if len(t.young) >= maxTies {
-		t.old, t.young = t.young, nil
-	}
-	if t.young == nil {
-		t.young = map[eventgraph.EventID]tie{}
-	}
-	t.young[id] = found
-}
-
-// doubt is for when an event has come through which a claim may reach what it did not: what is tied by no claim either is not known any more.
-func (t *ties) doubt() {
-	for _, all := range []map[eventgraph.EventID]tie{t.young, t.old} {
-		for id, found := range all {
-			if found == untied {
-				all[id] = onlyClaimed
-			}
-		}
-	}
-}
-
-func (t *ties) forget(id eventgraph.EventID) {
-	delete(t.young, id)
-	delete(t.old, id)
-}
-
-// reached takes down that the timeline rests on what ancestors has found.
-func (t *ties) reached(found map[eventgraph.EventID]bool) {
-	for id, through := range found {
-		if _, known := t.get(id); known || through {
-			t.put(id, tied)
-		}
-	}
-}
-
 // inTimeline says whether an event is an extremity, or was one until something was built on it: so what it rests on is none.
 func inTimeline(s *store.StoredEvent) bool {
 	return s.Verdict == store.Accepted && s.Order > 0 && !s.Aside
@@ -113,133 +47,21 @@ func (run *run) rooted(s *store.StoredEvent) (bool, error) {
 // whatever their verdict: backfilled ones, for whoever gave us one may not have given what ties it to the timeline; outliers, for a join rests on
 // them; those that are not shown and those left aside, for what was built on them is.
 func (run *run) covered(id eventgraph.EventID) (bool, error) {
-	if found, known := run.ties.get(id); known {
+	if found, known := run.ties.above.get(id); known {
 		return found == tied, nil
 	}
-	return run.above(id, false)
+	return run.climbed(id, false)
 }
 
 // claimCovers is covered, but looks through events that are not rooted, too. So it tells what is the past, but not what the room's state knows of.
 func (run *run) claimCovers(id eventgraph.EventID) (bool, error) {
-	if found, known := run.ties.get(id); known && found != onlyClaimed {
+	if found, known := run.ties.above.get(id); known && found != onlyClaimed {
 		return found == tied, nil
 	}
-	return run.above(id, true)
-}
-
-// above looks for an event that inTimeline among the descendants, and remembers what it finds, but not what it finds through claims.
-func (run *run) above(id eventgraph.EventID, throughClaims bool) (is bool, err error) {
-	seen := map[eventgraph.EventID]bool{id: true}
-	todo := []eventgraph.EventID{id}
-	var claims []eventgraph.EventID
-	open := false // is there one that was not looked through, as it is not rooted?
-	look := func(child eventgraph.EventID) error {
-		found, known := run.ties.get(child)
-		if known && (found != onlyClaimed || !throughClaims) {
-			is, open = found == tied, open || found == onlyClaimed
-			return nil
-		}
-		s, err := run.stored(child)
-		if err != nil || s.RoomID() != run.rm.id { // any room's event can name any parent
-			return err
-		}
-		rooted, err := run.rooted(s)
-		if err != nil {
-			return err
-		}
-		if !rooted {
-			claims = append(claims, child)
-			if !throughClaims {
-				open = true
-				return nil
-			}
-		}
-		is = inTimeline(s)
-		todo = append(todo, child)
-		return nil
+	if past, known := run.ties.claims.get(id); known {
+		return bool(past), nil
 	}
-	for edges := 0; len(todo) > 0 && edges < maxBehind && !is; {
-		parent := todo[len(todo)-1]
-		todo = todo[:len(todo)-1]
-		err := run.children(parent, func(child eventgraph.EventID) (bool, error) {
-			if edges++; !seen[child] {
-				seen[child] = true
-				if err := look(child); err != nil {
-					return false, err
-				}
-			}
-			return !is && edges < maxBehind, nil
-		})
-		if err != nil {
-			return false, err
-		}
-	}
-	switch {
-	case is && !throughClaims:
-		run.ties.put(id, tied)
-	case !is && len(seen) > 1:
-		found := untied
-		if open {
-			found = onlyClaimed
-		}
-		for _, id := range claims {
-			delete(seen, id)
-		}
-		for id := range seen {
-			run.ties.put(id, found)
-		}
-	}
-	return is, nil
-}
-
-// ancestors are the parents of an event, and behind those that are not inTimeline, and so are no extremities, their parents in turn; they are
-// true. What is known to be tied is not looked behind: what it rests on was reached before. Of an event that is not rooted they are the parents
-// that have their place, whose states are in its own.
-func (run *run) ancestors(of *store.StoredEvent) (map[eventgraph.EventID]bool, error) {
-	found := map[eventgraph.EventID]bool{}
-	whole, err := run.rooted(of)
-	if err != nil {
-		return nil, err
-	}
-	todo := slices.Clone(of.PrevEvents())
-	for looked := 0; len(todo) > 0 && looked < maxBehind; looked++ {
-		id := todo[len(todo)-1]
-		todo = todo[:len(todo)-1]
-		if _, again := found[id]; again {
-			continue
-		}
-		found[id] = false
-		if known, _ := run.ties.get(id); known == tied || len(run.live.tips) == 0 || run.isTip(id) {
-			continue
-		}
-		s, err := run.stored(id)
-		if errors.Is(err, store.ErrNotFound) {
-			if !whole {
-				delete(found, id)
-			}
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		rooted, err := run.rooted(s)
-		if err != nil {
-			return nil, err
-		}
-		switch {
-		case s.RoomID() != run.rm.id || inTimeline(s) || !rooted:
-		case !whole && !placed(s):
-			delete(found, id)
-		default:
-			found[id] = true
-			todo = append(todo, s.PrevEvents()...)
-		}
-	}
-	return found, nil
-}
-
-func (run *run) isTip(id eventgraph.EventID) bool {
-	return slices.ContainsFunc(run.live.tips, func(t tip) bool { return t.id == id })
+	return run.climbed(id, true)
 }
 
 // tie takes away the extremities that an event, itself none, ties to the timeline: they came before it, as if they were news. Between them and
@@ -247,7 +69,7 @@ func (run *run) isTip(id eventgraph.EventID) bool {
 func (run *run) tie(w *write) error {
 	loose, onTip := false, false // does it rest on what was not tied, on an extremity?
 	for _, parent := range w.event.PrevEvents() {
-		found, known := run.ties.get(parent)
+		found, known := run.ties.above.get(parent)
 		loose = loose || known && found != tied
 		onTip = onTip || run.isTip(parent)
 	}
@@ -261,22 +83,24 @@ func (run *run) tie(w *write) error {
 	} else if covered {
 		return run.takePlaces(w)
 	}
-	if found, _ := run.ties.get(id); found == onlyClaimed && loose {
+	if found, _ := run.ties.above.get(id); found == onlyClaimed && loose {
 		run.ties.doubt()
 	} else {
-		run.ties.put(id, found)
+		run.ties.above.put(id, found, rest)
 	}
 	return nil
 }
 
 // takePlaces takes away the extremities among an event's ancestors.
 func (run *run) takePlaces(w *write) error {
-	found, err := run.ancestors(w.event)
+	behind, err := run.ancestors(w.event, true)
 	if err != nil {
 		return err
 	}
-	run.ties.reached(found)
-	rest := slices.DeleteFunc(slices.Clone(run.live.tips), func(t tip) bool { _, gone := found[t.id]; return gone })
+	if err := run.reached(behind); err != nil {
+		return err
+	}
+	rest := slices.DeleteFunc(slices.Clone(run.live.tips), func(t tip) bool { _, gone := behind.found[t.id]; return gone })
 	if len(rest) == len(run.live.tips) || len(rest) == 0 {
 		return nil
 	}

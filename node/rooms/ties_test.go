@@ -287,7 +287,14 @@ func TestTiesAreBounded(t *testing.T) {
 			t.Fatal(err)
 		}
 		for j := range 2 * maxTies {
-			rm.ties.put(eventgraph.EventID(fmt.Sprint("$", j)), untied)
+			for p := range parts {
+				id := eventgraph.EventID(fmt.Sprint("$", p, j))
+				rm.ties.above.put(id, untied, p)
+				rm.ties.claims.put(id, true, p)
+				if p != rest {
+					rm.ties.below.put(id, ends{}, p)
+				}
+			}
 		}
 		a.leave(rm)
 		if rm.ties.size() != 2*maxTies {
