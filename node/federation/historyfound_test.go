@@ -176,6 +176,19 @@ meet 2 0 late=event:3
 power a2 a2 0
 say a2
 fork a2 17 ban a1`},
+	{"a true claim was resolved once more with the state after a parent that was held, and came out as another", `
+room 3 11 public joined
+join a1 0
+join a2 0
+meet 2 0
+leave a1
+fork a0 1 power a2
+rule a0 invite
+power a0 a2 50
+send 0 1 hold=send:3
+join a1 0
+say a1
+say a0`},
 }
 
 func TestFoundHistories(t *testing.T) { // not parallel, as TestHistories

@@ -418,7 +418,7 @@ func (run *run) authorise(in incoming, held *store.StoredEvent) (judgement, erro
 
 	// Step 5: by the state before.
 	keep := run.keepNodes(in.basis.Kind == Claimed)
-	j.before, j.gap, err = run.stateBefore(e, in.basis)
+	j.before, j.gap, err = run.stateBefore(in)
 	if err != nil {
 		return j, err
 	}

@@ -4,8 +4,10 @@ import (
 	"encoding/json"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/eventgraph/stateres"
 	"github.com/plexus-p2p/plexus/store"
 )
 
@@ -441,6 +443,28 @@ func TestHonestClaimResetsNothing(t *testing.T) {
 				t.Errorf("version %s: the topic at %s is not the newer one", version, s.Server())
 			}
 		}
+	}
+}
+
+// A true claim is the state before the event as it is. Resolved once more with the state after one of the parents, it would come out without
+// join rules: alice, who had given her power away on a fork, set them.
+func TestHonestClaimIsNotResolvedAgain(t *testing.T) {
+	t.Parallel()
+	const version = "11"
+	a, b, alice, bob, room := shared(t, version)
+	fork := a.lie(a, Draft{Room: room, Sender: alice, Type: "m.room.power_levels", StateKey: new(string), Content: json.RawMessage(`{"users":{"` + string(bob) + `":50}}`)},
+		claim{ts: a.now.Add(time.Minute), parents: []eventgraph.EventID{a.current(room, "m.room.member", string(alice)).ID()}})
+	a.accept(fork, Basis{Origin: a.Server()}, store.Accepted)
+	whole := a.record(room)
+	if again, _, err := stateres.Resolve(version, []eventgraph.Hash{whole.State, a.event(fork.ID()).StateAfter}, a, a); err != nil || again == whole.State {
+		t.Fatalf("the state resolved again is the same: %v", err)
+	}
+	withheld := b.lie(a, said(room, bob, "never given"), claim{ts: b.now, parents: b.record(room).Forward})
+	across := b.on(withheld, "across the gap", fork.ID(), withheld.ID())
+	state, _ := a.stateAndChain(room, whole.State)
+	a.accept(across, claimed(state, b), store.Accepted)
+	if got := a.event(across.ID()).StateBefore; got != whole.State {
+		t.Errorf("the state before the event is %x, and not as claimed, %x", got, whole.State)
 	}
 }
 

@@ -19,18 +19,31 @@ const maxPlaced = 1000
 // for it.
 const maxPlacing = 20
 
-// stateBefore finds the state before e: by its parents, or where they are not all held (then gap is true) as claimed, resolved with the states
-// after those that are: a claim is for what we cannot know, and must not make forgotten what we do. A true one has been resolved from these among
-// others, so it comes out as it was, but for conflicts that resolution decides differently when some of their states come in twice.
-func (run *run) stateBefore(e *eventgraph.Event, b Basis) (root eventgraph.Hash, gap bool, err error) {
+// stateBefore finds the state before an event: by its parents, or where they are not all held (then gap is true) as claimed. A claim is for what we
+// cannot know, and must not make forgotten what we do: where it sets back the state after a parent that is held (setsBack), both are
+// resolved. Else it is taken as it is, and so is the join's by which we enter the room: a true one has been resolved from the states after all parents, and
+// resolving it with some of these once more may have another outcome, so that this server alone would have another state from here on.
+func (run *run) stateBefore(in incoming) (root eventgraph.Hash, gap bool, err error) {
+	e, b := in.event, in.basis
 	if b.Kind == Claimed {
-		states, _, err := run.afterParents(e)
+		if root, err = run.claimed(b.State); err != nil || in.join {
+			return root, true, err
+		}
+		held, _, err := run.afterParents(e)
 		if err != nil {
 			return root, true, err
 		}
-		if root, err = run.claimed(b.State); err == nil {
-			root, err = run.merge(append(states, root))
+		states := []eventgraph.Hash{root}
+		for _, after := range held {
+			back, err := run.setsBack(after, tip{after: root})
+			if err != nil {
+				return root, true, err
+			}
+			if back {
+				states = append(states, after)
+			}
 		}
+		root, err = run.merge(states)
 		return root, true, err
 	}
 	if err := run.placeParents(e, b); err != nil {
