@@ -151,3 +151,91 @@ func TestHistoryAfterReturn(t *testing.T) {
 		}
 	}
 }
+
+// TestHistoryPastMadeUpHistory: a client that pages back comes to what was said before its user joined, though a member's server has a past
+// without end to give.
+func TestHistoryPastMadeUpHistory(t *testing.T) {
+	a, _ := runNode(t)
+	b, _ := runNode(t, a.P2PAddrs()[0])
+	alice, bob := register(t, a, "alice"), register(t, b, "bob")
+	room := alice.create(map[string]any{"preset": "public_chat"})
+	in := "/rooms/" + url.PathEscape(string(room))
+	var want []string
+	for i := range 60 {
+		body := fmt.Sprint("true ", i)
+		alice.say(room, body)
+		want = append(want, body)
+	}
+	slices.Reverse(want)
+	within(t, 20*time.Second, "bob's join", func() bool {
+		status, _ := bob.do("POST", "/join/"+url.PathEscape(string(room))+"?via="+string(a.ServerName()), struct{}{})
+		return status == http.StatusOK
+	})
+
+	p := newPlainPeer(t, b.ServerName(), b.P2PAddrs())
+	pat := p.user("pat")
+	r := p.join(room, pat)
+	const length, piece = 600, 100
+	below := map[eventgraph.EventID]*eventgraph.Event{} // parents of what was made up
+	draft := p.draft(r, pat, "made up")
+	draft.PrevEvents = []eventgraph.EventID{eventgraph.EventID("$" + strings.Repeat("A", 43))}
+	top := p.build(r.version, draft)
+	for range length {
+		draft.PrevEvents = []eventgraph.EventID{top.ID()}
+		e := p.build(r.version, draft)
+		below[e.ID()], top = top, e
+	}
+	var state []eventgraph.EventID
+	for _, e := range r.state {
+		state = append(state, e.ID())
+	}
+	given := 0
+	p.mu.Lock()
+	p.answer = func(path string, query url.Values) any {
+		pdus := []json.RawMessage{}
+		switch {
+		case strings.Contains(path, "/state_ids/"):
+			return map[string]any{"pdu_ids": state, "auth_chain_ids": []string{}}
+		case strings.Contains(path, "/backfill/"):
+			for _, v := range query["v"] {
+				for e := below[eventgraph.EventID(v)]; e != nil && len(pdus) < piece; e = below[e.ID()] {
+					pdus = append(pdus, e.Raw())
+				}
+			}
+			given += len(pdus)
+			return map[string]any{"origin": p.key.Server, "origin_server_ts": 1, "pdus": pdus}
+		}
+		return nil
+	}
+	p.mu.Unlock()
+	if status, answer := p.send(as{}, "1", []json.RawMessage{top.Raw()}, nil); status != 200 || answer[top.ID()].Error != "" {
+		t.Fatalf("send: %d %v", status, answer)
+	}
+	within(t, 20*time.Second, "pat's message", func() bool { _, there := bob.shows(room, top.ID()); return there })
+
+	var got []string
+	from := ""
+	for pages := 0; len(got) < len(want) && pages < 20; pages++ {
+		var page struct {
+			Chunk []struct{ Content struct{ Body string } }
+			End   string
+		}
+		bob.must("GET", in+"/messages?dir=b&limit=50&from="+url.QueryEscape(from), nil, &page)
+		for _, e := range page.Chunk {
+			if strings.HasPrefix(e.Content.Body, "true ") {
+				got = append(got, e.Content.Body)
+			}
+		}
+		if from = page.End; from == "" {
+			break
+		}
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("bob is shown %q", got)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if given == 0 {
+		t.Error("the hostile server was not asked")
+	}
+}

@@ -41,6 +41,8 @@ type plainPeer struct {
 	edus   []json.RawMessage
 	invite json.RawMessage // body of the last PUT /invite
 	news   chan struct{}   // holds a token after each
+	// answer is what else it answers, nil for what it does not know.
+	answer func(path string, query url.Values) any
 }
 
 func newPlainPeer(t *testing.T, other eventgraph.ServerName, addrs []string) *plainPeer {
@@ -127,6 +129,12 @@ func (p *plainPeer) serve(w http.ResponseWriter, r *http.Request) {
 		}
 		fmt.Fprintf(w, `{"event":%s}`, e.Raw())
 	default:
+		if p.answer != nil {
+			if answer := p.answer(path, r.URL.Query()); answer != nil {
+				json.NewEncoder(w).Encode(answer)
+				return
+			}
+		}
 		w.WriteHeader(http.StatusNotFound)
 		io.WriteString(w, `{"errcode":"M_UNRECOGNIZED","error":"not here"}`)
 	}
