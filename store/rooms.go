@@ -16,6 +16,7 @@ type Room struct {
 	Create    eventgraph.EventID
 	Forward   []eventgraph.EventID // forward extremities, sorted
 	Backward  []eventgraph.EventID // events held whose prev_events are not all held, sorted
+	Unproven  []eventgraph.EventID // events whose prev_events came after them, and whose state before is to be compared with what those give
 	State     eventgraph.Hash      // current resolved state
 	NextOrder int64                // for the next live event, starts at 1
 	PrevOrder int64                // for the next backfilled event, starts at -1
@@ -59,6 +60,7 @@ type roomRecord struct {
 	Create    eventgraph.EventID     `json:"create"`
 	Forward   []eventgraph.EventID   `json:"forward,omitempty"`
 	Backward  []eventgraph.EventID   `json:"backward,omitempty"`
+	Unproven  []eventgraph.EventID   `json:"unproven,omitempty"`
 	State     []byte                 `json:"state"`
 	NextOrder int64                  `json:"next_order"`
 	PrevOrder int64                  `json:"prev_order"`
@@ -73,7 +75,7 @@ func decodeRoom(id eventgraph.RoomID, v []byte) (*Room, error) {
 	if err := json.Unmarshal(v, &d); err != nil || len(d.State) != len(eventgraph.Hash{}) {
 		return nil, fmt.Errorf("room %s in the store: bad record: %v", id, err)
 	}
-	return &Room{id, d.Version, d.Create, d.Forward, d.Backward, eventgraph.Hash(d.State), d.NextOrder, d.PrevOrder, d.Purged, d.PurgedTo, d.Breaks, d.Skipped}, nil
+	return &Room{id, d.Version, d.Create, d.Forward, d.Backward, d.Unproven, eventgraph.Hash(d.State), d.NextOrder, d.PrevOrder, d.Purged, d.PurgedTo, d.Breaks, d.Skipped}, nil
 }
 
 // Room reads a room; ErrNotFound.
@@ -100,7 +102,7 @@ func (r *Reader) Rooms(f func(*Room) (bool, error)) error {
 // PutRoom writes the room.
 func (tx *Tx) PutRoom(room *Room) error {
 	return tx.putJSON(key(tableRoom).str(string(room.ID)), roomRecord{
-		room.Version, room.Create, room.Forward, room.Backward, room.State[:], room.NextOrder, room.PrevOrder, room.Purged, room.PurgedTo,
+		room.Version, room.Create, room.Forward, room.Backward, room.Unproven, room.State[:], room.NextOrder, room.PrevOrder, room.Purged, room.PurgedTo,
 		room.Breaks, room.Skipped,
 	})
 }

@@ -15,7 +15,7 @@ func TestRooms(t *testing.T) {
 	s := open(t)
 	rooms := []*Room{
 		{ID: "!a", Version: "12", Create: "$c", Forward: []eventgraph.EventID{"$1", "$2"}, State: eventgraph.Hash{5}, NextOrder: 3, PrevOrder: -1},
-		{ID: "!a\x00b", Version: "3", Backward: []eventgraph.EventID{"$0"}, NextOrder: 1, PrevOrder: -9},
+		{ID: "!a\x00b", Version: "3", Backward: []eventgraph.EventID{"$0"}, Unproven: []eventgraph.EventID{"$2", "$1"}, NextOrder: 1, PrevOrder: -9},
 	}
 	mustUpdate(t, s, func(tx *Tx) error { return errors.Join(tx.PutRoom(rooms[1]), tx.PutRoom(rooms[0])) })
 	mustView(t, s, func(r *Reader) error {

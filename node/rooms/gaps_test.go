@@ -70,3 +70,44 @@ func TestKeepFirst(t *testing.T) {
 		}
 	}
 }
+
+// However many events on true claims wait for the same parent, each is found true: those that are too many at once with the events that come
+// later, through a restart too. No event resolves more than a few states for them.
+func TestTrueClaimAmongMany(t *testing.T) {
+	t.Parallel()
+	a, b, alice, bob, room := shared(t, "12")
+	base := b.lie(a, said(room, bob, ""), claim{ts: b.now, parents: a.record(room).Forward})
+	a.setState(room, alice, "m.room.name", "", `{"name":"known"}`)
+	mine := a.record(room).Forward
+	missing := b.on(base, "missing", mine...)
+	state, _ := a.stateAndChain(room, a.event(mine[0]).StateAfter)
+	var above []eventgraph.EventID
+	for i := range 3 * maxProofs {
+		e := b.on(base, fmt.Sprint("above ", i), missing.ID())
+		a.accept(e, claimed(state, b), store.Accepted)
+		above = append(above, e.ID())
+	}
+	gaps := func() (n int) {
+		for _, id := range above {
+			if a.event(id).Gap {
+				n++
+			}
+		}
+		return n
+	}
+	a.accept(missing, Basis{Origin: b.Server()}, store.Accepted)
+	if n := gaps(); n != 2*maxProofs || len(a.record(room).Backward) != 0 {
+		t.Errorf("%d claims are still to be looked at, of %d; backward extremities %v", n, len(above), a.record(room).Backward)
+	}
+	a.restarted()
+	for left := 2 * maxProofs; left > 0; {
+		a.message(room, alice, "later")
+		left -= maxProofs
+		if n := gaps(); n != left {
+			t.Errorf("%d claims are still to be looked at, want %d", n, left)
+		}
+	}
+	if left := a.record(room).Unproven; len(left) != 0 {
+		t.Errorf("still waiting: %v", left)
+	}
+}
