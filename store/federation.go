@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
 )
@@ -327,7 +328,7 @@ type Outbound struct {
 	Server   eventgraph.ServerName
 	Kind     string                  // "m.direct_to_device", "invite", "leave", …
 	Body     []byte                  // JSON
-	Carriers []eventgraph.ServerName // who keeps a copy for Server (PutCarriers)
+	Carriers []eventgraph.ServerName // who keeps a copy for Server (AddCarrier)
 }
 
 // MaxOutboundBytes are queued for one server, and MaxAllOutboundBytes for all together; an item counts with outboundFrame beside its body.
@@ -426,8 +427,8 @@ func (r *Reader) OutboundServers(f func(eventgraph.ServerName) (bool, error)) er
 	})
 }
 
-// PutCarriers notes who keeps a copy of the item for its server, if it is still queued.
-func (tx *Tx) PutCarriers(s eventgraph.ServerName, seq uint64, carriers []eventgraph.ServerName) error {
+// AddCarrier notes that another server keeps a copy of the item for its server, if it is still queued.
+func (tx *Tx) AddCarrier(s eventgraph.ServerName, seq uint64, carrier eventgraph.ServerName) error {
 	k := outboundKey(s).u64(seq)
 	record, err := tx.get(k)
 	if errors.Is(err, ErrNotFound) {
@@ -440,7 +441,10 @@ func (tx *Tx) PutCarriers(s eventgraph.ServerName, seq uint64, carriers []eventg
 	if err != nil {
 		return fmt.Errorf("outbound item for %s: %w", s, err)
 	}
-	h.Carriers = carriers
+	if slices.Contains(h.Carriers, carrier) {
+		return nil
+	}
+	h.Carriers = append(h.Carriers, carrier)
 	if record, err = joinBody(h, bytes.Clone(body)); err != nil {
 		return err
 	}

@@ -199,7 +199,7 @@ func TestCarriersOfOutbound(t *testing.T) {
 	o := &Outbound{Server: "b", Kind: "m.direct_to_device", Body: []byte(`{"x":1}`)}
 	mustUpdate(t, s, func(tx *Tx) error { _, err := tx.PutOutbound(o); return err })
 	mustUpdate(t, s, func(tx *Tx) error {
-		return errors.Join(tx.PutCarriers("b", o.Seq, []eventgraph.ServerName{"c", "d"}), tx.PutCarriers("b", o.Seq+9, nil))
+		return errors.Join(tx.AddCarrier("b", o.Seq, "c"), tx.AddCarrier("b", o.Seq, "d"), tx.AddCarrier("b", o.Seq, "c"), tx.AddCarrier("b", o.Seq+9, "c"))
 	})
 	s.View(func(r *Reader) error {
 		n := 0

@@ -70,7 +70,7 @@ func (f *Federation) ownBundles(server eventgraph.ServerName, users []eventgraph
 }
 
 // takeKeys asks for the bundles that we have not of the senders of messages that are ours to carry or to take, and keeps them.
-func (k *carrying) takeKeys(ctx context.Context, s idle, from contact, m *carryMessage) error {
+func (k *carrying) takeKeys(ctx context.Context, x *exchangeStream, from contact, m *carryMessage) error {
 	f := k.f
 	wanted := map[eventgraph.UserID]bool{}
 	for _, raw := range slices.Concat(m.Keep, m.Give) {
@@ -94,10 +94,10 @@ func (k *carrying) takeKeys(ctx context.Context, s idle, from contact, m *carryM
 	if len(wanted) == 0 {
 		return nil
 	}
-	if err := writeMessage(s, &carryMessage{Want: slices.Sorted(maps.Keys(wanted))}); err != nil {
+	if err := x.write(&carryMessage{Want: slices.Sorted(maps.Keys(wanted))}); err != nil {
 		return err
 	}
-	return f.takeBundles(ctx, s, from.Peer, len(wanted), func(raw json.RawMessage) error {
+	return f.takeBundles(ctx, x, from.Peer, len(wanted), func(raw json.RawMessage) error {
 		b, err := f.checkBundle(ctx, raw, from.Server)
 		if err != nil || !wanted[b.User] {
 			f.Log.Info("keys refused that came with carried messages", "server", from.Server, "err", err)

@@ -6,9 +6,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"maps"
 	"slices"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -54,8 +53,11 @@ const (
 	// who has just started may be connected before it speaks the protocol.
 	carryRetry  = 2 * time.Second
 	carrySeldom = 10 * time.Minute
-	// carryServed bounds the streams served at one time.
-	carryServed = 8
+	// carriesAtOnce and carriesServed bound the exchanges that go on, as giver and as taker (slots).
+	carriesAtOnce = 4
+	carriesServed = 8
+	// maxCarryAnswer bounds an answer: maxCarriedAtOnce numbers, or as many users' IDs of 255 bytes, escaped.
+	maxCarryAnswer = 64 << 10
 	// sweepEvery is how often it is looked for what has been kept too long, or is kept for whom we share no room with any more.
 	sweepEvery = time.Hour
 )
@@ -89,34 +91,38 @@ type directMessage struct {
 // carrying gives messages to carriers, and carries those of others.
 type carrying struct {
 	f       *Federation
-	serving chan struct{}
-	one     keyedLock[eventgraph.ServerName] // of these, one of a server at a time
+	giving  *slots
+	to      keyedLock[eventgraph.ServerName] // what is carried for a server is given to one of its peers at a time
 	changed chan struct{}                    // holds a token when there may be something to give
 
-	// Owned by the loop of runCarrying.
-	lastTS int64
-	with   map[eventgraph.PeerID]*carrier // connected peers
+	mu      sync.Mutex
+	away    []eventgraph.ServerName // for whom something waits
+	lastTS  int64
+	offered map[offeredItem]map[eventgraph.ServerName]time.Time // who is being asked to keep what, since when: a batch for each slot
+	missed  bool                                                // somebody was not asked because others are
+}
+
+// offeredItem is an item in a server's outbox.
+type offeredItem struct {
+	server eventgraph.ServerName
+	seq    uint64
 }
 
 // carrier is a contact, over one connection.
 type carrier struct {
-	since  uint64
 	looked map[eventgraph.ServerName]uint64 // how far the outbox of a server was looked through for it
 	failed int
 	next   time.Time // not before, if it failed
 }
 
+func newCarrying(f *Federation) *carrying {
+	return &carrying{f: f, giving: newSlots(carriesAtOnce), changed: make(chan struct{}, 1), offered: map[offeredItem]map[eventgraph.ServerName]time.Time{}}
+}
+
 // runCarrying gives to carriers and destinations, and takes from both, until ctx ends.
 func (f *Federation) runCarrying(ctx context.Context) error {
-	k := &carrying{f: f, serving: make(chan struct{}, carryServed), changed: make(chan struct{}, 1), with: map[eventgraph.PeerID]*carrier{}}
-	f.Transport.Handle(protocolCarry, func(ctx context.Context, peer eventgraph.PeerID, stream io.ReadWriteCloser) {
-		defer stream.Close()
-		defer context.AfterFunc(ctx, func() { reset(stream) })()
-		if err := k.serve(ctx, peer, idle{stream}); err != nil && ctx.Err() == nil {
-			reset(stream)
-			f.Log.Debug("messages not carried", "peer", peer, "err", err)
-		}
-	})
+	k := newCarrying(f)
+	f.serveExchanges(protocolCarry, "messages to carry", newSlots(carriesServed), k.serve)
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return k.follow(ctx, f.Store.Position()) })
 	group.Go(func() error {
@@ -134,22 +140,12 @@ func (f *Federation) runCarrying(ctx context.Context) error {
 		}
 	})
 	group.Go(func() error {
-		for {
-			f.peers.mu.Lock()
-			news := f.peers.changed
-			f.peers.mu.Unlock()
-			again := time.NewTimer(k.round(ctx))
-			select {
-			case <-ctx.Done():
-			case <-news:
-			case <-k.changed:
-			case <-again.C:
-			}
-			again.Stop()
-			if !pause(ctx, carryDelay, nil) {
-				return ctx.Err()
-			}
+		v := &visits{f: f, changed: k.changed, soon: carryDelay, later: carryDelay, seldom: carrySeldom, prepare: k.lookForAway}
+		v.begin = func(c contact) func(context.Context) time.Duration {
+			with := &carrier{looked: map[eventgraph.ServerName]uint64{}}
+			return func(ctx context.Context) time.Duration { return k.visit(ctx, c, with) }
 		}
+		return v.run(ctx)
 	})
 	return group.Wait()
 }
@@ -177,59 +173,50 @@ func (k *carrying) follow(ctx context.Context, from store.Position) error {
 	}
 }
 
-// round gives each contact what we carry for it, and what it may carry for others; and says when the next round is due.
-func (k *carrying) round(ctx context.Context) (wait time.Duration) {
+// visit gives a contact what we carry for it, and what it may carry for others; and says when the next visit is due.
+func (k *carrying) visit(ctx context.Context, c contact, with *carrier) (again time.Duration) {
 	f := k.f
-	contacts := f.peers.contacts()
-	maps.DeleteFunc(k.with, func(p eventgraph.PeerID, with *carrier) bool {
-		return !slices.ContainsFunc(contacts, func(c contact) bool { return c.Peer == p && c.Since == with.since })
-	})
-	away, err := f.awaited()
-	if err != nil {
-		f.Log.Error("outbox not readable", "err", err)
-		return carrySeldom
+	if later := with.next.Sub(f.Now()); later > 0 {
+		return later
 	}
-	wait = carrySeldom
-	for _, c := range contacts {
-		with := k.with[c.Peer]
-		if with == nil {
-			with = &carrier{since: c.Since, looked: map[eventgraph.ServerName]uint64{}}
-			k.with[c.Peer] = with
+	k.mu.Lock()
+	away := k.away
+	k.mu.Unlock()
+	again = carrySeldom
+	var refused error
+	err := k.giveAll(ctx, c)
+	if errors.Is(err, errNotTaken) {
+		refused, err = err, nil
+	}
+	for _, server := range away {
+		if err != nil || ctx.Err() != nil {
+			break
 		}
-		if later := with.next.Sub(f.Now()); later > 0 {
-			wait = min(wait, later)
-			continue
-		}
-		var refused error
-		err := k.giveAll(ctx, c)
-		if errors.Is(err, errNotTaken) {
-			refused, err = err, nil
-		}
-		for _, server := range away {
-			if err != nil || ctx.Err() != nil {
-				break
+		if server != c.Server && f.shareRoom(c.Server, server) {
+			var later bool
+			if later, err = k.handOn(ctx, c, with, server); errors.Is(err, errNotKept) {
+				refused, err = err, nil // it may be in no room with that one, for all that it knows: the others do not wait for it
 			}
-			if server != c.Server && f.shareRoom(c.Server, server) {
-				if err = k.handOn(ctx, c, with, server); errors.Is(err, errNotKept) {
-					refused, err = err, nil // it may be in no room with that one, for all that it knows: the others do not wait for it
-				}
+			if later {
+				again = min(again, slotFair)
 			}
 		}
-		if err == nil {
-			err = refused
-		}
-		if err == nil {
-			with.failed = 0
-			continue
-		}
+	}
+	if err == nil {
+		err = refused
+	}
+	if err == nil {
+		with.failed = 0
+		return again
+	}
+	if ctx.Err() == nil {
 		f.Log.Debug("a server does not carry", "server", c.Server, "peer", c.Peer, "err", err)
-		later := min(carryRetry<<min(with.failed, 20), carrySeldom)
-		with.failed++
-		with.next = f.Now().Add(later)
-		clear(with.looked)
-		wait = min(wait, later)
 	}
-	return wait
+	again = min(carryRetry<<min(with.failed, 20), carrySeldom)
+	with.failed++
+	with.next = f.Now().Add(again)
+	clear(with.looked)
+	return again
 }
 
 // A contact did not do all that it was asked.
@@ -238,87 +225,159 @@ var (
 	errNotTaken = errors.New("it does not take all")
 )
 
-// awaited are the servers for which something is queued and that are not connected.
-func (f *Federation) awaited() (servers []eventgraph.ServerName, err error) {
-	err = f.Store.View(func(r *store.Reader) error {
+// lookForAway finds the servers for which something is queued and that are not connected.
+func (k *carrying) lookForAway() error {
+	var servers []eventgraph.ServerName
+	err := k.f.Store.View(func(r *store.Reader) error {
 		return r.OutboundServers(func(s eventgraph.ServerName) (bool, error) {
-			if !f.peers.isConnected(s) && !f.peers.isBlocked(s) {
+			if !k.f.peers.isConnected(s) && !k.f.peers.isBlocked(s) {
 				servers = append(servers, s)
 			}
 			return true, nil
 		})
 	})
-	return servers, err
+	if err != nil {
+		return err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.away = servers
+	return nil
 }
 
-// handOn gives a contact what waits for a server that is away.
-func (k *carrying) handOn(ctx context.Context, c contact, with *carrier, server eventgraph.ServerName) error {
+// handOn gives a contact what waits for a server that is away. later: others are being asked to keep some of it, and it is to be seen what they do.
+func (k *carrying) handOn(ctx context.Context, c contact, with *carrier, server eventgraph.ServerName) (later bool, err error) {
 	for {
-		batch, upTo, err := k.f.toHandOn(c.Server, server, with.looked[server])
+		batch, upTo, later, err := k.toHandOn(c.Server, server, with.looked[server], false)
 		if err != nil {
-			return err
+			return false, err
 		}
 		if len(batch) == 0 {
 			with.looked[server] = upTo
-			return nil
+			return later, nil
 		}
-		var m carryMessage
-		for _, o := range batch {
-			raw, err := k.sign(o)
-			if err != nil {
-				return err
-			}
-			m.Keep = append(m.Keep, raw)
-		}
-		own, err := k.f.ownBundles(c.Server, sendersOf(m.Keep))
-		if err != nil {
-			return err
-		}
-		m.Users = map[eventgraph.UserID]offeredBundle{}
-		for user, raw := range own {
-			m.Users[user] = offeredBundle{Digest: digestOf(raw), TS: k.f.Now().UnixMilli()}
-		}
-		done, err := k.ask(ctx, c, &m, func(user eventgraph.UserID) (json.RawMessage, error) { return k.f.signBundle(user, own[user]) })
-		if err != nil {
-			return err
-		}
-		_, err = k.f.Store.Update(ctx, func(tx *store.Tx) error {
-			for i := range done {
-				if err := tx.PutCarriers(server, batch[i].Seq, append(slices.Clip(batch[i].Carriers), c.Server)); err != nil {
-					return err
-				}
-			}
-			return nil
-		})
-		if err != nil {
-			return err
-		}
-		if len(done) < len(batch) {
-			return errNotKept
+		if upTo, later, err = k.handOnBatch(ctx, c, server, with.looked[server]); err != nil {
+			return false, err
 		}
 		with.looked[server] = upTo
+		if later {
+			return true, nil
+		}
+	}
+}
+
+// handOnBatch is one exchange of handOn.
+func (k *carrying) handOnBatch(ctx context.Context, c contact, server eventgraph.ServerName, after uint64) (upTo uint64, later bool, err error) {
+	ctx, mine, err := k.giving.take(ctx, ctx, c.Server)
+	if err != nil {
+		return 0, false, err
+	}
+	defer mine.release()
+	batch, upTo, later, err := k.toHandOn(c.Server, server, after, true)
+	defer k.withdraw(c.Server, server, batch)
+	if err != nil || len(batch) == 0 {
+		return upTo, later, err
+	}
+	var m carryMessage
+	for _, o := range batch {
+		raw, err := k.sign(o)
+		if err != nil {
+			return 0, false, err
+		}
+		m.Keep = append(m.Keep, raw)
+	}
+	own, err := k.f.ownBundles(c.Server, sendersOf(m.Keep))
+	if err != nil {
+		return 0, false, err
+	}
+	m.Users = map[eventgraph.UserID]offeredBundle{}
+	for user, raw := range own {
+		m.Users[user] = offeredBundle{Digest: digestOf(raw), TS: k.f.Now().UnixMilli()}
+	}
+	done, err := k.ask(ctx, c, mine, &m, func(user eventgraph.UserID) (json.RawMessage, error) { return k.f.signBundle(user, own[user]) })
+	if err != nil {
+		return 0, false, err
+	}
+	_, err = k.f.Store.Update(ctx, func(tx *store.Tx) error {
+		for i := range done {
+			if err := tx.AddCarrier(server, batch[i].Seq, c.Server); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err == nil && len(done) < len(batch) {
+		err = errNotKept
+	}
+	return upTo, later, err
+}
+
+// offer says whether the contact may be asked to keep an item for which others are being asked too; and notes that it is, if it is asked now. Who
+// has been asked for slotFair and has not answered keeps nobody else from being asked.
+func (k *carrying) offer(by eventgraph.ServerName, o *store.Outbound, now bool) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	item := offeredItem{o.Server, o.Seq}
+	carriers := len(o.Carriers)
+	for _, since := range k.offered[item] {
+		if time.Since(since) < slotFair {
+			carriers++
+		}
+	}
+	if carriers >= maxCarriers {
+		k.missed = true
+		return false
+	}
+	if now {
+		if k.offered[item] == nil {
+			k.offered[item] = map[eventgraph.ServerName]time.Time{}
+		}
+		k.offered[item][by] = time.Now()
+	}
+	return true
+}
+
+// withdraw ends what offer has noted, and lets those be asked who were not for its sake.
+func (k *carrying) withdraw(by, server eventgraph.ServerName, batch []*store.Outbound) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, o := range batch {
+		item := offeredItem{server, o.Seq}
+		if delete(k.offered[item], by); len(k.offered[item]) == 0 {
+			delete(k.offered, item)
+		}
+	}
+	if k.missed && len(batch) > 0 {
+		k.missed = false
+		signal(k.changed)
 	}
 }
 
 // toHandOn lists what is queued for a server after the place given and can be carried by another that does not have it, as much as goes into one message,
-// and how far it has looked.
-func (f *Federation) toHandOn(by, server eventgraph.ServerName, after uint64) (batch []*store.Outbound, upTo uint64, err error) {
+// and how far it need not look again. later: there is more for which enough others are being asked now. If it is offered now, that is noted (offer).
+func (k *carrying) toHandOn(by, server eventgraph.ServerName, after uint64, now bool) (batch []*store.Outbound, upTo uint64, later bool, err error) {
 	upTo = after
 	size := 0
-	err = f.Store.View(func(r *store.Reader) error {
+	err = k.f.Store.View(func(r *store.Reader) error {
 		return r.Outbound(server, after, func(o *store.Outbound) (bool, error) {
-			if carried(o) && len(o.Carriers) < maxCarriers && !slices.Contains(o.Carriers, by) {
+			if len(o.Carriers) < maxCarriers && !slices.Contains(o.Carriers, by) && carried(o) {
 				if len(batch) == maxCarriedAtOnce || len(batch) > 0 && size+len(o.Body) > carryChunk {
 					return false, nil
 				}
-				batch = append(batch, o)
-				size += len(o.Body)
+				if k.offer(by, o, now) {
+					batch = append(batch, o)
+					size += len(o.Body)
+				} else {
+					later = true
+				}
 			}
-			upTo = o.Seq
+			if !later {
+				upTo = o.Seq
+			}
 			return true, nil
 		})
 	})
-	return batch, upTo, err
+	return batch, upTo, later, err
 }
 
 // carried says whether others may carry the item.
@@ -336,8 +395,11 @@ func signable(content []byte, rules canonicaljson.Rules) bool {
 
 // sign signs an item for its server. No two are signed at the same time, so that carriers keep their order.
 func (k *carrying) sign(o *store.Outbound) (json.RawMessage, error) {
+	k.mu.Lock()
 	k.lastTS = max(k.lastTS+1, k.f.Now().UnixMilli())
-	object, err := marshal(carriedMessage{Origin: k.f.server, Destination: o.Server, TS: k.lastTS, Type: o.Kind, Content: o.Body})
+	at := k.lastTS
+	k.mu.Unlock()
+	object, err := marshal(carriedMessage{Origin: k.f.server, Destination: o.Server, TS: at, Type: o.Kind, Content: o.Body})
 	if err != nil {
 		return nil, err
 	}
@@ -345,14 +407,14 @@ func (k *carrying) sign(o *store.Outbound) (json.RawMessage, error) {
 }
 
 // ask sends a message and returns which of it is done with. Of the users whom it names bundle has the signed bundles, if they are wanted.
-func (k *carrying) ask(ctx context.Context, c contact, m *carryMessage, bundle func(eventgraph.UserID) (json.RawMessage, error)) (done map[int]bool, err error) {
-	s, stop, err := k.f.openIdle(ctx, c.Peer, protocolCarry)
+func (k *carrying) ask(ctx context.Context, c contact, mine *slot, m *carryMessage, bundle func(eventgraph.UserID) (json.RawMessage, error)) (done map[int]bool, err error) {
+	x, stop, err := k.f.openExchange(ctx, c.Peer, protocolCarry, mine)
 	if err != nil {
 		return nil, err
 	}
 	defer stop()
 	var answer carryMessage
-	if err := say(s, m, &answer); err != nil {
+	if err := x.say(m, maxCarryAnswer, &answer); err != nil {
 		return nil, err
 	}
 	if len(answer.Want) > 0 {
@@ -361,11 +423,11 @@ func (k *carrying) ask(ctx context.Context, c contact, m *carryMessage, bundle f
 				return nil, errors.New("it wants what was not offered")
 			}
 		}
-		if err := giveBundles(s, answer.Want, bundle); err != nil {
+		if err := giveBundles(x, answer.Want, bundle); err != nil {
 			return nil, err
 		}
 		answer = carryMessage{}
-		if err := readMessage(s, maxCarryMessage, &answer); err != nil {
+		if err := x.read(maxCarryAnswer, &answer); err != nil {
 			return nil, err
 		}
 	}
@@ -382,6 +444,11 @@ func (k *carrying) ask(ctx context.Context, c contact, m *carryMessage, bundle f
 // giveAll gives a contact what we carry for it, and drops what it has taken. An origin of which it does not take something, because it has not its
 // key, waits until the next time, and holds up no other.
 func (k *carrying) giveAll(ctx context.Context, c contact) error {
+	unlock, err := k.to.lock(ctx, c.Server)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	waits := map[eventgraph.ServerName]bool{}
 	for {
 		batch, err := k.f.carriedFor(c.Server, waits)
@@ -391,30 +458,7 @@ func (k *carrying) giveAll(ctx context.Context, c contact) error {
 		if err != nil || len(batch) == 0 {
 			return err
 		}
-		var m carryMessage
-		for _, kept := range batch {
-			m.Give = append(m.Give, kept.Signed)
-		}
-		held, err := k.f.heldFor(c.Server, sendersOf(m.Give))
-		if err != nil {
-			return err
-		}
-		m.Users = map[eventgraph.UserID]offeredBundle{}
-		for user, h := range held {
-			m.Users[user] = offeredBundle{Digest: h.Digest, TS: h.TS}
-		}
-		done, err := k.ask(ctx, c, &m, func(user eventgraph.UserID) (json.RawMessage, error) { return held[user].Signed, nil })
-		if err != nil {
-			return err
-		}
-		_, err = k.f.Store.Update(ctx, func(tx *store.Tx) error {
-			for i := range done {
-				if err := tx.DeleteCarried(batch[i]); err != nil {
-					return err
-				}
-			}
-			return nil
-		})
+		done, err := k.giveBatch(ctx, c, batch)
 		if err != nil {
 			return err
 		}
@@ -424,6 +468,40 @@ func (k *carrying) giveAll(ctx context.Context, c contact) error {
 			}
 		}
 	}
+}
+
+// giveBatch is one exchange of giveAll. It returns which have been taken, and dropped.
+func (k *carrying) giveBatch(ctx context.Context, c contact, batch []*store.Carried) (done map[int]bool, err error) {
+	ctx, mine, err := k.giving.take(ctx, ctx, c.Server)
+	if err != nil {
+		return nil, err
+	}
+	defer mine.release()
+	var m carryMessage
+	for _, kept := range batch {
+		m.Give = append(m.Give, kept.Signed)
+	}
+	held, err := k.f.heldFor(c.Server, sendersOf(m.Give))
+	if err != nil {
+		return nil, err
+	}
+	m.Users = map[eventgraph.UserID]offeredBundle{}
+	for user, h := range held {
+		m.Users[user] = offeredBundle{Digest: h.Digest, TS: h.TS}
+	}
+	done, err = k.ask(ctx, c, mine, &m, func(user eventgraph.UserID) (json.RawMessage, error) { return held[user].Signed, nil })
+	if err != nil {
+		return nil, err
+	}
+	_, err = k.f.Store.Update(ctx, func(tx *store.Tx) error {
+		for i := range done {
+			if err := tx.DeleteCarried(batch[i]); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return done, err
 }
 
 // carriedFor lists what is kept for a server, but not of those who wait, as much as goes into one message.
@@ -539,43 +617,39 @@ func (f *Federation) sweepKept(ctx context.Context) error {
 }
 
 // serve takes messages to carry, and those that are for us.
-func (k *carrying) serve(ctx context.Context, peer eventgraph.PeerID, s idle) error {
+func (k *carrying) serve(ctx context.Context, from contact, x *exchangeStream) error {
 	f := k.f
-	server, release, err := f.admitFriend(ctx, peer, &k.one, k.serving)
-	if err != nil {
-		return err
-	}
-	defer release()
 	var m carryMessage
-	if err := readMessage(s, maxCarryMessage, &m); err != nil {
+	if err := x.read(maxCarryMessage, &m); err != nil {
 		return err
 	}
 	if len(m.Keep)+len(m.Give) > maxCarriedAtOnce || len(m.Users) > maxCarriedAtOnce || len(m.Keep) > 0 && len(m.Give) > 0 {
 		return errTooLong
 	}
-	if err := f.spendOn(ctx, peer, costRequest+len(m.Keep)+len(m.Give)*costEDU); err != nil {
+	if err := f.spendOn(ctx, from.Peer, costRequest+len(m.Keep)+len(m.Give)*costEDU); err != nil {
 		return err
 	}
-	if err := k.takeKeys(ctx, s, contact{Server: server, Peer: peer}, &m); err != nil {
+	if err := k.takeKeys(ctx, x, from, &m); err != nil {
 		return err
 	}
 	answer := &carryMessage{}
+	var err error
 	if len(m.Keep) > 0 {
-		answer.Done, err = k.keep(ctx, server, m.Keep)
+		answer.Done, err = k.keep(ctx, from.Server, m.Keep)
 	}
 	for i, raw := range m.Give {
 		if err != nil {
 			break
 		}
 		var done bool
-		if done, err = k.receive(ctx, server, raw); done {
+		if done, err = k.receive(ctx, from.Server, raw); done {
 			answer.Done = append(answer.Done, i)
 		}
 	}
 	if err != nil {
 		return err
 	}
-	return writeMessage(s, answer)
+	return x.write(answer)
 }
 
 // parseCarried reads a message and checks all of it but the signature. Whether it is for whom, and for how long, is for the caller to ask.

@@ -251,8 +251,7 @@ func (h *memHost) tell(to *memHost, m *carryMessage) (done bool, err error) {
 // tellWith is tell, with bundles for those users whom m names.
 func (h *memHost) tellWith(to *memHost, m *carryMessage, bundle func(eventgraph.UserID) (json.RawMessage, error)) (done bool, err error) {
 	h.t.Helper()
-	k := &carrying{f: h.Federation}
-	got, err := k.ask(h.t.Context(), contact{Server: to.server, Peer: to.peer}, m, bundle)
+	got, err := newCarrying(h.Federation).ask(h.t.Context(), contact{Server: to.server, Peer: to.peer}, nil, m, bundle)
 	return err == nil && len(got) == len(m.Keep)+len(m.Give), err
 }
 
@@ -396,7 +395,7 @@ func TestCarryHoldsUpNobody(t *testing.T) {
 	if err := c.Unblock(t.Context(), blocked.server); err != nil {
 		t.Fatal(err)
 	}
-	k := &carrying{f: c.Federation}
+	k := newCarrying(c.Federation)
 	c.update(func(tx *store.Tx) error { // of a and d, whose messages cannot be proven, or not be read
 		for i, origin := range []*memHost{a, d} {
 			for j := range maxCarriedAtOnce + 1 {

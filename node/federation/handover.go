@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"slices"
 	"sync"
@@ -46,9 +45,11 @@ const (
 	// maxAskedBundles is how many users one question to a third server names, and maxBundleGivers how many servers are asked.
 	maxAskedBundles = 100
 	maxBundleGivers = 3
-	// handoversAtOnce and handoversServed bound the exchanges that go on, as giver and as taker.
+	// handoversAtOnce and handoversServed bound the exchanges that go on, as giver and as taker (slots).
 	handoversAtOnce = 4
 	handoversServed = 8
+	// maxHandoverAnswer bounds the answer to a sum.
+	maxHandoverAnswer = 1 << 10
 	// handoverDelay gathers what changes together; a client uploads several keys one after the other.
 	handoverDelay = 3 * time.Second
 	// handoverSoon gathers those who are met together.
@@ -87,21 +88,26 @@ type ownBundle struct {
 // handover hands our users' keys over.
 type handover struct {
 	f       *Federation
-	serving chan struct{}
-	one     keyedLock[eventgraph.ServerName] // of these, one of a server at a time
-	changed chan struct{}                    // holds a token when keys or memberships have changed
+	giving  *slots
+	changed chan struct{} // holds a token when keys or memberships have changed
 
 	mu    sync.Mutex
 	stale map[eventgraph.UserID]bool // whose bundle has changed
+	now   *ownKeys                   // what is handed over
+}
 
-	// Owned by the loop of runHandover.
-	own   map[eventgraph.UserID]*ownBundle
-	given map[eventgraph.PeerID]*handedTo // connected peers
+// ownKeys are the bundles of the local users who have one, with the rooms that they are in. It is immutable.
+type ownKeys struct {
+	bundles map[eventgraph.UserID]*ownBundle // also of those who have none
+	rooms   map[eventgraph.UserID][]eventgraph.RoomID
+}
+
+func newHandover(f *Federation) *handover {
+	return &handover{f: f, giving: newSlots(handoversAtOnce), changed: make(chan struct{}, 1), stale: map[eventgraph.UserID]bool{}, now: &ownKeys{}}
 }
 
 // handedTo is what a peer was given over a connection.
 type handedTo struct {
-	since  uint64 // the turn at which it was met
 	sum    []byte
 	failed int
 	next   time.Time // not before, if it failed
@@ -109,37 +115,17 @@ type handedTo struct {
 
 // runHandover hands keys over and takes them, until ctx ends.
 func (f *Federation) runHandover(ctx context.Context) error {
-	h := &handover{f: f, serving: make(chan struct{}, handoversServed), changed: make(chan struct{}, 1),
-		stale: map[eventgraph.UserID]bool{}, own: map[eventgraph.UserID]*ownBundle{}, given: map[eventgraph.PeerID]*handedTo{}}
-	f.Transport.Handle(protocolHandover, func(ctx context.Context, peer eventgraph.PeerID, stream io.ReadWriteCloser) {
-		defer stream.Close()
-		defer context.AfterFunc(ctx, func() { reset(stream) })()
-		if err := h.serve(ctx, peer, idle{stream}); err != nil && ctx.Err() == nil {
-			reset(stream)
-			f.Log.Debug("keys not taken or given", "peer", peer, "err", err)
-		}
-	})
+	h := newHandover(f)
+	f.serveExchanges(protocolHandover, "keys", newSlots(handoversServed), h.serve)
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return h.follow(ctx, f.Store.Position()) })
 	group.Go(func() error {
-		for {
-			f.peers.mu.Lock()
-			news := f.peers.changed
-			f.peers.mu.Unlock()
-			again := time.NewTimer(h.round(ctx))
-			select {
-			case <-ctx.Done():
-			case <-news:
-				pause(ctx, handoverSoon, nil)
-			case <-h.changed:
-				pause(ctx, handoverDelay, nil)
-			case <-again.C:
-			}
-			again.Stop()
-			if ctx.Err() != nil {
-				return ctx.Err()
-			}
+		v := &visits{f: f, changed: h.changed, soon: handoverSoon, later: handoverDelay, seldom: handoverSeldom, prepare: h.refresh}
+		v.begin = func(c contact) func(context.Context) time.Duration {
+			t := &handedTo{}
+			return func(ctx context.Context) time.Duration { return h.visit(ctx, c, t) }
 		}
+		return v.run(ctx)
 	})
 	return group.Wait()
 }
@@ -185,103 +171,90 @@ func (h *handover) follow(ctx context.Context, from store.Position) error {
 	}
 }
 
-// round gives each contact what it may not have, and says when the next round is due.
-func (h *handover) round(ctx context.Context) (wait time.Duration) {
-	f, wait := h.f, handoverSeldom
-	contacts := f.peers.contacts()
-	maps.DeleteFunc(h.given, func(p eventgraph.PeerID, t *handedTo) bool {
-		return !slices.ContainsFunc(contacts, func(c contact) bool { return c.Peer == p && c.Since == t.since })
-	})
-	users, err := h.refresh()
+// visit gives a contact what it may not have, and says when the next visit is due.
+func (h *handover) visit(ctx context.Context, c contact, t *handedTo) (again time.Duration) {
+	f := h.f
+	h.mu.Lock()
+	keys := h.now
+	h.mu.Unlock()
+	digests, err := h.digestsFor(c.Server, keys)
 	if err != nil {
-		f.Log.Error("keys not readable", "err", err)
-		return wait
+		f.Log.Error("cannot tell whose keys to hand over", "err", err)
+		return handoverSeldom
 	}
-	var group errgroup.Group
-	group.SetLimit(handoversAtOnce)
-	for _, c := range contacts {
-		if !f.sharesRoom(c.Server) {
-			continue
-		}
-		digests, err := h.digestsFor(c.Server, users)
-		if err != nil {
-			f.Log.Error("cannot tell whose keys to hand over", "err", err)
-			return wait
-		}
-		t := h.given[c.Peer]
-		if t == nil {
-			t = &handedTo{since: c.Since}
-			h.given[c.Peer] = t
-		}
-		sum := sumOf(digests)
-		if bytes.Equal(t.sum, sum) && t.failed == 0 || len(digests) == 0 && t.sum == nil {
-			continue
-		}
-		if !bytes.Equal(t.sum, sum) {
-			t.sum, t.failed, t.next = sum, 0, time.Time{}
-		}
-		if later := t.next.Sub(f.Now()); later > 0 {
-			wait = min(wait, later)
-			continue
-		}
-		group.Go(func() error {
-			if err := h.give(ctx, c, digests, sum); err == nil {
-				t.failed = 0
-			} else if ctx.Err() == nil {
-				f.Log.Debug("keys not handed over", "server", c.Server, "peer", c.Peer, "err", err)
-				t.next = f.Now().Add(min(handoverRetry<<min(t.failed, 10), handoverSeldom))
-				t.failed++
-			}
-			return nil
-		})
+	sum := sumOf(digests)
+	if bytes.Equal(t.sum, sum) && t.failed == 0 || len(digests) == 0 && t.sum == nil {
+		return handoverSeldom
 	}
-	group.Wait()
-	for _, t := range h.given {
-		if t.failed > 0 {
-			wait = min(wait, max(t.next.Sub(f.Now()), 0))
-		}
+	if !bytes.Equal(t.sum, sum) {
+		t.sum, t.failed, t.next = sum, 0, time.Time{}
 	}
-	return wait
+	if later := t.next.Sub(f.Now()); later > 0 {
+		return later
+	}
+	if err := h.give(ctx, c, keys, digests, sum); err != nil {
+		if ctx.Err() == nil {
+			f.Log.Debug("keys not handed over", "server", c.Server, "peer", c.Peer, "err", err)
+		}
+		again = min(handoverRetry<<min(t.failed, 10), handoverSeldom)
+		t.next = f.Now().Add(again)
+		t.failed++
+		return again
+	}
+	t.failed = 0
+	return handoverSeldom
 }
 
-// refresh reads the bundles that have changed, and lists who has one, with the rooms that they are in.
-func (h *handover) refresh() (map[eventgraph.UserID][]eventgraph.RoomID, error) {
+// refresh reads the bundles that have changed, and who is in which rooms.
+func (h *handover) refresh() error {
 	h.mu.Lock()
-	for user := range h.stale {
-		delete(h.own, user)
+	bundles := maps.Clone(h.now.bundles)
+	if bundles == nil {
+		bundles = map[eventgraph.UserID]*ownBundle{}
 	}
-	clear(h.stale)
+	stale := h.stale
+	for user := range stale {
+		delete(bundles, user)
+	}
+	h.stale = map[eventgraph.UserID]bool{}
 	h.mu.Unlock()
-	users := map[eventgraph.UserID][]eventgraph.RoomID{}
+	keys := &ownKeys{bundles: bundles, rooms: map[eventgraph.UserID][]eventgraph.RoomID{}}
 	err := h.f.Store.View(func(r *store.Reader) error {
 		return r.Accounts(func(a *store.Account) (bool, error) {
-			b := h.own[a.User]
+			b := bundles[a.User]
 			if b == nil {
 				raw, err := h.f.Local.KeyBundle(a.User)
 				if err != nil {
 					return false, err
 				}
 				b = &ownBundle{raw: raw, digest: digestOf(raw)}
-				h.own[a.User] = b
+				bundles[a.User] = b
 			}
 			if b.raw == nil {
 				return true, nil
 			}
 			err := r.RoomsOf(a.User, func(m *store.Member) (bool, error) {
 				if m.Membership == "join" && !m.Outside {
-					users[a.User] = append(users[a.User], m.Room)
+					keys.rooms[a.User] = append(keys.rooms[a.User], m.Room)
 				}
 				return true, nil
 			})
 			return true, err
 		})
 	})
-	return users, err
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if err != nil {
+		maps.Copy(h.stale, stale)
+		return err
+	}
+	h.now = keys
+	return nil
 }
 
 // digestsFor are those of the bundles of users in a room with the server, by whose ACL it is not denied.
-func (h *handover) digestsFor(server eventgraph.ServerName, users map[eventgraph.UserID][]eventgraph.RoomID) (map[eventgraph.UserID][]byte, error) {
-	if len(users) == 0 {
+func (h *handover) digestsFor(server eventgraph.ServerName, keys *ownKeys) (map[eventgraph.UserID][]byte, error) {
+	if len(keys.rooms) == 0 {
 		return nil, nil
 	}
 	shared, err := h.f.meetings.sharing.roomsWith(server)
@@ -289,9 +262,9 @@ func (h *handover) digestsFor(server eventgraph.ServerName, users map[eventgraph
 		return nil, err
 	}
 	digests := map[eventgraph.UserID][]byte{}
-	for _, user := range slices.Sorted(maps.Keys(users)) {
-		if len(digests) < store.MaxHandedUsers && slices.ContainsFunc(users[user], func(room eventgraph.RoomID) bool { return shared[room] }) {
-			digests[user] = h.own[user].digest
+	for _, user := range slices.Sorted(maps.Keys(keys.rooms)) {
+		if len(digests) < store.MaxHandedUsers && slices.ContainsFunc(keys.rooms[user], func(room eventgraph.RoomID) bool { return shared[room] }) {
+			digests[user] = keys.bundles[user].digest
 		}
 	}
 	return digests, nil
@@ -312,18 +285,23 @@ func sumOf(digests map[eventgraph.UserID][]byte) []byte {
 }
 
 // give hands over to a contact what it has not.
-func (h *handover) give(ctx context.Context, c contact, digests map[eventgraph.UserID][]byte, sum []byte) error {
-	s, stop, err := h.f.openIdle(ctx, c.Peer, protocolHandover)
+func (h *handover) give(ctx context.Context, c contact, keys *ownKeys, digests map[eventgraph.UserID][]byte, sum []byte) error {
+	ctx, mine, err := h.giving.take(ctx, ctx, c.Server)
+	if err != nil {
+		return err
+	}
+	defer mine.release()
+	x, stop, err := h.f.openExchange(ctx, c.Peer, protocolHandover, mine)
 	if err != nil {
 		return err
 	}
 	defer stop()
 	var answer keysMessage
-	if err := say(s, &keysMessage{Sum: sum}, &answer); err != nil || answer.Level {
+	if err := x.say(&keysMessage{Sum: sum}, maxHandoverAnswer, &answer); err != nil || answer.Level {
 		return err
 	}
 	answer = keysMessage{}
-	if err := say(s, &keysMessage{Users: digests}, &answer); err != nil {
+	if err := x.say(&keysMessage{Users: digests}, maxHandoverMessage, &answer); err != nil {
 		return err
 	}
 	for i, user := range answer.Want {
@@ -331,12 +309,14 @@ func (h *handover) give(ctx context.Context, c contact, digests map[eventgraph.U
 			return errors.New("it wants what was not offered")
 		}
 	}
-	err = giveBundles(s, answer.Want, func(user eventgraph.UserID) (json.RawMessage, error) { return h.f.signBundle(user, h.own[user].raw) })
+	err = giveBundles(x, answer.Want, func(user eventgraph.UserID) (json.RawMessage, error) {
+		return h.f.signBundle(user, keys.bundles[user].raw)
+	})
 	if err != nil {
 		return err
 	}
 	answer = keysMessage{}
-	if err := readMessage(s, maxHandoverMessage, &answer); err != nil {
+	if err := x.read(maxHandoverAnswer, &answer); err != nil {
 		return err
 	}
 	if !answer.Level {
@@ -346,7 +326,7 @@ func (h *handover) give(ctx context.Context, c contact, digests map[eventgraph.U
 }
 
 // giveBundles writes the signed bundles of the users, in chunks.
-func giveBundles(s idle, users []eventgraph.UserID, signed func(eventgraph.UserID) (json.RawMessage, error)) error {
+func giveBundles(x *exchangeStream, users []eventgraph.UserID, signed func(eventgraph.UserID) (json.RawMessage, error)) error {
 	message, size := &keysMessage{}, 0
 	for _, user := range users {
 		raw, err := signed(user)
@@ -355,7 +335,7 @@ func giveBundles(s idle, users []eventgraph.UserID, signed func(eventgraph.UserI
 		}
 		if size > 0 && size+len(raw) > handoverChunk {
 			message.More = true
-			if err := writeMessage(s, message); err != nil {
+			if err := x.write(message); err != nil {
 				return err
 			}
 			message, size = &keysMessage{}, 0
@@ -363,14 +343,14 @@ func giveBundles(s idle, users []eventgraph.UserID, signed func(eventgraph.UserI
 		message.Keys = append(message.Keys, raw)
 		size += len(raw)
 	}
-	return writeMessage(s, message)
+	return x.write(message)
 }
 
 // takeBundles reads what giveBundles writes, at most so many, and hands each to take.
-func (f *Federation) takeBundles(ctx context.Context, s idle, peer eventgraph.PeerID, most int, take func(json.RawMessage) error) error {
+func (f *Federation) takeBundles(ctx context.Context, x *exchangeStream, peer eventgraph.PeerID, most int, take func(json.RawMessage) error) error {
 	for more := true; more; {
 		var m keysMessage
-		if err := readMessage(s, maxHandoverMessage, &m); err != nil {
+		if err := x.read(maxHandoverMessage, &m); err != nil {
 			return err
 		}
 		if more = m.More; len(m.Keys) > most || more && len(m.Keys) == 0 {
@@ -389,26 +369,6 @@ func (f *Federation) takeBundles(ctx context.Context, s idle, peer eventgraph.Pe
 	return nil
 }
 
-// openIdle opens a stream on which each side may take its time for each piece; stop ends it.
-func (f *Federation) openIdle(ctx context.Context, peer eventgraph.PeerID, protocol string) (s idle, stop func(), err error) {
-	opening, cancel := context.WithTimeout(ctx, peersTimeout)
-	defer cancel()
-	stream, err := f.Transport.OpenStream(opening, peer, protocol)
-	if err != nil {
-		return idle{}, nil, err
-	}
-	unbind := context.AfterFunc(ctx, func() { reset(stream) })
-	return idle{stream}, func() { unbind(); stream.Close() }, nil
-}
-
-// say writes a message and reads the answer.
-func say(s idle, m, answer any) error {
-	if err := writeMessage(s, m); err != nil {
-		return err
-	}
-	return readMessage(s, maxHandoverMessage, answer)
-}
-
 // signBundle signs the bundle of a local user.
 func (f *Federation) signBundle(user eventgraph.UserID, bundle json.RawMessage) (json.RawMessage, error) {
 	object, err := marshal(signedBundle{User: user, TS: f.Now().UnixMilli(), Bundle: bundle})
@@ -418,56 +378,27 @@ func (f *Federation) signBundle(user eventgraph.UserID, bundle json.RawMessage) 
 	return eventgraph.SignJSON(object, f.Key)
 }
 
-// admitFriend lets a stream of a server that shares a room with us in: one of the server's at a time, for who does not go on holds up
-// nobody else's, and as many of all as there are slots.
-func (f *Federation) admitFriend(ctx context.Context, peer eventgraph.PeerID, one *keyedLock[eventgraph.ServerName], slots chan struct{}) (server eventgraph.ServerName, release func(), err error) {
-	if err := f.admitStream(ctx, peer); err != nil {
-		return "", nil, err
-	}
-	if server, err = f.asker(ctx, peer); err != nil {
-		return "", nil, err
-	}
-	if !f.sharesRoom(server) {
-		return "", nil, errors.New("it shares no room with us")
-	}
-	unlock, err := one.lock(ctx, server)
-	if err != nil {
-		return "", nil, err
-	}
-	leave, err := take(ctx, slots)
-	if err != nil {
-		unlock()
-		return "", nil, err
-	}
-	return server, func() { leave(); unlock() }, nil
-}
-
 // serve takes what a peer hands over, or gives it what others have.
-func (h *handover) serve(ctx context.Context, peer eventgraph.PeerID, s idle) error {
+func (h *handover) serve(ctx context.Context, from contact, x *exchangeStream) error {
 	f := h.f
-	server, release, err := f.admitFriend(ctx, peer, &h.one, h.serving)
-	if err != nil {
-		return err
-	}
-	defer release()
 	var m keysMessage
-	if err := readMessage(s, maxHandoverMessage, &m); err != nil {
+	if err := x.read(maxHandoverMessage, &m); err != nil {
 		return err
 	}
 	switch {
 	case len(m.Want) > maxAskedBundles || len(m.Sum) != digestSize && len(m.Want) == 0:
 		return errors.New("a message that is not in order")
 	case len(m.Want) > 0:
-		if err := f.spendOn(ctx, peer, costHistory); err != nil {
+		if err := f.spendOn(ctx, from.Peer, costHistory); err != nil {
 			return err
 		}
-		bundles, err := f.bundlesFor(server, m.Want)
+		bundles, err := f.bundlesFor(from.Server, m.Want)
 		if err != nil {
 			return err
 		}
-		return writeMessage(s, &keysMessage{Keys: bundles})
+		return x.write(&keysMessage{Keys: bundles})
 	}
-	return h.take(ctx, s, contact{Server: server, Peer: peer}, m.Sum)
+	return h.take(ctx, x, from, m.Sum)
 }
 
 // spendOn makes the peer pay for what it asks.
@@ -477,17 +408,17 @@ func (f *Federation) spendOn(ctx context.Context, peer eventgraph.PeerID, units 
 }
 
 // take takes in what a server hands over of its users.
-func (h *handover) take(ctx context.Context, s idle, c contact, sum []byte) error {
+func (h *handover) take(ctx context.Context, x *exchangeStream, c contact, sum []byte) error {
 	f := h.f
 	held, heldSum, err := f.handedBy(c.Server)
 	if err != nil {
 		return err
 	}
 	if bytes.Equal(sum, heldSum) {
-		return writeMessage(s, &keysMessage{Level: true})
+		return x.write(&keysMessage{Level: true})
 	}
 	var offer keysMessage
-	if err := say(s, &keysMessage{}, &offer); err != nil {
+	if err := x.say(&keysMessage{}, maxHandoverMessage, &offer); err != nil {
 		return err
 	}
 	if len(offer.Users) > store.MaxHandedUsers || !bytes.Equal(sumOf(offer.Users), sum) {
@@ -502,11 +433,11 @@ func (h *handover) take(ctx context.Context, s idle, c contact, sum []byte) erro
 			wanted[user] = true
 		}
 	}
-	if err := writeMessage(s, &keysMessage{Want: slices.Sorted(maps.Keys(wanted))}); err != nil {
+	if err := x.write(&keysMessage{Want: slices.Sorted(maps.Keys(wanted))}); err != nil {
 		return err
 	}
 	whole := true
-	err = f.takeBundles(ctx, s, c.Peer, len(wanted), func(raw json.RawMessage) error {
+	err = f.takeBundles(ctx, x, c.Peer, len(wanted), func(raw json.RawMessage) error {
 		b, err := f.checkBundle(ctx, raw, c.Server)
 		if err != nil || !wanted[b.User] || !bytes.Equal(b.Digest, offer.Users[b.User]) {
 			f.Log.Info("keys refused that were handed over", "server", c.Server, "err", err)
@@ -539,7 +470,7 @@ func (h *handover) take(ctx context.Context, s idle, c contact, sum []byte) erro
 	if err != nil {
 		return err
 	}
-	return writeMessage(s, &keysMessage{Level: whole})
+	return x.write(&keysMessage{Level: whole})
 }
 
 // keepBundle keeps a bundle. Where there is no room it is left out, and not asked for again before something changes.
@@ -709,13 +640,13 @@ func (f *Federation) AskKeyBundles(ctx context.Context, users []eventgraph.UserI
 
 // askBundles asks one contact, and takes from missing whose keys came.
 func (f *Federation) askBundles(ctx context.Context, c contact, missing *[]eventgraph.UserID) error {
-	s, stop, err := f.openIdle(ctx, c.Peer, protocolHandover)
+	x, stop, err := f.openExchange(ctx, c.Peer, protocolHandover, nil) // somebody waits for it, within the time of ctx
 	if err != nil {
 		return err
 	}
 	defer stop()
 	var answer keysMessage
-	if err := say(s, &keysMessage{Want: (*missing)[:min(len(*missing), maxAskedBundles)]}, &answer); err != nil {
+	if err := x.say(&keysMessage{Want: (*missing)[:min(len(*missing), maxAskedBundles)]}, maxHandoverMessage, &answer); err != nil {
 		return err
 	}
 	for _, raw := range answer.Keys[:min(len(answer.Keys), maxAskedBundles)] {

@@ -1,7 +1,6 @@
 package federation
 
 import (
-	"context"
 	"encoding/json"
 	"io"
 	"slices"
@@ -46,21 +45,14 @@ func (h *memHost) handed(user eventgraph.UserID) string {
 	return b.Text
 }
 
-// handing is what hands the keys of h over, outside of Run.
-func (h *memHost) handing() *handover {
-	return &handover{f: h.Federation, serving: make(chan struct{}, 1), changed: make(chan struct{}, 1),
-		stale: map[eventgraph.UserID]bool{}, own: map[eventgraph.UserID]*ownBundle{}, given: map[eventgraph.PeerID]*handedTo{}}
-}
-
 // handOver hands over to a host by itself, and counts the bytes both ways.
 func (h *memHost) handOver(to *memHost) (bytes int64, err error) {
 	h.t.Helper()
-	o := h.handing()
-	users, err := o.refresh()
-	if err != nil {
+	o := newHandover(h.Federation)
+	if err := o.refresh(); err != nil {
 		h.t.Fatal(err)
 	}
-	digests, err := o.digestsFor(to.server, users)
+	digests, err := o.digestsFor(to.server, o.now)
 	if err != nil {
 		h.t.Fatal(err)
 	}
@@ -68,7 +60,7 @@ func (h *memHost) handOver(to *memHost) (bytes int64, err error) {
 	g := func(_ eventgraph.PeerID, s io.ReadWriteCloser) io.ReadWriteCloser { return counted{s, &in, &out} }
 	h.streams.f.Store(&g)
 	defer h.streams.f.Store(nil)
-	err = o.give(h.t.Context(), contact{Server: to.server, Peer: to.peer}, digests, sumOf(digests))
+	err = o.give(h.t.Context(), contact{Server: to.server, Peer: to.peer}, o.now, digests, sumOf(digests))
 	return in.Load() + out.Load(), err
 }
 
@@ -120,13 +112,7 @@ func TestHandoverCosts(t *testing.T) {
 	b.run(b.runPeers)
 	a.meet(b.host)
 	b.meet(a.host)
-	o := b.handing()
-	b.streams.Handle(protocolHandover, func(ctx context.Context, peer eventgraph.PeerID, s io.ReadWriteCloser) {
-		defer s.Close()
-		if err := o.serve(ctx, peer, idle{s}); err != nil {
-			reset(s)
-		}
-	})
+	b.serveExchanges(protocolHandover, "keys", newSlots(1), newHandover(b.Federation).serve)
 	room := a.create("12", "public", "shared")
 	b.join(room, b.user("bob"), a.host)
 	const users = 40
@@ -194,15 +180,15 @@ func TestHandoverForged(t *testing.T) {
 		"what is no signed object":   {alice, of(alice), json.RawMessage(`"x"`)},
 		"nothing of what is offered": {alice, of(alice), json.RawMessage("none")},
 	} {
-		s, stop, err := a.openIdle(t.Context(), b.peer, protocolHandover)
+		x, stop, err := a.openExchange(t.Context(), b.peer, protocolHandover, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
 		users := map[eventgraph.UserID][]byte{try.user: digestOf([]byte(try.offered))}
 		var answer keysMessage
-		err = say(s, &keysMessage{Sum: sumOf(users)}, &answer)
+		err = x.say(&keysMessage{Sum: sumOf(users)}, maxHandoverMessage, &answer)
 		if err == nil {
-			err = say(s, &keysMessage{Users: users}, &answer)
+			err = x.say(&keysMessage{Users: users}, maxHandoverMessage, &answer)
 		}
 		m := &keysMessage{Keys: []json.RawMessage{try.raw}}
 		switch string(try.raw) {
@@ -221,7 +207,7 @@ func TestHandoverForged(t *testing.T) {
 		}
 		answer = keysMessage{}
 		if err == nil {
-			err = say(s, m, &answer)
+			err = x.say(m, maxHandoverMessage, &answer)
 		}
 		stop()
 		if err == nil && answer.Level {

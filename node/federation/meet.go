@@ -178,11 +178,15 @@ func (s meetStream) write(m *meetMessage) error {
 	if err != nil {
 		return err
 	}
+	return s.writeBody(body)
+}
+
+func (s meetStream) writeBody(body []byte) error {
 	if len(body) > maxFrame {
 		return errTooLong
 	}
 	s.setDeadline(time.Now().Add(meetTurn + passing(len(body))))
-	_, err = s.Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(body))), body...))
+	_, err := s.Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(body))), body...))
 	return err
 }
 
@@ -197,6 +201,18 @@ func (s meetStream) read(limit uint32) (*meetMessage, error) { return s.readAfte
 
 // readAfter is read of the answer to a message of so many bytes, which may still be on their way.
 func (s meetStream) readAfter(sent int, limit uint32) (*meetMessage, error) {
+	body, err := s.readBody(sent, limit)
+	if err != nil {
+		return nil, err
+	}
+	m := &meetMessage{}
+	if err := json.Unmarshal(body, m); err != nil {
+		return nil, fmt.Errorf("message that is not one: %w", err)
+	}
+	return m, nil
+}
+
+func (s meetStream) readBody(sent int, limit uint32) ([]byte, error) {
 	until := time.Now().Add(meetTurn + passing(sent))
 	s.setDeadline(until)
 	var head [4]byte
@@ -216,11 +232,7 @@ func (s meetStream) readAfter(sent int, limit uint32) (*meetMessage, error) {
 		}
 		s.setDeadline(until.Add(passing(body.Len())))
 	}
-	m := &meetMessage{}
-	if err := json.Unmarshal(body.Bytes(), m); err != nil {
-		return nil, fmt.Errorf("message that is not one: %w", err)
-	}
-	return m, nil
+	return body.Bytes(), nil
 }
 
 // meetings is what is known of all meetings in which we ask.
