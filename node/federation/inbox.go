@@ -39,13 +39,15 @@ const (
 
 // inbox says which rooms have events waiting and when each is to be visited.
 type inbox struct {
-	now     func() time.Time
-	seed    maphash.Seed
-	refused *lru.Cache[refusedFrom, time.Time] // when
-	woken   chan struct{}                      // holds a token when a room may have become due
+	now       func() time.Time
+	seed      maphash.Seed
+	refused   *lru.Cache[refusedFrom, time.Time]           // when
+	postponed *lru.Cache[eventgraph.ServerName, time.Time] // since when, see postpones
+	woken     chan struct{}                                // holds a token when a room may have become due
 
 	mu    sync.Mutex
 	rooms map[eventgraph.RoomID]*inboxRoom // bounded by the inbox in the store
+	waits loads                            // in all rooms
 }
 
 type refusedFrom struct {
@@ -65,31 +67,12 @@ type inboxRoom struct {
 	numbers  map[eventgraph.ServerName]int    // of those that were asked, for questions
 	turns    map[eventgraph.ServerName]uint64 // of those that gave what waits: the number of their last turn
 	turn     uint64
-	all      load  // of what waits, about: counted when it is read, and as it comes
-	outside  load  // of what servers gave that are not in the room
-	each     loads // of that, what each of them gave
+	waits    loads // about: counted when it is read, and as it comes and goes
+	outside  load  // of that, what servers gave that are not in the room
 }
 
-// load counts events and the bytes of their PDUs.
-type load struct{ items, bytes int }
-
-func (t *load) add(bytes int) {
-	t.items++
-	t.bytes += bytes
-}
-
-// loads are those of servers; no more servers than events are counted.
-type loads map[eventgraph.ServerName]load
-
-func (l loads) add(server eventgraph.ServerName, bytes int) {
-	one := l[server]
-	one.add(bytes)
-	l[server] = one
-}
-
-// takes says whether one more of that many bytes stays within one part of so many of a room's share.
-func (t load) takes(bytes, parts int) bool {
-	return t.items < maxWaiting/parts && t.bytes+bytes <= maxWaitingBytes/parts
+func newInboxRoom(now time.Time) *inboxRoom {
+	return &inboxRoom{due: now, asked: map[eventgraph.EventID]*questions{}, waits: newLoads()}
 }
 
 func newInbox(now func() time.Time) *inbox {
@@ -97,7 +80,11 @@ func newInbox(now func() time.Time) *inbox {
 	if err != nil {
 		panic("federation: refused events: " + err.Error()) // only for a size below 1
 	}
-	return &inbox{now: now, seed: maphash.MakeSeed(), refused: refused, rooms: map[eventgraph.RoomID]*inboxRoom{}, woken: make(chan struct{}, 1)}
+	postponed, err := lru.New[eventgraph.ServerName, time.Time](maxPostponed)
+	if err != nil {
+		panic("federation: postponed: " + err.Error()) // likewise
+	}
+	return &inbox{now: now, seed: maphash.MakeSeed(), refused: refused, postponed: postponed, waits: newLoads(), rooms: map[eventgraph.RoomID]*inboxRoom{}, woken: make(chan struct{}, 1)}
 }
 
 // wake makes the room due: something waits there.
@@ -106,7 +93,7 @@ func (i *inbox) wake(room eventgraph.RoomID) {
 	defer i.mu.Unlock()
 	r := i.rooms[room]
 	if r == nil {
-		r = &inboxRoom{asked: map[eventgraph.EventID]*questions{}}
+		r = newInboxRoom(i.now())
 		i.rooms[room] = r
 	}
 	r.wake(i.now())
@@ -120,65 +107,11 @@ func (r *inboxRoom) wake(now time.Time) {
 	}
 }
 
-// Bounds of what may wait in one room, so that one does not take the place of all others; and the part of that for all servers together that
-// are not in the room, one of so many: they may have been let in once only to fill it. Of that one of them has a part, else it would keep out
-// those who were left out by one side of a fork.
-const (
-	maxWaiting      = store.InboxMaxItems / 5
-	maxWaitingBytes = store.InboxMaxBytes / 5
-	outsidePart     = 20
-	outsideOnePart  = 4 * outsidePart
-)
-
-// reserve says whether one more event may wait in the room, and counts it. outside is who gives it, if that is not in the room.
-func (i *inbox) reserve(room eventgraph.RoomID, bytes int, outside eventgraph.ServerName) bool {
-	return i.reservePatiently(room, bytes, outside, 0)
-}
-
-// reservePatiently is reserve; if the event is the first that waits, nothing is asked for in the room while patience lasts.
-func (i *inbox) reservePatiently(room eventgraph.RoomID, bytes int, outside eventgraph.ServerName, patience time.Duration) bool {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	r := i.rooms[room]
-	if r == nil {
-		r = &inboxRoom{asked: map[eventgraph.EventID]*questions{}, due: i.now()}
-		i.rooms[room] = r
-	}
-	if !r.all.takes(bytes, 1) || outside != "" && !(r.outside.takes(bytes, outsidePart) && r.each[outside].takes(bytes, outsideOnePart)) {
-		return false
-	}
-	if r.all.items == 0 {
-		r.patient = i.now().Add(patience)
-	}
-	r.all.add(bytes)
-	if outside != "" {
-		r.outside.add(bytes)
-		if r.each == nil {
-			r.each = loads{}
-		}
-		r.each.add(outside, bytes)
-	}
-	return true
-}
-
 // isPatient says whether what is missing in a room that is visited is not to be asked for yet.
 func (i *inbox) isPatient(room eventgraph.RoomID) bool {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	return i.now().Before(i.rooms[room].patient)
-}
-
-// counted notes what waits in a room that is visited, and what of that each server gave that is not in the room.
-func (i *inbox) counted(room eventgraph.RoomID, all load, each loads) {
-	var outside load
-	for _, l := range each {
-		outside.items += l.items
-		outside.bytes += l.bytes
-	}
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	r := i.rooms[room]
-	r.all, r.outside, r.each = all, outside, each
 }
 
 // nudge makes the room due if something waits there.
@@ -277,6 +210,7 @@ func (i *inbox) done(room eventgraph.RoomID, empty, moved bool, read time.Durati
 	case r.again:
 		r.wake(i.now())
 	case empty:
+		i.recount(r, newLoads())
 		delete(i.rooms, room)
 		return
 	case i.now().Before(r.patient):
@@ -300,14 +234,6 @@ func backoff(n int) time.Duration { return min(inboxPatience<<min(n, 12), inboxB
 func (i *inbox) wasRefused(event eventgraph.EventID, giver eventgraph.ServerName) bool {
 	at, ok := i.refused.Get(refusedFrom{event, giver})
 	return ok && i.now().Sub(at) < inboxBackoff
-}
-
-// outside is the server if it is not in the room, for reserve.
-func (f *Federation) outside(room eventgraph.RoomID, server eventgraph.ServerName) eventgraph.ServerName {
-	if f.Rooms.InRoom(room, server) {
-		return ""
-	}
-	return server
 }
 
 // isEmpty says whether nothing waits.

@@ -270,48 +270,6 @@ func TestInboxFull(t *testing.T) {
 	}
 }
 
-// TestInboxShare: what waits in one room leaves place for others.
-func TestInboxShare(t *testing.T) {
-	t.Parallel()
-	i := newInbox(time.Now)
-	for n := range maxWaiting {
-		if !i.reserve("!one", 10, "") {
-			t.Fatalf("no place for event %d", n)
-		}
-	}
-	if i.reserve("!one", 10, "") {
-		t.Error("place for one too many")
-	}
-	if !i.reserve("!two", maxWaitingBytes, "") || i.reserve("!two", 1, "") {
-		t.Error("another room has not its own bytes")
-	}
-	i.counted("!one", load{}, nil)
-	if !i.reserve("!one", 10, "") {
-		t.Error("no place after all were taken in")
-	}
-	const one = maxWaiting / outsideOnePart
-	for _, s := range []eventgraph.ServerName{"p", "q", "r", "s"} {
-		for n := range one {
-			if !i.reserve("!three", 10, s) {
-				t.Fatalf("no place for event %d of %s, which is not in the room", n, s)
-			}
-		}
-		if s == "p" && i.reserve("!three", 10, s) {
-			t.Error("one server that is not in the room has more than its part")
-		}
-	}
-	if i.reserve("!three", 10, "t") || !i.reserve("!three", 10, "") {
-		t.Error("servers that are not in the room have not a share of their own")
-	}
-	i.counted("!three", load{}, loads{"p": {items: one}, "q": {items: one - 1}})
-	if i.reserve("!three", 10, "p") || !i.reserve("!three", 10, "q") || i.reserve("!three", 10, "q") || !i.reserve("!three", 10, "r") {
-		t.Error("what is counted of each is not what it may add to")
-	}
-	if i.reserve("!four", maxWaitingBytes/outsideOnePart+1, "p") || !i.reserve("!four", maxWaitingBytes/outsideOnePart, "p") {
-		t.Error("nor of their own bytes")
-	}
-}
-
 // TestInboxBackoff: an event's questions are put again ever later, at once to a server that is met, or is new, and a visit takes its share of time only.
 func TestInboxBackoff(t *testing.T) {
 	t.Parallel()

@@ -394,18 +394,34 @@ func (f *Federation) takeEarly(ctx context.Context, origin eventgraph.ServerName
 		if err != nil {
 			continue // as of any PDU that is none
 		}
-		known := origin == j.Server || slices.Contains(j.Via, origin)
-		switch {
-		case !known && !f.fromOutside.Allow():
-			results[e.ID()] = pduResult{"the origin is not known to be in the room"}
-		case !f.inbox.reserve(room, len(e.Raw()), ""):
-			results[e.ID()] = pduResult{errTooManyWaiting.Error()}
-		default:
-			results[e.ID()] = pduResult{}
-			items = append(items, &store.InboxItem{ID: e.ID(), Room: room, Origin: origin, PDU: e.Raw()})
+		if _, twice := results[e.ID()]; twice {
+			continue
 		}
+		known := origin == j.Server || slices.Contains(j.Via, origin)
+		if !known && !f.fromOutside.Allow() {
+			results[e.ID()] = pduResult{Error: "the origin is not known to be in the room"}
+			continue
+		}
+		item, err := f.holdBack(ctx, room, e, giver{server: origin}, 0)
+		switch {
+		case errors.Is(err, errTooManyWaiting):
+			results[e.ID()] = noPlace
+			continue
+		case err != nil:
+			return nil, err
+		case item != nil:
+			items = append(items, item)
+		}
+		results[e.ID()] = pduResult{}
 	}
-	return others, f.putInbox(ctx, items)
+	err = f.putInbox(ctx, items)
+	if errors.Is(err, store.ErrInboxFull) {
+		for _, item := range items {
+			results[item.ID] = noPlace
+		}
+		err = nil
+	}
+	return others, err
 }
 
 // keyedLock is a lock for each room, or server, that somebody waits for. The zero value is ready.

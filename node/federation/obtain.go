@@ -156,7 +156,7 @@ func (f *Federation) askMissing(ctx context.Context, w *waiting, room *store.Roo
 func (f *Federation) await(ctx context.Context, w *waiting, server eventgraph.ServerName, events []*eventgraph.Event) error {
 	var items []*store.InboxItem
 	var news []*eventgraph.Event
-	outside := f.outside(w.room, server)
+	from := f.giver(w.room, server)
 	full := false
 	err := f.Store.View(func(r *store.Reader) error {
 		for _, e := range unique(events) {
@@ -169,7 +169,7 @@ func (f *Federation) await(ctx context.Context, w *waiting, server eventgraph.Se
 				return err
 			}
 			if !waits && (!held || verdict == store.Outlier) && !f.inbox.wasRefused(e.ID(), server) {
-				if full = !f.inbox.reserve(w.room, len(e.Raw()), outside); full {
+				if full = !f.inbox.reserve(w.room, len(e.Raw()), from); full {
 					break // what has a place was not obtained in vain
 				}
 				items = append(items, &store.InboxItem{ID: e.ID(), Room: w.room, Origin: server, PDU: e.Raw()})

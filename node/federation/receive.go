@@ -50,8 +50,11 @@ type sendAnswer struct {
 }
 
 type pduResult struct {
-	Error string `json:"error,omitempty"`
+	Error     string `json:"error,omitempty"`
+	postponed bool   // it may find a place later
 }
+
+var noPlace = pduResult{errTooManyWaiting.Error(), true}
 
 func (f *Federation) sendRoutes(r *router) {
 	r.add(http.MethodPut, "/_matrix/federation/v1/send/{txnId}", f.serveSend)
@@ -97,7 +100,7 @@ func (f *Federation) serveSend(q *request) (any, error) {
 	}
 	answer := sendAnswer{PDUs: map[eventgraph.EventID]pduResult{}}
 	if t.PDUs, err = f.takeEarly(ctx, q.origin, t.PDUs, answer.PDUs); err != nil {
-		return nil, inboxFull(err)
+		return nil, err
 	}
 	for _, run := range f.parsePDUs(q.origin, t.PDUs, answer.PDUs) {
 		if err := f.admitEvents(ctx, q.origin, run, budgetWait); err != nil {
@@ -105,11 +108,15 @@ func (f *Federation) serveSend(q *request) (any, error) {
 		}
 		refused, err := f.takeIn(ctx, run.room, run.events, q.origin)
 		if err != nil {
-			return nil, inboxFull(err)
+			return nil, err
 		}
 		for _, e := range run.events {
-			answer.PDUs[e.ID()] = pduResult{refused[e.ID()]}
+			answer.PDUs[e.ID()] = refused[e.ID()]
 		}
+	}
+	// EDUs wait too, for the whole comes again.
+	if answer.lacksPlace() && f.inbox.postpones(q.origin) {
+		return nil, errInboxFull
 	}
 	for _, e := range t.EDUs {
 		if err := f.receiveEDU(ctx, q.origin, e); err != nil {
@@ -126,14 +133,18 @@ func (f *Federation) serveSend(q *request) (any, error) {
 	return json.RawMessage(raw), err
 }
 
-// inboxFull tells a peer to come again if that is what err says.
-func inboxFull(err error) error {
-	if !errors.Is(err, store.ErrInboxFull) {
-		return err
+func (a *sendAnswer) lacksPlace() bool {
+	for _, r := range a.PDUs {
+		if r.postponed {
+			return true
+		}
 	}
-	return &matrixError{Status: http.StatusServiceUnavailable, RetryAfterMS: inboxFullRetry.Milliseconds(),
-		Refusal: rooms.Refusal{Code: "M_LIMIT_EXCEEDED", Reason: "too many events wait here for their parents; send this again later"}}
+	return false
 }
+
+// errInboxFull tells a peer to come again.
+var errInboxFull = &matrixError{Status: http.StatusServiceUnavailable, RetryAfterMS: inboxFullRetry.Milliseconds(),
+	Refusal: rooms.Refusal{Code: "M_LIMIT_EXCEEDED", Reason: "too many events wait here for their parents; send this again later"}}
 
 // receiveTimeout bounds the work on one transaction (design.md §3.6): what is done by then need not be done again
 // when the peer repeats it.
@@ -212,7 +223,7 @@ func (f *Federation) parsePDUs(origin eventgraph.ServerName, pdus []json.RawMess
 			id, idErr := eventgraph.ReferenceID(version, raw)
 			f.Log.Info("PDU refused", "origin", origin, "room", frame.Room, "event", id, "err", err)
 			if idErr == nil {
-				results[id] = pduResult{err.Error()}
+				results[id] = pduResult{Error: err.Error()}
 			}
 			continue
 		}
@@ -243,38 +254,50 @@ func (f *Federation) versionOf(room eventgraph.RoomID) (version eventgraph.RoomV
 }
 
 // takeIn puts events of one room through Accept, those that miss something into the durable inbox. It returns why events were refused.
-func (f *Federation) takeIn(ctx context.Context, room eventgraph.RoomID, events []*eventgraph.Event, origin eventgraph.ServerName) (refused map[eventgraph.EventID]string, err error) {
+func (f *Federation) takeIn(ctx context.Context, room eventgraph.RoomID, events []*eventgraph.Event, origin eventgraph.ServerName) (refused map[eventgraph.EventID]pduResult, err error) {
 	return f.takeInPatiently(ctx, room, events, origin, 0)
 }
 
 // takeInPatiently is takeIn for events whose parents may be on their way: they are not asked for before patience is over.
-func (f *Federation) takeInPatiently(ctx context.Context, room eventgraph.RoomID, events []*eventgraph.Event, origin eventgraph.ServerName, patience time.Duration) (refused map[eventgraph.EventID]string, err error) {
-	refused = map[eventgraph.EventID]string{}
+func (f *Federation) takeInPatiently(ctx context.Context, room eventgraph.RoomID, events []*eventgraph.Event, origin eventgraph.ServerName, patience time.Duration) (refused map[eventgraph.EventID]pduResult, err error) {
+	refused = map[eventgraph.EventID]pduResult{}
 	var waiting []*store.InboxItem
+	var failed error
 	moved := false
-	outside := f.outside(room, origin)
+	from := f.giver(room, origin)
 	err = f.acceptEvents(ctx, events, origin, func(e *eventgraph.Event, o rooms.Outcome) {
 		var refusal *rooms.Refusal
 		var missing *rooms.MissingError
 		switch {
 		case errors.As(o.Err, &refusal):
-			refused[e.ID()] = refusal.Reason
+			refused[e.ID()] = pduResult{Error: refusal.Reason}
 			f.inbox.refused.Add(refusedFrom{e.ID(), origin}, f.Now())
 		case errors.As(o.Err, &missing):
-			if !f.inbox.reservePatiently(room, len(e.Raw()), outside, patience) {
-				refused[e.ID()] = errTooManyWaiting.Error()
-				return
+			item, err := f.holdBack(ctx, room, e, from, patience)
+			switch {
+			case errors.Is(err, errTooManyWaiting):
+				refused[e.ID()] = noPlace
+			case err != nil:
+				failed = err
+			case item != nil:
+				waiting = append(waiting, item)
 			}
-			waiting = append(waiting, &store.InboxItem{ID: e.ID(), Room: room, Origin: origin, PDU: e.Raw()})
 		default:
 			moved = moved || !o.Already
 		}
 	})
-	if err != nil {
+	if err = errors.Join(err, failed); err != nil {
 		return refused, err
 	}
 	if len(waiting) > 0 {
-		if err := f.putInbox(ctx, waiting); err != nil {
+		err := f.putInbox(ctx, waiting)
+		if errors.Is(err, store.ErrInboxFull) {
+			for _, item := range waiting {
+				refused[item.ID] = noPlace
+			}
+			err = nil
+		}
+		if err != nil {
 			return nil, err
 		}
 		f.inbox.wake(room)

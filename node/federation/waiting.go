@@ -99,6 +99,7 @@ type waiting struct {
 type waitingEvent struct {
 	id          eventgraph.EventID
 	origin      eventgraph.ServerName
+	bytes       int // of the PDU
 	prev        []eventgraph.EventID
 	lacks       map[eventgraph.EventID]bool
 	keys        []rooms.KeyNeeded
@@ -126,8 +127,7 @@ func (f *Federation) loadWaiting(ctx context.Context, room eventgraph.RoomID) (*
 	version, known := f.versionOf(room)
 	w := f.newWaiting(room, version)
 	var dropped []eventgraph.EventID
-	var all load
-	outside := loads{}
+	waits, outside := newLoads(), load{}
 	err := f.Store.View(func(r *store.Reader) error {
 		return r.Inbox(room, func(item *store.InboxItem) (bool, error) {
 			keep, isIn := inboxKeep, f.Rooms.InRoom(room, item.Origin)
@@ -140,9 +140,10 @@ func (f *Federation) loadWaiting(ctx context.Context, room eventgraph.RoomID) (*
 				dropped = append(dropped, item.ID)
 				return true, nil
 			}
-			all.add(len(item.PDU))
+			one := load{1, len(item.PDU)}
+			waits.add(item.Origin, one)
 			if !isIn {
-				outside.add(item.Origin, len(item.PDU))
+				outside = outside.plus(one)
 			}
 			return true, errors.Join(f.noteGiver(r, w, e, item.Origin), w.add(r, e, item.Origin))
 		})
@@ -150,7 +151,7 @@ func (f *Federation) loadWaiting(ctx context.Context, room eventgraph.RoomID) (*
 	if err != nil {
 		return nil, err
 	}
-	f.inbox.counted(room, all, outside)
+	f.inbox.counted(room, waits, outside)
 	return w, f.dropInbox(ctx, room, dropped)
 }
 
@@ -166,7 +167,7 @@ func (w *waiting) add(r *store.Reader, e *eventgraph.Event, origin eventgraph.Se
 			}
 		}
 	}
-	w.put(&waitingEvent{id: e.ID(), origin: origin, prev: e.PrevEvents()}, lacks)
+	w.put(&waitingEvent{id: e.ID(), origin: origin, bytes: len(e.Raw()), prev: e.PrevEvents()}, lacks)
 	return nil
 }
 
@@ -350,9 +351,12 @@ func (f *Federation) takeTogether(ctx context.Context, w *waiting, run []eventgr
 	if err := f.dropInbox(ctx, w.room, settled); err != nil {
 		return taken, err
 	}
+	gone := newLoads()
 	for _, id := range settled {
+		gone.add(w.events[id].origin, load{1, w.events[id].bytes})
 		w.settle(id, !refused[id])
 	}
+	f.inbox.release(w.room, gone, w.isIn)
 	return taken, nil
 }
 
