@@ -279,13 +279,15 @@ func (run *run) reservePast(in *incoming) error {
 			highest = max(highest, parent.Order)
 		}
 	}
-	if in.order = orders[0]; in.order < 0 && in.basis.Kind == Claimed {
+	if in.order = orders[0]; in.order < 0 && in.basis.Kind == Claimed { // what it rests on is not known: what rests on it tells
 		edges := maxReserveEdges
-		if highest, err = run.lowestOn(in.event, nil, &edges); err != nil { // what it rests on is not known: what rests on it tells
+		on, err := run.lowestOn(in.event, nil, &edges)
+		if err != nil {
 			return err
 		}
+		highest = max(highest, on)
 	}
-	if in.order < highest {
+	if highest > 0 && in.order < highest {
 		giveBack()
 		in.order = 0
 	}

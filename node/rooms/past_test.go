@@ -61,3 +61,19 @@ func TestReturn(t *testing.T) {
 		})
 	}
 }
+
+// What the join rests on and is held as an outlier is history: it is not shown as news when it is given one by one.
+func TestPastIsHistory(t *testing.T) {
+	t.Parallel()
+	a := newServer(t, "a")
+	b := newServer(t, "b", a)
+	alice := a.user("alice")
+	room := a.create("12", alice)
+	name := a.setState(room, alice, "m.room.name", "", `{"name":"a room"}`)
+	b.join(a, room, b.user("bob"))
+	a.give(b, room, 0)
+	if e := b.event(name); e.Verdict != store.Accepted || e.Order >= 0 || e.Position != 0 {
+		t.Errorf("the name from before the join has verdict %d, place %d and position %d", e.Verdict, e.Order, e.Position)
+	}
+	b.sameState(a, room)
+}
