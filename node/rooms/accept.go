@@ -322,11 +322,6 @@ func (run *run) judge(in incoming, held *store.StoredEvent) (judgement, error) {
 	if err != nil || j.verdict != store.Accepted || in.basis.Backfill || in.past || in.join || in.event.Type() == "m.room.create" {
 		return j, err
 	}
-	if held != nil && held.Verdict == store.Outlier && in.basis.Kind == Parents {
-		if j.past, err = run.claimedPast(in.event, j.before); j.past || err != nil {
-			return j, err
-		}
-	}
 	now := run.live.State
 	if in.basis.Kind == Claimed {
 		// What we hold may be as old as the gap.
@@ -336,6 +331,11 @@ func (run *run) judge(in incoming, held *store.StoredEvent) (judgement, error) {
 	}
 	if err := run.byCurrentState(in, now, &j); err != nil || j.verdict != store.Accepted {
 		return j, err
+	}
+	if held != nil && held.Verdict == store.Outlier && in.basis.Kind == Parents && !j.past {
+		if j.past, err = run.claimedPast(in.event, j.before); j.past || err != nil {
+			return j, err
+		}
 	}
 	signed, err := run.bySignature(in.event, in.copy, now)
 	var missing *MissingError
@@ -351,27 +351,6 @@ func (run *run) judge(in incoming, held *store.StoredEvent) (judgement, error) {
 	}
 	j.event = signed
 	return j, err
-}
-
-// byCurrentState is step 6. now is the room's current state.
-func (run *run) byCurrentState(in incoming, now eventgraph.Hash, j *judgement) error {
-	e := in.event
-	if now == j.before {
-		return nil
-	}
-	err := auth.Check(e, run.state(now))
-	var refused *auth.Refused
-	if !errors.As(err, &refused) {
-		return err // nil, or of the store
-	}
-	if covered, err := run.covered(e.ID()); covered || err != nil {
-		return err
-	}
-	if j.past, err = run.claimCovers(e.ID()); j.past || err != nil {
-		return err
-	}
-	j.verdict, j.reason = store.SoftFailed, "by the current state: "+refused.Error()
-	return nil
 }
 
 // authorise makes the checks 4 and 5, by what the event itself rests on: they are the same whenever and in whatever order events come.

@@ -139,7 +139,7 @@ func (run *run) reached(found *ancestry) (err error) {
 		if _, known := run.ties.above.get(id); known {
 			run.ties.above.put(id, tied, rest)
 		}
-		if past, known := run.ties.claims.get(id); known && !bool(past) {
+		if past, known := run.ties.claims.get(id); known && past == "" {
 			run.ties.doubt() // now it is
 		}
 	}

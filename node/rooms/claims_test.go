@@ -331,6 +331,92 @@ func TestAttackOutlierWithholds(t *testing.T) {
 	})
 }
 
+// A claim excuses nobody who was banned before it came, whether it leaves the ban out or names it: what he posts behind it is soft-failed, as it is
+// without it.
+func TestAttackPostsBehindClaim(t *testing.T) {
+	underAttack(t, func(t *testing.T, version eventgraph.RoomVersion) {
+		for _, named := range []bool{false, true} {
+			s := banned(t, version)
+			state := s.oldState
+			if named {
+				state = s.newState
+			}
+			post := s.c.lie(s.a, said(s.room, s.carol, "a post"), claim{ts: s.c.now, parents: s.old})
+			rename := renamed(s.a, s.c, s.room, s.carol, s.old...)
+			s.a.accept(rename, Basis{Kind: Nothing, Origin: s.b.Server()}, store.Outlier)
+			s.a.accept(s.b.on(s.base, "above", post.ID(), rename.ID(), s.b.on(s.base, "never given", s.old...).ID()), claimed(state, s.b), store.Accepted)
+			for _, e := range []*eventgraph.Event{post, rename} {
+				s.a.accept(e, Basis{Origin: s.c.Server()}, store.SoftFailed)
+			}
+			s.a.message(s.room, s.alice, "on")
+			s.a.accept(s.c.on(post, "one more", post.ID()), Basis{Origin: s.c.Server()}, store.SoftFailed)
+			s.a.wantMember(s.room, s.carol, "ban")
+		}
+	})
+}
+
+// What was said before its sender was banned, and lies behind an honest claim, is not soft-failed: neither where the ban came after the claim, nor where
+// he came to the room, spoke and was banned behind it.
+func TestSaidBeforeTheBanBehindClaim(t *testing.T) {
+	t.Parallel()
+	for _, version := range []eventgraph.RoomVersion{"10", "12"} {
+		for _, after := range []bool{false, true} {
+			a, b, alice, _, room := shared(t, version)
+			d := newServer(t, "d", a, b)
+			d.join(a, room, d.user("dora"))
+			c := newServer(t, "c", a, b, d)
+			carol := c.user("carol")
+			c.join(a, room, carol)
+			at := c.store.Position()
+			early := c.message(room, carol, "before the ban")
+			c.give(a, room, at)
+			ban := func() eventgraph.EventID {
+				return a.setState(room, alice, "m.room.member", string(carol), `{"membership":"ban"}`)
+			}
+			if after {
+				d.acrossGap(a, room, alice)
+				d.accept(a.event(ban()).Event, Basis{Origin: a.Server()}, store.Accepted)
+			} else {
+				ban()
+				d.acrossGap(a, room, alice)
+			}
+			for _, id := range a.event(early).PrevEvents() { // carol's join
+				_, _ = d.Accept(t.Context(), a.event(id).Event, Basis{Origin: a.Server()})
+			}
+			d.accept(a.event(early).Event, Basis{Origin: a.Server()}, store.Accepted)
+			d.wantShown(early)
+			d.wantMember(room, carol, "ban")
+		}
+	}
+}
+
+// Nor is it where the timeline begins after the ban: it is history.
+func TestHistoryOfTheBannedBehindClaim(t *testing.T) {
+	t.Parallel()
+	a, b, alice, bob, room := shared(t, "12")
+	a.message(room, alice, "long ago")
+	a.give(b, room, 0)
+	at := b.store.Position()
+	early := b.message(room, bob, "before the ban")
+	b.give(a, room, at)
+	above := a.message(room, alice, "an answer")
+	a.setState(room, alice, "m.room.member", string(bob), `{"membership":"ban"}`)
+	d := newServer(t, "d", a, b)
+	d.join(a, room, d.user("dora"))
+	for _, id := range []eventgraph.EventID{above, early} {
+		state, chain := a.stateAndChain(room, a.event(id).StateBefore)
+		for _, e := range append(chain, state...) {
+			_, _ = d.Accept(t.Context(), e, Basis{Kind: Nothing, Origin: a.Server()})
+		}
+		basis := claimed(state, a)
+		basis.Backfill = id == above
+		d.accept(a.event(id).Event, basis, store.Accepted)
+	}
+	if got := d.event(early); got.Order >= d.event(above).Order || got.Position != 0 {
+		t.Errorf("order %d, position %d: it is no history", got.Order, got.Position)
+	}
+}
+
 // renamed is bob's new name on top of what parents are. It is state, so a claim can name it.
 func renamed(a, b *server, room eventgraph.RoomID, bob eventgraph.UserID, parents ...eventgraph.EventID) *eventgraph.Event {
 	a.t.Helper()

@@ -5,7 +5,8 @@ import "github.com/plexus-p2p/plexus/eventgraph"
 // climb is one walk from an event to those that rest on it, in search of one that inTimeline. It remembers what it finds.
 type climb struct {
 	run           *run
-	throughClaims bool // also through events that are not rooted
+	throughClaims bool               // also through events that are not rooted
+	on            eventgraph.EventID // the one found; if not throughClaims it may be one that is known to lie below it
 	edges         int
 	seen          map[eventgraph.EventID]*step
 }
@@ -15,17 +16,18 @@ type step struct {
 	id     eventgraph.EventID
 	rooted bool
 	higher bool // what rests on it is still to be looked at
+	tied   bool // it is known to be: no climb through claims takes that back
 	open   bool // it, or one above it, was not looked through, as it is not rooted
 	cost   int  // how many are to be looked at to find the same again
 }
 
-// climbed looks for an event that inTimeline among the descendants.
-func (run *run) climbed(id eventgraph.EventID, throughClaims bool) (bool, error) {
+// climbed looks for an event that inTimeline among the descendants; "" if there is none.
+func (run *run) climbed(id eventgraph.EventID, throughClaims bool) (eventgraph.EventID, error) {
 	c := &climb{run: run, throughClaims: throughClaims, seen: map[eventgraph.EventID]*step{}}
 	from := &step{id: id, rooted: true, higher: true}
 	c.seen[id] = from
-	above, err := c.above(from, 0)
-	return above >= 0, err
+	_, err := c.above(from, 0)
+	return c.on, err
 }
 
 // above looks at what rests on an event: how far above it the one that inTimeline is, negative if there is none. depth is its own.
@@ -80,12 +82,17 @@ func (c *climb) above(at *step, depth int) (distance int, err error) {
 // look at an event for the first time: is it in the timeline, or known to be below?
 func (c *climb) look(at *step) (is bool, err error) {
 	ties := &c.run.ties
-	if past, known := ties.claims.get(at.id); known && c.throughClaims {
-		return bool(past), nil
+	if on, known := ties.claims.get(at.id); known && c.throughClaims {
+		c.on = eventgraph.EventID(on)
+		return on != "", nil
 	}
-	if found, known := ties.above.get(at.id); known && (found != onlyClaimed || !c.throughClaims) {
-		at.open = found == onlyClaimed
-		return found == tied, nil
+	found, known := ties.above.get(at.id)
+	at.tied = known && found == tied
+	if known && (found == untied || !c.throughClaims) {
+		if at.open = found == onlyClaimed; at.tied {
+			c.on = at.id
+		}
+		return at.tied, nil
 	}
 	s, err := c.run.stored(at.id)
 	if err != nil || s.RoomID() != c.run.rm.id { // any room's event can name any parent
@@ -100,7 +107,10 @@ func (c *climb) look(at *step) (is bool, err error) {
 		return false, nil
 	}
 	at.higher = true
-	return inTimeline(s), nil
+	if inTimeline(s) {
+		c.on = at.id
+	}
+	return c.on != "", nil
 }
 
 // is takes down that the timeline rests on an event, and how far above it that is.
@@ -113,7 +123,7 @@ func (c *climb) is(at *step, depth, distance int) {
 		in = marks
 	}
 	if c.throughClaims {
-		c.run.ties.claims.put(at.id, true, in)
+		c.run.ties.claims.put(at.id, claimTie(c.on), in)
 	} else {
 		c.run.ties.above.put(at.id, tied, in)
 	}
@@ -129,8 +139,9 @@ func (c *climb) isNot(at *step, depth int) {
 		in, at.cost = marks, 0
 	}
 	switch {
+	case at.tied:
 	case !at.rooted:
-		c.run.ties.claims.put(at.id, false, in)
+		c.run.ties.claims.put(at.id, "", in)
 	case at.open:
 		c.run.ties.above.put(at.id, onlyClaimed, in)
 	default:

@@ -120,7 +120,7 @@ func (t *ties) doubt() {
 			}
 		}
 	}
-	t.claims.keep(func(past claimTie) bool { return bool(past) })
+	t.claims.keep(func(past claimTie) bool { return past != "" })
 }
 
 // keep forgets all others.
@@ -147,8 +147,8 @@ const (
 
 func (tie) weight() int { return 1 }
 
-// claimTie says whether an event is the past by a claim.
-type claimTie bool
+// claimTie is the event that inTimeline by which an event is the past, if only by a claim; "" if there is none.
+type claimTie eventgraph.EventID
 
 func (claimTie) weight() int { return 1 }
 

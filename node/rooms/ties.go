@@ -50,7 +50,8 @@ func (run *run) covered(id eventgraph.EventID) (bool, error) {
 	if found, known := run.ties.above.get(id); known {
 		return found == tied, nil
 	}
-	return run.climbed(id, false)
+	on, err := run.climbed(id, false)
+	return on != "", err
 }
 
 // claimCovers is covered, but looks through events that are not rooted, too. So it tells what is the past, but not what the room's state knows of.
@@ -58,8 +59,17 @@ func (run *run) claimCovers(id eventgraph.EventID) (bool, error) {
 	if found, known := run.ties.above.get(id); known && found != onlyClaimed {
 		return found == tied, nil
 	}
-	if past, known := run.ties.claims.get(id); known {
-		return bool(past), nil
+	on, err := run.restsOn(id)
+	return on != "", err
+}
+
+// restsOn is an event that inTimeline and descends from the event, if only by claims; "" if there is none.
+func (run *run) restsOn(id eventgraph.EventID) (eventgraph.EventID, error) {
+	if found, known := run.ties.above.get(id); known && found == untied {
+		return "", nil
+	}
+	if on, known := run.ties.claims.get(id); known {
+		return eventgraph.EventID(on), nil
 	}
 	return run.climbed(id, true)
 }

@@ -290,7 +290,7 @@ func TestTiesAreBounded(t *testing.T) {
 			for p := range parts {
 				id := eventgraph.EventID(fmt.Sprint("$", p, j))
 				rm.ties.above.put(id, untied, p)
-				rm.ties.claims.put(id, true, p)
+				rm.ties.claims.put(id, "$", p)
 				if p != rest {
 					rm.ties.below.put(id, ends{}, p)
 				}
