@@ -302,7 +302,8 @@ func (f *Federation) endTurn(server eventgraph.ServerName, room eventgraph.RoomI
 
 // signPast asks the policy server about a page of history that it has not signed, the newest first: events are measured by the room's policy server of
 // now, also those from before it was named (CS API, Policy Servers, Server behaviour; MSC4284). It returns the page with the signatures, and what was
-// declined. History does not wait: what it could not be asked about, or not within the patience that is left, is taken in as it is. The patience is
+// declined. It is not asked about what it may not see. History does not wait: what it could not be asked about, or not within the patience that is left,
+// is taken in as it is. The patience is
 // that of all pages of one Backfill; it ends with the first answer that is none.
 func (f *Federation) signPast(ctx context.Context, room eventgraph.RoomID, page []*eventgraph.Event, patience *time.Duration) (signed []*eventgraph.Event, declined map[eventgraph.EventID]bool, err error) {
 	lack, err := f.Rooms.Unsigned(ctx, room, page)
@@ -311,6 +312,14 @@ func (f *Federation) signPast(ctx context.Context, room eventgraph.RoomID, page 
 	}
 	// What its own server has not signed is nothing to ask about: the giver could have made it.
 	lack = slices.DeleteFunc(lack, func(need rooms.PolicyNeeded) bool { return need.Event.VerifySignatures(f.Rooms) != nil })
+	if len(lack) == 0 {
+		return page, nil, nil
+	}
+	visible, err := f.visiblePast(lack[0].By.Name, room, page)
+	if err != nil {
+		return nil, nil, err
+	}
+	lack = slices.DeleteFunc(lack, func(need rooms.PolicyNeeded) bool { return !visible[need.Event.ID()] })
 	if len(lack) == 0 {
 		return page, nil, nil
 	}

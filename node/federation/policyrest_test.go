@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -213,6 +214,67 @@ func TestHistoryIsNoTrialOfThePolicyServer(t *testing.T) {
 			}
 			h.stop()
 		})
+	})
+}
+
+// TestPolicyServerAndHiddenHistory: of history the policy server is asked about what it may see: not about what was said while it was out, or before it
+// came, where that is hidden from those who come later.
+func TestPolicyServerAndHiddenHistory(t *testing.T) {
+	inPoliced(t, func(t *testing.T, r *policed) {
+		alice, police := r.a.user("alice"), string(r.p.user("police"))
+		r.a.setState(r.room, alice, eventgraph.PolicyType, "", `{}`)
+		h := newMemHost(t, r.n, "joiner")
+		h.start()
+		h.meet(r.a.host)
+		h.meet(r.p.host)
+		if _, err := r.a.inviteOf(r.room, h.user("jane")); err != nil { // so h sees all of it
+			t.Fatal(err)
+		}
+		r.a.setState(r.room, alice, "m.room.history_visibility", "", `{"history_visibility":"invited"}`)
+		before := r.a.say(r.room, alice, "while it is there")
+		kick := r.a.setState(r.room, alice, "m.room.member", police, `{"membership":"leave"}`)
+		secret := r.a.say(r.room, alice, "while it is out")
+		r.p.waitUntil("the kick", func() bool { return !r.p.Rooms.InRoom(r.room, r.p.server) })
+		r.p.join(r.room, r.p.user("police"), r.a.host)
+		after := r.a.say(r.room, alice, "when it is back")
+		r.a.setState(r.room, alice, eventgraph.PolicyType, "", fmt.Sprintf(`{"via":%q,"public_keys":{"ed25519":%q}}`, r.p.server, unpadded(r.by.Key)))
+		h.join(r.room, h.user("jane"), r.a.host)
+
+		asked := map[eventgraph.EventID]bool{}
+		var mu sync.Mutex
+		answer := *r.p.intercept.Load()
+		r.p.on(func(w http.ResponseWriter, q *http.Request, body []byte) bool {
+			if q.URL.Path == policySign {
+				e, err := eventgraph.ParseEvent("12", body)
+				if err != nil {
+					t.Error(err)
+					return true
+				}
+				mu.Lock()
+				asked[e.ID()] = true
+				mu.Unlock()
+			}
+			return answer(w, q, body)
+		})
+		if _, err := h.Backfill(t.Context(), r.room, 100); err != nil {
+			t.Fatal(err)
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		if !asked[after] || !asked[kick] || asked[secret] || asked[before] { // of the state before the kick too little is known when the page comes
+			t.Errorf("asked about what came after: %v, its kick: %v, what was hidden: %v, what was before: %v", asked[after], asked[kick], asked[secret], asked[before])
+		}
+		for _, id := range []eventgraph.EventID{before, secret, after} {
+			if e := h.event(id); e.Verdict != store.Accepted {
+				t.Errorf("%s has verdict %d", id, e.Verdict)
+			}
+		}
+		// Once it is held, its states are known.
+		page := []*eventgraph.Event{r.a.event(before).Event, r.a.event(secret).Event}
+		if visible, err := r.a.visiblePast(r.p.server, r.room, page); err != nil || !visible[before] || visible[secret] {
+			t.Errorf("%v, %v", visible, err)
+		}
+		h.stop()
 	})
 }
 
