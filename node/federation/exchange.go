@@ -169,9 +169,9 @@ type slots struct {
 	most int
 
 	mu      sync.Mutex
-	taken   map[*slot]bool                      // at most most
-	queue   []*slot                             // who waits, in this order
-	grudges map[eventgraph.ServerName]time.Time // until when: servers of which an exchange was ended for others; at most maxResting
+	taken   map[*slot]bool               // at most most
+	queue   []*slot                      // who waits, in this order
+	grudges rests[eventgraph.ServerName] // servers of which an exchange was ended for others
 }
 
 // slot is the place of an exchange with a server.
@@ -215,7 +215,7 @@ func (s *slots) take(ctx, waiting context.Context, server eventgraph.ServerName)
 
 // enqueue puts it behind the others, but before those that have a grudge against them; mu is held.
 func (s *slots) enqueue(mine *slot) {
-	grudge := func(w *slot) bool { return time.Now().Before(s.grudges[w.server]) }
+	grudge := func(w *slot) bool { return time.Now().Before(s.grudges[w.server].until) }
 	at := len(s.queue)
 	if !grudge(mine) {
 		if first := slices.IndexFunc(s.queue, grudge); first >= 0 {
@@ -262,7 +262,7 @@ func (s *slots) crowd() (again time.Duration) {
 		}
 		slowest.ended = true
 		slowest.end()
-		remember(&s.grudges, slowest.server, now.Add(slotGrudge), now)
+		s.grudges.put(slowest.server, rest{until: now.Add(slotGrudge)}, now)
 	}
 	return again
 }

@@ -2,7 +2,7 @@
 // server, transactions out and in, joins and invites across servers, fetching what Accept misses, meetings.
 //
 // peers.go knows who speaks for whom. request.go asks other servers, verify.go checks who asks us, and the serve*.go files
-// answer. receive.go takes events in; what misses something waits in the inbox (inbox.go says when it is looked at, waiting.go how), fetch.go decides whom to ask for it and
+// answer. receive.go takes events in; what misses something waits in the inbox (inbox.go says when it is looked at, waiting.go how, turns.go how many are asked at one time), fetch.go decides whom to ask for it and
 // obtain.go asks. send.go sends what is ours, which compose.go puts together. meet.go brings two servers level: collect.go fetches, compare.go and
 // summary.go find what differs, give.go answers; news.go says that it is worth while. handover.go hands keys over, and carrying.go messages, for the time when a server is away;
 // exchange.go lets these go on with many servers at a time. gossip.go publishes for large rooms, gossipkeys.go and
@@ -126,6 +126,7 @@ type Federation struct {
 	signing     keyedLock[eventgraph.RoomID]     // one event of ours on its way to a room's policy server at a time
 	policies    policies                         // policy servers that do not answer (policy.go)
 	quests      *quests                          // for what is missing of rooms' history (quest.go)
+	answerers   answerers                        // who is being asked for what waiting events miss, and who is slow (turns.go)
 	hierarchies *hierarchies                     // spaces of others, asked for lately (hierarchy.go)
 	asked       keyedLock[eventgraph.PeerID]     // one question who it is to a peer that makes requests, at a time
 	bodies      *semaphore.Weighted              // bytes of long request bodies held now, of servers that share a room with us

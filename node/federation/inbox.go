@@ -16,11 +16,12 @@ import (
 )
 
 const (
-	// inboxWorkers is how many rooms are worked on at one time; each waits mostly for the network.
-	inboxWorkers = 4
+	// inboxWorkers is how many rooms are worked on at one time; each waits mostly for the network. One more worker asks nothing: see look.
+	inboxWorkers = 6
 	// inboxRounds bounds the questions of one visit to a room, so that a peer that answers with ever more gaps does
-	// not hold a worker; what is left waits for the next visit.
+	// not hold a worker, and inboxAsking the time in which they are begun; what is left waits for the next visit.
 	inboxRounds = 100
+	inboxAsking = 2 * time.Minute
 	// inboxPatience and inboxBackoff are the shortest and longest wait before a room is visited again on its own account, and before a question
 	// is put again; a server of the room that is met brings both forward, a further event the visit.
 	inboxPatience = 2 * time.Second
@@ -44,8 +45,10 @@ type inbox struct {
 	refused   *lru.Cache[refusedFrom, time.Time]           // when
 	postponed *lru.Cache[eventgraph.ServerName, time.Time] // since when, see postpones
 	woken     chan struct{}                                // holds a token when a room may have become due
+	toLook    chan struct{}                                // likewise, or when no worker is idle any more
 
 	mu    sync.Mutex
+	idle  int                              // workers that wait for a room
 	rooms map[eventgraph.RoomID]*inboxRoom // bounded by the inbox in the store
 	waits loads                            // in all rooms
 }
@@ -62,6 +65,8 @@ type inboxRoom struct {
 	visits   int       // without success
 	visited  bool      // being worked on
 	again    bool      // woken while visited
+	fresh    bool      // woken since a visit or look began
+	looking  bool      // being looked at
 	left     bool      // the last visit has left events that were not asked about
 	asked    map[eventgraph.EventID]*questions
 	numbers  map[eventgraph.ServerName]int    // of those that were asked, for questions
@@ -84,7 +89,12 @@ func newInbox(now func() time.Time) *inbox {
 	if err != nil {
 		panic("federation: postponed: " + err.Error()) // likewise
 	}
-	return &inbox{now: now, seed: maphash.MakeSeed(), refused: refused, postponed: postponed, waits: newLoads(), rooms: map[eventgraph.RoomID]*inboxRoom{}, woken: make(chan struct{}, 1)}
+	return &inbox{now: now, seed: maphash.MakeSeed(), refused: refused, postponed: postponed, waits: newLoads(), rooms: map[eventgraph.RoomID]*inboxRoom{}, woken: make(chan struct{}, 1), toLook: make(chan struct{}, 1)}
+}
+
+func (i *inbox) signal() {
+	signal(i.woken)
+	signal(i.toLook)
 }
 
 // wake makes the room due: something waits there.
@@ -97,11 +107,11 @@ func (i *inbox) wake(room eventgraph.RoomID) {
 		i.rooms[room] = r
 	}
 	r.wake(i.now())
-	signal(i.woken)
+	i.signal()
 }
 
 func (r *inboxRoom) wake(now time.Time) {
-	r.due, r.visits, r.again = now, 0, true
+	r.due, r.visits, r.again, r.fresh = now, 0, true, true
 	if r.earliest.After(now) {
 		r.due = r.earliest
 	}
@@ -120,7 +130,7 @@ func (i *inbox) nudge(room eventgraph.RoomID) {
 	defer i.mu.Unlock()
 	if r := i.rooms[room]; r != nil {
 		r.wake(i.now())
-		signal(i.woken)
+		i.signal()
 	}
 }
 
@@ -147,7 +157,7 @@ func (i *inbox) met(server eventgraph.ServerName, isIn func(eventgraph.RoomID) b
 		}
 		r.wake(i.now())
 	}
-	signal(i.woken)
+	i.signal()
 }
 
 // due finds a room that is due and marks it as visited; else it says when the next one is.
@@ -161,8 +171,8 @@ func (i *inbox) due() (room eventgraph.RoomID, next time.Time, found bool) {
 			continue
 		}
 		if !r.due.After(now) {
-			r.visited, r.again, r.left = true, false, false
-			signal(i.woken) // for the other workers
+			r.visited, r.again, r.left, r.fresh = true, false, false, false
+			i.signal() // for the other workers
 			return id, now, true
 		}
 		if r.due.Before(next) {
@@ -174,8 +184,23 @@ func (i *inbox) due() (room eventgraph.RoomID, next time.Time, found bool) {
 
 // take waits for a room that is due and marks it as visited.
 func (i *inbox) take(ctx context.Context) (eventgraph.RoomID, error) {
+	i.addIdle(1)
+	defer i.addIdle(-1)
+	return i.await(ctx, i.due, i.woken)
+}
+
+func (i *inbox) addIdle(n int) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.idle += n; i.idle == 0 {
+		signal(i.toLook)
+	}
+}
+
+// await waits until find has found a room; something may have changed for it when there is a token.
+func (i *inbox) await(ctx context.Context, find func() (eventgraph.RoomID, time.Time, bool), token <-chan struct{}) (eventgraph.RoomID, error) {
 	for {
-		room, next, found := i.due()
+		room, next, found := find()
 		if found {
 			return room, nil
 		}
@@ -184,11 +209,54 @@ func (i *inbox) take(ctx context.Context) (eventgraph.RoomID, error) {
 		case <-ctx.Done():
 			timer.Stop()
 			return "", ctx.Err()
-		case <-i.woken:
+		case <-token:
 			timer.Stop()
 		case <-timer.C:
 		}
 	}
+}
+
+// dueToLook finds a room for which something has come that no worker is there for: they all ask, or the one that visits the room does. It marks the
+// room as looked at; else it says when the next one may be due.
+func (i *inbox) dueToLook() (room eventgraph.RoomID, next time.Time, found bool) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	now := i.now()
+	next = now.Add(inboxBackoff)
+	for id, r := range i.rooms {
+		if !r.fresh || i.idle > 0 && !r.visited {
+			continue
+		}
+		at := r.earliest
+		if !r.visited {
+			at = r.due
+		}
+		if !at.After(now) {
+			r.fresh, r.looking = false, true
+			return id, now, true
+		}
+		if at.Before(next) {
+			next = at
+		}
+	}
+	return "", next, false
+}
+
+// looked ends a look: see done.
+func (i *inbox) looked(room eventgraph.RoomID, empty bool, read time.Duration) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	r := i.rooms[room]
+	r.looking = false
+	r.earliest = i.now().Add(inboxShare * read)
+	if empty && !r.fresh && !r.visited {
+		i.recount(r, newLoads())
+		delete(i.rooms, room)
+	}
+	if !r.visited && r.due.Before(r.earliest) {
+		r.due = r.earliest
+	}
+	i.signal()
 }
 
 // wokenAgain says whether something has come for the room since its visit began.
@@ -209,7 +277,7 @@ func (i *inbox) done(room eventgraph.RoomID, empty, moved bool, read time.Durati
 	switch {
 	case r.again:
 		r.wake(i.now())
-	case empty:
+	case empty && !r.looking:
 		i.recount(r, newLoads())
 		delete(i.rooms, room)
 		return
@@ -225,7 +293,7 @@ func (i *inbox) done(room eventgraph.RoomID, empty, moved bool, read time.Durati
 		}
 		r.due = i.now().Add(wait)
 	}
-	signal(i.woken)
+	i.signal()
 }
 
 func backoff(n int) time.Duration { return min(inboxPatience<<min(n, 12), inboxBackoff) }
@@ -275,6 +343,7 @@ func (f *Federation) runInbox(ctx context.Context) error {
 			turn = next
 			for _, c := range met {
 				f.policies.met(c.Server)
+				f.answerers.met(c.Server)
 				f.inbox.met(c.Server, func(room eventgraph.RoomID) bool { return f.Rooms.InRoom(room, c.Server) })
 			}
 		}
@@ -294,5 +363,18 @@ func (f *Federation) runInbox(ctx context.Context) error {
 			}
 		})
 	}
+	group.Go(func() error {
+		for {
+			room, err := f.inbox.await(ctx, f.inbox.dueToLook, f.inbox.toLook)
+			if err != nil {
+				return nil
+			}
+			empty, read, err := f.look(ctx, room)
+			if err != nil && ctx.Err() == nil {
+				f.Log.Warn("events that wait could not be looked at", "room", room, "err", err)
+			}
+			f.inbox.looked(room, empty, read)
+		}
+	})
 	return group.Wait()
 }

@@ -54,8 +54,8 @@ func TestWaitingEnds(t *testing.T) {
 			b.inbox.wake(room)
 			b.run(func(ctx context.Context) error { b.keepInboxTime(ctx); return nil })
 		}
+		time.Sleep(inboxKeepOutside)
 		for range 3 {
-			time.Sleep(inboxKeepOutside)
 			b.renew(b.Config)
 			runs()
 			time.Sleep(inboxKeepOutside/3 - time.Hour)

@@ -169,7 +169,9 @@ func (w *waiting) leaveLine(id eventgraph.EventID) {
 	delete(w.inLine, id)
 }
 
-// nextQuestion is what decide says about the event that has its turn. A question to a policy server has its place by then.
+// nextQuestion is what decide says about the event that has its turn. A question to a policy server has its place by then. Who did not answer a moment
+// ago is left out, as who is not connected is; for who has no place now, the event waits: the state before it is asked for, of whomever, only after
+// all have been asked for its parents.
 func (f *Federation) nextQuestion(w *waiting) (ask, bool) {
 	began := time.Now()
 	defer func() { w.spent += time.Since(began) }()
@@ -197,12 +199,21 @@ func (f *Federation) questionAbout(w *waiting, id eventgraph.EventID) (ask, bool
 		return ask{}, false
 	}
 	f.inbox.begin(w.room, id)
-	needs, later := w.needs(x), false
+	needs, later, mustWait := w.needs(x), false, false
 	tried := func(a ask) bool { // decide takes the first that was not
 		if f.inbox.tried(w.room, a) {
 			return true
 		}
-		cannot := w.notAsked[a] || a.kind == askPolicy && (f.policies.rests(a.server, f.Now()) || !f.policies.begin(a.server, w.room))
+		cannot := w.notAsked[a] || a.kind == askState && mustWait
+		switch of := w.answerer(a); {
+		case cannot:
+		case a.kind == askPolicy:
+			cannot = f.policies.rests(a.server, f.Now()) || !f.policies.begin(a.server, w.room)
+		case f.answerers.rests(of, f.Now()):
+			cannot = true
+		case f.answerers.turns.full(of, w.room, f.isSlow(of, a)):
+			cannot, mustWait = true, true
+		}
 		later = later || cannot
 		return cannot
 	}

@@ -1,6 +1,8 @@
 package federation
 
 import (
+	"context"
+	"io"
 	"sync"
 	"time"
 )
@@ -24,6 +26,34 @@ const (
 
 // passing is how long so many bytes may take beyond what an answer may take that is short.
 func passing(bytes int) time.Duration { return time.Duration(bytes) * time.Second / leastSpeed }
+
+// passingReader lets an answer take as much longer as passing says for what has come of it, up to stateTimeout in all. It ends its context when
+// the time is over.
+type passingReader struct {
+	from         io.Reader
+	timer        *time.Timer
+	ends, latest time.Time
+}
+
+func newPassing(ctx context.Context, timeout time.Duration) (context.Context, *passingReader, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	now := time.Now()
+	p := &passingReader{ends: now.Add(timeout), latest: now.Add(max(timeout, stateTimeout))}
+	p.timer = time.AfterFunc(timeout, func() { cancel(context.DeadlineExceeded) })
+	return ctx, p, func() { p.timer.Stop(); cancel(context.Canceled) }
+}
+
+func (p *passingReader) Read(b []byte) (int, error) {
+	n, err := p.from.Read(b)
+	if n > 0 {
+		p.ends = p.ends.Add(passing(n))
+		if p.ends.After(p.latest) {
+			p.ends = p.latest
+		}
+		p.timer.Reset(time.Until(p.ends))
+	}
+	return n, err
+}
 
 // pace is what is known of the link to a connected peer.
 type pace struct {

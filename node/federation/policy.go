@@ -5,7 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
+	"math"
 	"net/http"
 	"slices"
 	"sync"
@@ -36,16 +36,11 @@ const (
 	// policyPatience is how long an event of others waits, while this node runs, for a policy server that cannot be reached, before it is soft-failed: a verdict is
 	// for good, and who meets on a journey is at home again on the next day.
 	policyPatience = 24 * time.Hour
-	// policyQuestions is how many policy servers are asked about what others sent at one time, each one question, so that those that are slow leave workers
-	// of the inbox to others.
-	policyQuestions = inboxWorkers / 2
 	// pastPatience is how long who fetches history waits for the policy server, and pastAtOnce about how much of it that is asked at one time.
 	pastPatience = 5 * time.Second
 	pastAtOnce   = 4
 	// handshakeRetry is when a handshake may be tried again whose questions to the policy server had to wait for too long.
 	handshakeRetry = 5 * time.Second
-	// maxResting bounds the policy servers of which is remembered that they do not answer.
-	maxResting = 256
 	// costPolicy is what it costs the giver of an unsigned event that we ask about it: five a second.
 	costPolicy = 60
 )
@@ -385,131 +380,57 @@ func (f *Federation) askPast(ctx context.Context, lack []rooms.PolicyNeeded, pat
 	return answers, declined
 }
 
-// policies remembers which policy servers are not to be asked about what others sent, and until when, and which are being asked.
+// policies remembers which policy servers are not to be asked about what others sent, and until when, and which are being asked: each may be slow.
 type policies struct {
-	mu      sync.Mutex
-	until   map[eventgraph.ServerName]time.Time // at most maxResting
-	slow    map[eventgraph.ServerName]time.Time // likewise, of those that leaves alone do not wait for
-	asked   map[eventgraph.ServerName]bool      // at most policyQuestions
-	waiting map[eventgraph.RoomID]bool          // to be visited when a question has ended; bounded by the inbox
-	ended   chan struct{}                       // closed when a question ends; nil while nobody awaits that
+	turns turns[eventgraph.ServerName]
+
+	mu    sync.Mutex
+	until rests[eventgraph.ServerName]
+	slow  rests[eventgraph.ServerName] // those that leaves alone do not wait for
 }
 
-// begin takes the place of a question to the server; if there is none the room waits for the end of another.
+// begin, await and full are those of turns.
 func (p *policies) begin(server eventgraph.ServerName, room eventgraph.RoomID) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.isFull(server, room) {
-		return false
-	}
-	p.take(server)
-	return true
+	return p.turns.begin(server, room, true)
 }
 
-// await is begin for who has time: it takes the place as soon as there is one, unless ctx ends before.
 func (p *policies) await(ctx context.Context, server eventgraph.ServerName) error {
-	for ctx.Err() == nil {
-		p.mu.Lock()
-		if p.hasPlace(server) {
-			p.take(server)
-			p.mu.Unlock()
-			return nil
-		}
-		if p.ended == nil {
-			p.ended = make(chan struct{})
-		}
-		ended := p.ended
-		p.mu.Unlock()
-		select {
-		case <-ctx.Done():
-		case <-ended:
-		}
-	}
-	return ctx.Err()
+	return p.turns.await(ctx, server, true)
 }
 
-// hasPlace and take are parts of begin; mu is held.
-func (p *policies) hasPlace(server eventgraph.ServerName) bool {
-	return !p.asked[server] && len(p.asked) < policyQuestions
-}
-
-func (p *policies) take(server eventgraph.ServerName) {
-	if p.asked == nil {
-		p.asked = map[eventgraph.ServerName]bool{}
-	}
-	p.asked[server] = true
-}
-
-// full says whether begin would fail. Then the room waits.
 func (p *policies) full(server eventgraph.ServerName, room eventgraph.RoomID) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.isFull(server, room)
+	return p.turns.full(server, room, true)
 }
 
-func (p *policies) isFull(server eventgraph.ServerName, room eventgraph.RoomID) bool {
-	if p.hasPlace(server) {
-		return false
-	}
-	if p.waiting == nil {
-		p.waiting = map[eventgraph.RoomID]bool{}
-	}
-	p.waiting[room] = true
-	return true
-}
-
-// end gives the place back and returns the rooms that waited for one.
+// end gives the place of a question back and returns the rooms that waited for one.
 func (p *policies) end(server eventgraph.ServerName) []eventgraph.RoomID {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	delete(p.asked, server)
-	if p.ended != nil {
-		close(p.ended)
-		p.ended = nil
-	}
-	waiting := slices.Collect(maps.Keys(p.waiting))
-	clear(p.waiting)
-	return waiting
+	p.turns.end(server)
+	return p.turns.waited(math.MaxInt)
 }
 
 func (p *policies) rest(server eventgraph.ServerName, until, now time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	remember(&p.until, server, until, now)
+	p.until.put(server, rest{until: until}, now)
 }
 
 func (p *policies) rests(server eventgraph.ServerName, now time.Time) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.until[server].After(now)
+	return p.until[server].until.After(now)
 }
 
 // noteSlow is rest for leaves alone: who is slower than they wait may still be fast enough for others.
 func (p *policies) noteSlow(server eventgraph.ServerName, until, now time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	remember(&p.slow, server, until, now)
+	p.slow.put(server, rest{until: until}, now)
 }
 
 func (p *policies) isSlow(server eventgraph.ServerName, now time.Time) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.slow[server].After(now)
-}
-
-// remember notes a time of a server among at most maxResting.
-func remember(times *map[eventgraph.ServerName]time.Time, server eventgraph.ServerName, until, now time.Time) {
-	if *times == nil {
-		*times = map[eventgraph.ServerName]time.Time{}
-	}
-	if _, known := (*times)[server]; !known && len(*times) >= maxResting {
-		for s, u := range *times {
-			if !u.After(now) || len(*times) >= maxResting {
-				delete(*times, s)
-			}
-		}
-	}
-	(*times)[server] = until
+	return p.slow[server].until.After(now)
 }
 
 // met lets a server be asked again.

@@ -23,7 +23,8 @@ const (
 	maxState = 96 << 20
 	// maxErrorBody bounds what is read of an answer that is an error.
 	maxErrorBody = 64 << 10
-	// attemptTimeout is how long one peer may take to answer, from dialling to the last byte, beside what a long body needs to pass.
+	// attemptTimeout is how long one peer may take to answer, from dialling to the last byte, beside what a long body needs to pass, and up to stateTimeout
+	// in all what has come of the answer.
 	attemptTimeout = 30 * time.Second
 	// stateTimeout is the same for answers that name the whole state of a room.
 	stateTimeout = 2 * time.Minute
@@ -79,10 +80,11 @@ func (f *Federation) doLarge(ctx context.Context, server eventgraph.ServerName, 
 		timeout += passing(len(raw))
 	}
 	return f.request(ctx, server, method, target, body, func(attempt context.Context, send sender) (bool, error) {
-		attempt, cancel := context.WithTimeout(attempt, timeout)
-		defer cancel()
+		attempt, flow, stop := newPassing(attempt, timeout)
+		defer stop()
 		return send(attempt, func(res *http.Response) (bool, error) {
-			raw, err := readBounded(res.Body, limit)
+			flow.from = res.Body
+			raw, err := readBounded(flow, limit)
 			switch {
 			case errors.Is(err, errTooLong):
 				return true, fmt.Errorf("%w: the answer of %s is longer than %d bytes", ErrUnreachable, server, limit)

@@ -27,13 +27,19 @@ func (f *Federation) visit(ctx context.Context, room eventgraph.RoomID) (empty, 
 		return false, false, read, err
 	}
 	defer func() { read += w.spent }()
+	defer func() {
+		if w.hasAsked {
+			f.tellTurn()
+		}
+	}()
+	began := f.Now()
 	for range inboxRounds {
 		taken, err := f.takeReady(ctx, w)
 		moved = moved || taken > 0
 		if err != nil || len(w.events) == 0 {
 			return len(w.events) == 0, moved, read, err
 		}
-		if f.inbox.isPatient(room) {
+		if f.inbox.isPatient(room) || f.Now().Sub(began) > inboxAsking {
 			break
 		}
 		if ctx.Err() != nil {
@@ -43,7 +49,11 @@ func (f *Federation) visit(ctx context.Context, room eventgraph.RoomID) (empty, 
 		if !ok {
 			return false, moved, read, nil
 		}
-		if err := f.putQuestion(ctx, w, next); err != nil {
+		err = f.putQuestion(ctx, w, next)
+		if errors.Is(err, errTurn) {
+			break
+		}
+		if err != nil {
 			f.Log.Debug("what is missing was not given", "room", room, "event", next.event, "server", next.server, "err", err)
 		}
 		// What is missing may have come meanwhile from somebody else. Only after a question: else whoever sends without pause keeps us
@@ -55,12 +65,37 @@ func (f *Federation) visit(ctx context.Context, room eventgraph.RoomID) (empty, 
 	return false, moved, read, nil
 }
 
+// look takes in what can be taken in by now, and asks nothing: for who comes while all who ask wait for answers. A visit may ask in the same
+// room meanwhile: both put events through Accept, which takes each once.
+func (f *Federation) look(ctx context.Context, room eventgraph.RoomID) (empty bool, read time.Duration, err error) {
+	if j, err := f.storedJoin(room); err != nil || j != nil && !f.Rooms.InRoom(room, f.server) {
+		return false, 0, err
+	}
+	start := time.Now()
+	w, err := f.loadWaiting(ctx, room)
+	read = time.Since(start)
+	if err != nil {
+		return false, read, err
+	}
+	_, err = f.takeReady(ctx, w)
+	return len(w.events) == 0, read + w.spent, err
+}
+
 // putQuestion puts one question, and notes that, and how it ended.
 func (f *Federation) putQuestion(ctx context.Context, w *waiting, a ask) error {
+	of := w.answerer(a)
+	if a.kind != askPolicy && !f.answerers.turns.begin(of, w.room, f.isSlow(of, a)) {
+		return errTurn
+	}
+	within, cancel := context.WithTimeout(ctx, a.time())
+	defer cancel()
 	f.inbox.ask(w.room, a)
-	err := f.obtain(ctx, w, a)
+	began := f.Now()
+	err := f.obtain(within, w, a)
 	if a.kind == askPolicy {
 		f.endTurn(a.server, w.room, err)
+	} else {
+		f.endAsking(w, of, began, errors.Join(err, within.Err()))
 	}
 	switch {
 	case errors.Is(err, errPolicyTurn), errors.Is(err, errAskedEnough):
@@ -85,6 +120,7 @@ type waiting struct {
 	letIn    map[eventgraph.ServerName]bool              // see noteGiver
 	notAsked map[ask]bool                                // questions to a policy server that could not be put in this visit
 	spent    time.Duration                               // on what brought nothing, but for questions
+	hasAsked bool                                        // somebody else than a policy server
 
 	// lines.go
 	inbox   *inbox
