@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"net/http"
 	"net/url"
@@ -45,12 +46,17 @@ func (f *Federation) Backfill(ctx context.Context, room eventgraph.RoomID, limit
 // of the history (store.Break) no others are asked about until it is closed: more than none taken in means that it has become smaller, from servers that
 // answer what they are asked.
 func (f *Federation) BackfillAbove(ctx context.Context, room eventgraph.RoomID, above int64, limit int) (int, error) {
+	patience := pastPatience
+	taken, err := f.takeHeldPast(ctx, room, above, &patience)
+	if err != nil || taken >= limit {
+		return taken, err
+	}
 	servers, err := f.otherServers(room)
-	if err != nil {
+	if taken > 0 && err != nil {
+		return taken, nil
+	} else if err != nil {
 		return 0, err
 	}
-	taken := 0
-	patience := pastPatience
 	var failed error
 	silent := map[eventgraph.ServerName]bool{} // since something came
 	named := map[eventgraph.EventID]bool{}
@@ -97,6 +103,62 @@ func (f *Federation) BackfillAbove(ctx context.Context, room eventgraph.RoomID, 
 		return 0, failed
 	}
 	return taken, nil
+}
+
+// maxHeldPast bounds how many outliers takeHeldPast looks at.
+const maxHeldPast = 1000
+
+// takeHeldPast takes in what the extremities that BackfillAbove asks about rest on, as far as that is held, if only as outliers, and all that it
+// rests on: a room's first events are part of its state, so who has joined since has them. Nobody need be asked for it.
+func (f *Federation) takeHeldPast(ctx context.Context, room eventgraph.RoomID, above int64, patience *time.Duration) (int, error) {
+	p, err := f.backwardsAbove(room, above)
+	if err != nil {
+		return 0, err
+	}
+	var held []*eventgraph.Event
+	err = f.Store.View(func(r *store.Reader) error {
+		seen := map[eventgraph.EventID]bool{}
+		todo := slices.Sorted(maps.Keys(p.linked))
+		for len(todo) > 0 && len(held) < maxHeldPast {
+			id := todo[0]
+			todo = todo[1:]
+			if seen[id] {
+				continue
+			}
+			seen[id] = true
+			e, err := r.Event(id)
+			if errors.Is(err, store.ErrNotFound) {
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			if !hasPlace(e) && e.RoomID() == room {
+				held = append(held, e.Event)
+				todo = append(todo, e.PrevEvents()...)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return 0, err
+	}
+	var page []*eventgraph.Event
+	whole := map[eventgraph.EventID]bool{}
+	for _, e := range unique(held) {
+		rests, err := f.restsOn(e, whole)
+		if err != nil {
+			return 0, err
+		}
+		if rests {
+			whole[e.ID()] = true
+			page = append(page, e)
+		}
+	}
+	if len(page) == 0 {
+		return 0, nil
+	}
+	return f.takePage(ctx, f.server, p.room, page, patience)
 }
 
 // backwards reads the room and its backward extremities, those farthest back first, without those where a purge has ended the history.
@@ -246,14 +308,19 @@ func (f *Federation) takePage(ctx context.Context, server eventgraph.ServerName,
 		runs = chains(page)
 	}
 	taken := 0
+	var refused error
 	for _, run := range runs[:min(len(runs), maxEdges)] {
 		n, err := f.takeRun(ctx, server, room, run, declined)
-		taken += n
-		if err != nil {
+		if taken += n; isRefusal(err) {
+			refused = err
+		} else if err != nil {
 			return taken, err
 		}
 	}
-	return taken, nil
+	if taken > 0 {
+		refused = nil
+	}
+	return taken, refused
 }
 
 // judgeable obtains the keys and auth events that a page needs, and leaves out the events for which they are not to be had: what rests
@@ -334,9 +401,11 @@ func chains(page []*eventgraph.Event) [][]*eventgraph.Event {
 }
 
 // takeRun puts events, parents first, through Accept: the first on its parents if they are here, else on the state that the server claims
-// before it. declined is what the room's policy server has declined to sign.
+// before it. One before which the server does not tell the state, as history visibility hides it, is left out: others need not rest on it. The
+// refusal is returned if nothing was taken. declined is what the room's policy server has declined to sign.
 func (f *Federation) takeRun(ctx context.Context, server eventgraph.ServerName, room *store.Room, run []*eventgraph.Event, declined map[eventgraph.EventID]bool) (int, error) {
 	taken := 0
+	var refused error
 	for tries := 0; len(run) > 0 && tries < maxEdges; tries++ {
 		basis := rooms.Basis{Kind: rooms.Parents, Backfill: true, Origin: server, Declined: declined}
 		rests, err := f.restsOn(run[0], nil)
@@ -345,7 +414,10 @@ func (f *Federation) takeRun(ctx context.Context, server eventgraph.ServerName, 
 		}
 		if !rests {
 			basis.Kind = rooms.Claimed
-			if basis.State, err = f.claimedState(ctx, server, room, run[0].ID()); err != nil {
+			if basis.State, err = f.claimedState(ctx, server, room, run[0].ID()); isRefusal(err) {
+				refused, run = err, run[1:]
+				continue
+			} else if err != nil {
 				return taken, err
 			}
 		}
@@ -370,7 +442,10 @@ func (f *Federation) takeRun(ctx context.Context, server eventgraph.ServerName, 
 			run = run[len(outcomes)-1:]
 		}
 	}
-	return taken, nil
+	if taken > 0 {
+		refused = nil
+	}
+	return taken, refused
 }
 
 // claimedState asks a server for the state before an event and makes all of it held here, at least as outliers.

@@ -189,6 +189,38 @@ send 0 1 hold=send:3
 join a1 0
 say a1
 say a0`},
+	{"history behind our own join, before which nobody may tell us the state, kept other history of the same page away", `
+room 3 10 public invited
+send 0 1
+join a1 0
+join a2 0
+visibility a0 shared
+unban a0 a2
+power a0 a1 50
+send 0 2
+send 0 1
+inbox 1
+ban a1 b0
+send 1 2
+leave a0
+join a2 0`},
+	{"the first events of the room, held as part of its state, were no history unless somebody gave them again", `
+room 3 12 public joined b0=100 a1=50 a2=100
+join b0 0
+send 0 2
+join a1 0
+join b1 0
+send 1 0
+join a2 0
+send 0 1
+inbox 1
+split 0 2 | 1
+fork b0 4 topic a0
+heal
+unban a0 a0
+leave a1
+send 1 2
+leave b0`},
 }
 
 func TestFoundHistories(t *testing.T) { // not parallel, as TestHistories
