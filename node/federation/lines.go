@@ -3,6 +3,7 @@ package federation
 import (
 	"cmp"
 	"hash/maphash"
+	"maps"
 	"slices"
 	"time"
 
@@ -10,13 +11,14 @@ import (
 )
 
 // Which of a room's waiting events is asked about next. Those who gave them take turns, a question each; all that are not in the room have one
-// turn together, and share it in the same way. A giver's own events come one after another, each with all questions of its round (asked.go): first those
+// turn together, and share it in the same way. A giver's own events come one after another, each with all questions of its round (questions.go): first those
 // that were never asked about, in the order in which they came, then those that have rested, the longest due first.
 //
 // So with G givers and Q questions a round (a few for each server that is connected and each missing parent), the event that is the k-th of its giver's that were never
 // asked about has its first question among the next G·Q·k, and its whole round among the next G·Q·(k+1), whatever the others have given and give. A visit puts up to
 // inboxRounds questions, and at least one; the next is at most inboxLeft later while there are events that were not asked about. An event that has rested
-// waits besides for those that its own giver has brought meanwhile, and for nobody else's.
+// waits besides for those that its own giver has brought meanwhile, and for nobody else's. What a giver's events rest on, of what others gave, stands in its
+// line as well as in theirs (lean).
 //
 // The lines are made once a visit, in one pass; after that an event is looked at again only when what it needs has changed or something is asked
 // for it. What that takes counts as reading (inboxShare).
@@ -35,8 +37,14 @@ type line struct {
 	events [resting][]eventgraph.EventID // by standing
 }
 
+// place is that of an event in a giver's line.
+type place struct {
+	giver eventgraph.ServerName
+	event eventgraph.EventID
+}
+
 // next is the next question: look says what is to be asked about an event.
-func (t *lines) next(look func(eventgraph.EventID) (ask, bool)) (a ask, whose []eventgraph.ServerName, found bool) {
+func (t *lines) next(look func(place) (ask, bool)) (a ask, whose []eventgraph.ServerName, found bool) {
 	for range t.all {
 		l := t.all[t.at]
 		t.at = (t.at + 1) % len(t.all)
@@ -53,14 +61,14 @@ func (t *lines) next(look func(eventgraph.EventID) (ask, bool)) (a ask, whose []
 }
 
 // next keeps an event in front until there is nothing left to ask for it.
-func (l *line) next(look func(eventgraph.EventID) (ask, bool)) (ask, bool) {
+func (l *line) next(look func(place) (ask, bool)) (ask, bool) {
 	for i := 0; i < len(l.events); {
 		events := &l.events[i]
 		if len(*events) == 0 {
 			i++
 			continue
 		}
-		if a, ok := look((*events)[0]); ok {
+		if a, ok := look(place{l.giver, (*events)[0]}); ok {
 			return a, true
 		}
 		*events = (*events)[1:] // look may have added some
@@ -111,12 +119,13 @@ func (t *lines) sort(last map[eventgraph.ServerName]uint64) {
 // lineUp gives each event about which something is to be asked its place.
 func (w *waiting) lineUp() {
 	w.lines = &lines{}
-	w.inLine = map[eventgraph.EventID]standing{}
-	var rested []eventgraph.EventID
+	w.inLine, w.leaned, w.leans = map[place]standing{}, map[place]bool{}, map[eventgraph.ServerName]int{}
+	var rested, leaning []eventgraph.EventID
 	since := map[eventgraph.EventID]time.Time{}
 	for _, id := range w.order {
 		x, wants := w.want(id)
 		if !wants {
+			leaning = append(leaning, id)
 			continue
 		}
 		if at, when := w.inbox.standing(w.room, id, w.needs(x)); at == again {
@@ -130,6 +139,11 @@ func (w *waiting) lineUp() {
 	for _, id := range rested {
 		w.enqueue(id)
 	}
+	for _, id := range leaning {
+		if e := w.events[id]; e != nil {
+			w.lean(e.origin, id)
+		}
+	}
 	w.lines.sort(w.inbox.lastTurns(w))
 }
 
@@ -141,32 +155,67 @@ func (w *waiting) enqueue(id eventgraph.EventID) {
 }
 
 func (w *waiting) place(id eventgraph.EventID) standing {
-	if at, queued := w.inLine[id]; queued {
-		return at
-	}
-	x, wants := w.want(id)
-	if !wants {
+	e := w.events[id]
+	if e == nil {
 		return nowhere
 	}
-	at, _ := w.inbox.standing(w.room, id, w.needs(x))
-	if at == resting {
-		return at
+	at := w.placeIn(place{e.origin, id})
+	if at == nowhere {
+		w.lean(e.origin, id)
 	}
-	e := w.events[id]
-	w.inLine[id] = at
-	if at < again {
-		w.unasked++
-	}
-	w.lines.add(e.origin, !w.isIn(e.origin), id, at)
 	return at
 }
 
-// leaveLine is the end of enqueue.
-func (w *waiting) leaveLine(id eventgraph.EventID) {
-	if w.inLine[id] < again {
+func (w *waiting) placeIn(p place) standing {
+	if at, queued := w.inLine[p]; queued {
+		return at
+	}
+	x, wants := w.want(p.event)
+	if !wants {
+		return nowhere
+	}
+	at, _ := w.inbox.standing(w.room, p.event, w.needs(x))
+	if at == resting {
+		return at
+	}
+	w.inLine[p] = at
+	if at < again {
+		w.unasked++
+	}
+	w.lines.add(p.giver, !w.isIn(p.giver), p.event, at)
+	return at
+}
+
+// maxLeans bounds the events of others that a giver's rest on, and that have a place in its line, in a visit.
+const maxLeans = maxWaiting / 10
+
+// lean gives what an event waits for, and others gave, a place in its giver's line, too: else it would wait for all that those have given.
+func (w *waiting) lean(giver eventgraph.ServerName, id eventgraph.EventID) {
+	for on := []eventgraph.EventID{id}; len(on) > 0; {
+		e := w.events[on[len(on)-1]]
+		on = on[:len(on)-1]
+		if e == nil {
+			continue
+		}
+		for _, l := range slices.Sorted(maps.Keys(e.lacks)) {
+			p := place{giver, l}
+			if other := w.events[l]; other == nil || other.origin == giver || w.leaned[p] || w.leans[giver] == maxLeans {
+				continue
+			}
+			w.leaned[p] = true
+			if w.leans[giver]++; w.placeIn(p) == nowhere {
+				on = append(on, l)
+			}
+		}
+	}
+}
+
+// leaveLine is the end of placeIn.
+func (w *waiting) leaveLine(p place) {
+	if w.inLine[p] < again {
 		w.unasked--
 	}
-	delete(w.inLine, id)
+	delete(w.inLine, p)
 }
 
 // nextQuestion is what decide says about the event that has its turn. A question to a policy server has its place by then. Who did not answer a moment
@@ -180,7 +229,7 @@ func (f *Federation) nextQuestion(w *waiting) (ask, bool) {
 		w.lineUp()
 	}
 	for len(w.inLine) > 0 {
-		next, whose, found := w.lines.next(func(id eventgraph.EventID) (ask, bool) { return f.questionAbout(w, id) })
+		next, whose, found := w.lines.next(func(p place) (ask, bool) { return f.questionAbout(w, p) })
 		if found {
 			f.inbox.hadTurn(w.room, whose, w.unasked > 0)
 			return next, true
@@ -191,11 +240,13 @@ func (f *Federation) nextQuestion(w *waiting) (ask, bool) {
 }
 
 // questionAbout is the next question about an event that stands in line; if there is none now, the event rests.
-func (f *Federation) questionAbout(w *waiting, id eventgraph.EventID) (ask, bool) {
+func (f *Federation) questionAbout(w *waiting, p place) (ask, bool) {
 	w.looked++
+	id := p.event
 	x, wants := w.want(id)
 	if !wants {
-		w.leaveLine(id)
+		w.leaveLine(p)
+		w.lean(p.giver, id)
 		return ask{}, false
 	}
 	f.inbox.begin(w.room, id)
@@ -223,7 +274,7 @@ func (f *Federation) questionAbout(w *waiting, id eventgraph.EventID) (ask, bool
 		}
 		f.inbox.rest(w.room, id, needs, later)
 	}
-	w.leaveLine(id)
+	w.leaveLine(p)
 	w.getStuck(id)
 	return ask{}, false
 }

@@ -104,17 +104,17 @@ func withThird(t *testing.T) (n *memnet.Network, a, b, m *memHost, room eventgra
 	return n, a, b, m, room
 }
 
-// TestWaitingEventsTakeTurns: hundreds of events on parents that nobody has, all given by one server of the room, hold up nobody else's; not at once, and not
+// TestWaitingEventsTakeTurns: more events on parents that nobody has than a visit puts questions, all given by one server of the room, hold up nobody else's; not at once, and not
 // when all of them are to be asked about again.
 func TestWaitingEventsTakeTurns(t *testing.T) {
-	for _, later := range []time.Duration{time.Second, time.Hour} {
+	for _, later := range []time.Duration{time.Second, 10 * time.Minute} {
 		t.Run(later.String(), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				_, a, b, m, room := withThird(t)
 				asked := m.knowsNothing()
 				a.knowsNothing()
 				var orphans []*eventgraph.Event
-				for i := range 4 * inboxRounds {
+				for i := range 6 * inboxRounds / 5 {
 					orphans = append(orphans, m.orphan(room, m.user("mallory"), i))
 				}
 				m.give(b, orphans...)
@@ -243,4 +243,44 @@ func TestFullRoomIsLookedThroughOnce(t *testing.T) {
 	visit("one question is left", 1)
 	now = now.Add(inboxPatience)
 	visit("all are due", inboxRounds)
+}
+
+// TestTurnOfWhatAnotherGave: what an event rests on has its giver's turn, though another gave it among hundreds of others, and also when it comes as the answer to
+// a question; the lines of others stay as they are.
+func TestTurnOfWhatAnotherGave(t *testing.T) {
+	t.Parallel()
+	_, a, b, room := giverAndTaker(t)
+	b.stop()
+	other := b.server // a member that gave much
+	w := b.visited(room, map[eventgraph.ServerName]int{other: 300})
+	put := func(id eventgraph.EventID, giver eventgraph.ServerName, lacks ...eventgraph.EventID) {
+		w.put(&waitingEvent{id: id, origin: giver, prev: lacks}, lacks)
+	}
+	put("$grandparent", other, "$nowhere")
+	put("$parent", other, "$grandparent")
+	put("$child", a.server, "$parent")
+	ask := func() (about eventgraph.EventID) {
+		t.Helper()
+		next, ok := b.nextQuestion(w)
+		if !ok {
+			t.Fatal("no question")
+		}
+		b.inbox.ask(room, next)
+		return next.event
+	}
+	turns := func(want eventgraph.EventID) {
+		t.Helper()
+		of := map[eventgraph.EventID]int{}
+		for range 4 {
+			of[ask()]++
+		}
+		if of[want] != 2 {
+			t.Errorf("of four questions %d are about %s: %v", of[want], want, of)
+		}
+	}
+	turns("$grandparent")
+	put("$before", other, "$further") // the answer
+	w.events["$grandparent"].lacks = nil
+	w.park("$grandparent", []eventgraph.EventID{"$before"})
+	turns("$before")
 }

@@ -127,9 +127,11 @@ type waiting struct {
 	isIn    func(eventgraph.ServerName) bool // the room
 	holders holders
 	lines   *lines
-	inLine  map[eventgraph.EventID]standing
-	unasked int // of these, those whose first round has not ended
-	looked  int // how often an event was looked at for something to ask
+	inLine  map[place]standing
+	leaned  map[place]bool
+	leans   map[eventgraph.ServerName]int // how many of leaned are each giver's
+	unasked int                           // of these, those whose first round has not ended
+	looked  int                           // how often an event was looked at for something to ask
 }
 
 type waitingEvent struct {
