@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -593,6 +594,12 @@ func (f *Federation) sendAll(ctx context.Context, c *courier) error {
 				}
 				continue
 			}
+			if errors.Is(err, errTransactionRefused) {
+				var again bool
+				if again, err = f.sendAlone(ctx, c); again && err == nil {
+					continue
+				}
+			}
 			if err != nil {
 				return err
 			}
@@ -679,8 +686,53 @@ func (f *Federation) setAside(ctx context.Context, c *courier) error {
 	return nil
 }
 
+// errTransactionRefused: a server has called a transaction malformed or too large, so it will never take it.
+var errTransactionRefused = errors.New("the transaction is refused for good")
+
+// sendAlone makes another transaction of the one in flight, which was refused, with what was queued for the server alone: that nobody else brings.
+// If it had nothing else in it, it is halved; what is not in it stays in the queue. So what is to blame is refused alone in the end, after few tries, and
+// there is nothing left to send again.
+func (f *Federation) sendAlone(ctx context.Context, c *courier) (again bool, err error) {
+	next := *c.record.InFlight
+	var refused transaction
+	if err := json.Unmarshal(next.Body, &refused); err != nil {
+		return false, fmt.Errorf("stored transaction: %w", err)
+	}
+	if len(refused.PDUs) == 0 && len(refused.EDUs) <= len(next.Queue) {
+		next.Queue = next.Queue[:len(next.Queue)/2]
+	}
+	if len(next.Queue) == 0 {
+		return false, nil
+	}
+	t := transaction{Origin: f.server, OriginServerTS: f.Now().UnixMilli()}
+	err = f.Store.View(func(r *store.Reader) error {
+		return r.Outbound(c.server, next.Queue[0]-1, func(o *store.Outbound) (bool, error) {
+			if slices.Contains(next.Queue, o.Seq) && signable(o.Body, canonicaljson.Strict) {
+				t.addEDU(f, o.Kind, o.Body)
+			}
+			return o.Seq < next.Queue[len(next.Queue)-1], nil
+		})
+	})
+	if err != nil {
+		return false, err
+	}
+	if next.Body, err = marshal(t); err != nil {
+		return false, err
+	}
+	base, _, _ := strings.Cut(next.ID, "-q")
+	next.ID = fmt.Sprintf("%s-q%d", base, len(next.Queue))
+	before := c.record.InFlight
+	c.record.InFlight = &next
+	if err := f.saveDestination(ctx, c, nil); err != nil {
+		c.record.InFlight = before
+		return false, err
+	}
+	return true, nil
+}
+
 // putTransaction sends a transaction. A server that calls it malformed or too large will never take it, and what waits behind it
-// would wait for ever: it counts as delivered, and meetings bring the events. Before that it is errNumbersRefused, if that may be why.
+// would wait for ever: errTransactionRefused. Then it counts as delivered but for what was queued (sendAlone), and meetings bring the events.
+// Before that it is errNumbersRefused, if that may be why.
 func (f *Federation) putTransaction(ctx context.Context, server eventgraph.ServerName, id string, body []byte) error {
 	var answer sendAnswer
 	pace, began := f.paceTo(server), f.Now()
@@ -697,7 +749,7 @@ func (f *Federation) putTransaction(ctx context.Context, server eventgraph.Serve
 	}
 	if errors.As(err, &remote) && (remote.Status == http.StatusBadRequest || remote.Status == http.StatusRequestEntityTooLarge) {
 		f.Log.Warn("a server refused a transaction for good", "server", server, "txn", id, "err", err)
-		return nil
+		return fmt.Errorf("%w: %w", errTransactionRefused, err)
 	}
 	if err != nil {
 		return err
@@ -811,7 +863,7 @@ func (f *Federation) sendVolatile(ctx context.Context, c *courier) error {
 		}
 		incarnation := f.Store.Incarnation()
 		id := fmt.Sprintf("%x-e%s", incarnation[:4], strconv.FormatInt(f.Now().UnixNano(), 36))
-		if err := f.putTransaction(ctx, c.server, id, body); err != nil {
+		if err := f.putTransaction(ctx, c.server, id, body); err != nil && !errors.Is(err, errTransactionRefused) {
 			return err
 		}
 	}

@@ -8,7 +8,9 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
@@ -143,6 +145,67 @@ func TestLargeTransaction(t *testing.T) {
 	a.waitUntil("the queue to empty", func() bool { return len(a.outbound(b.server)) == 0 })
 	if got := b.local.came("m.direct_to_device"); len(got) != 5 {
 		t.Errorf("%d of 5 EDUs came", len(got))
+	}
+}
+
+// TestRefusedTransactionLosesNoMessage: a server refuses each transaction with an event, and each with one message that it cannot read. The other
+// messages come, in their order, and nothing waits for ever.
+func TestRefusedTransactionLosesNoMessage(t *testing.T) {
+	for _, status := range []int{http.StatusBadRequest, http.StatusRequestEntityTooLarge} {
+		t.Run(fmt.Sprint(status), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				n := memnet.New()
+				hosts := newMemHosts(t, n, "a", "b")
+				a, b := hosts[0], hosts[1]
+				room := togetherIn(a, b)
+				time.Sleep(time.Minute)
+				alone(n, b, a)
+				const messages, unreadable = 20, 13
+				for i := range messages {
+					a.queue(b.server, fmt.Sprintf(`{"sender":%q,"message_id":"%d"}`, a.user("alice"), i))
+				}
+				said := a.say(room, a.user("alice"), "refused")
+				var tries atomic.Int32
+				b.on(func(w http.ResponseWriter, r *http.Request, body []byte) bool {
+					sent, ok := transactionOf(r, body)
+					refused := ok && (len(sent.PDUs) > 0 || strings.Contains(string(body), fmt.Sprintf(`"message_id":"%d"`, unreadable)))
+					if ok {
+						tries.Add(1)
+					}
+					if refused {
+						w.WriteHeader(status)
+						fmt.Fprint(w, `{"errcode":"M_UNKNOWN","error":"no"}`)
+					}
+					return refused
+				})
+				mend(n, a, b)
+				time.Sleep(time.Minute)
+				var want []string
+				for i := range messages {
+					if i != unreadable {
+						want = append(want, fmt.Sprintf(`"message_id":"%d"`, i))
+					}
+				}
+				got := b.local.came("m.direct_to_device")
+				if len(got) != len(want) {
+					t.Fatalf("%d of %d messages have come", len(got), len(want))
+				}
+				for i, part := range want {
+					if !strings.Contains(got[i], part) {
+						t.Errorf("the message at %d is %s, want %s", i, got[i], part)
+					}
+				}
+				if left := a.outbound(b.server); len(left) > 0 {
+					t.Errorf("%d are left in the queue", len(left))
+				}
+				if n := tries.Load(); n > 20 {
+					t.Errorf("%d tries", n)
+				}
+				if !b.holds(said) {
+					t.Error("the event did not come at a meeting")
+				}
+			})
+		})
 	}
 }
 
