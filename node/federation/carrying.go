@@ -56,6 +56,8 @@ const (
 	// carriesAtOnce and carriesServed bound the exchanges that go on, as giver and as taker (slots).
 	carriesAtOnce = 4
 	carriesServed = 8
+	// offerAgain is when a contact is visited again that was not asked because others were.
+	offerAgain = 3 * time.Second
 	// maxCarryAnswer bounds an answer: maxCarriedAtOnce numbers, or as many users' IDs of 255 bytes, escaped.
 	maxCarryAnswer = 64 << 10
 	// sweepEvery is how often it is looked for what has been kept too long, or is kept for whom we share no room with any more.
@@ -198,7 +200,7 @@ func (k *carrying) visit(ctx context.Context, c contact, with *carrier) (again t
 				refused, err = err, nil // it may be in no room with that one, for all that it knows: the others do not wait for it
 			}
 			if later {
-				again = min(again, slotFair)
+				again = min(again, offerAgain)
 			}
 		}
 	}
