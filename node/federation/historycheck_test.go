@@ -143,6 +143,9 @@ func (w *world) speak(s *station) {
 			return
 		}
 	}
+	if w.mask(s)&(1<<s.index) == 0 {
+		return // what it would have built on has told it that it is out
+	}
 	w.alarm("mute", "nobody of %d may speak", s.index)
 }
 
@@ -526,11 +529,21 @@ func (w *world) checkRemoved(held []holding) {
 	}
 }
 
-// chained says whether the event is one that station y may have in any case, or of the auth chain of one: the membership events of its users, and
-// what anybody, or the invited, may see.
+// chained says whether the event is one that station y may have in any case, or of the auth chain of one: the membership events of its users,
+// what anybody, or the invited, may see, and what a fork step sent it, though everybody may have rejected that.
 func (w *world) chained(id eventgraph.EventID, y int, held []holding) bool {
 	all := map[eventgraph.EventID]bool{}
 	var todo []eventgraph.EventID
+	for id, to := range w.forced {
+		for _, s := range w.stations {
+			s.store.View(func(r *store.Reader) error {
+				if e, err := r.Event(id); err == nil && to&(1<<y) != 0 {
+					todo = append(todo, e.AuthEvents()...)
+				}
+				return nil
+			})
+		}
+	}
 	for i := range held {
 		for id, e := range held[i].events {
 			key, ok := e.StateKey()
