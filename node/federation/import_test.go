@@ -201,6 +201,11 @@ func TestJoinCut(t *testing.T) {
 				}
 				return false
 			})
+			b.wait("joins to be worked on, until the end", func() bool {
+				b.joins.mu.Lock()
+				defer b.joins.mu.Unlock()
+				return b.joins.ctx != nil
+			})
 			joined := make(chan error, 1)
 			go func() { joined <- b.Join(t.Context(), room, b.user("bob"), names([]*host{a.host}), nil) }()
 			if c.restart {
