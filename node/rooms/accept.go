@@ -263,7 +263,8 @@ func (run *run) accept(in incoming) error {
 }
 
 // reservePast gives an event of the past its place. In history it has one if that is above what it rests on, or if what it rests on is history.
-// Else there is none left for it: what came after it was shown, and it never was, so it is news, above all that was shown.
+// Else there is none left for it: what came after it was shown, and it never was, so it is news, above all that was shown. But state that has been
+// replaced since stays in history: clients take the last that they are shown for what it is.
 func (run *run) reservePast(in *incoming) error {
 	orders, giveBack, err := run.reserve([]*eventgraph.Event{in.event}, nil)
 	if err != nil {
@@ -287,10 +288,16 @@ func (run *run) reservePast(in *incoming) error {
 		}
 		highest = max(highest, on)
 	}
-	if highest > 0 && in.order < highest {
-		giveBack()
-		in.order = 0
+	if highest <= 0 || in.order >= highest {
+		return nil
 	}
+	if tuple, ok := in.event.Tuple(); ok {
+		if current, _, err := run.state(run.live.State).EventID(tuple); err != nil || current != in.event.ID() {
+			return err
+		}
+	}
+	giveBack()
+	in.order = 0
 	return nil
 }
 

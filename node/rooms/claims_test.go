@@ -2,6 +2,7 @@ package rooms
 
 import (
 	"encoding/json"
+	"fmt"
 	"slices"
 	"testing"
 	"time"
@@ -529,6 +530,53 @@ func TestHonestClaimResetsNothing(t *testing.T) {
 				t.Errorf("version %s: the topic at %s is not the newer one", version, s.Server())
 			}
 		}
+	}
+}
+
+// What is hidden has no position, and yet its place: here a redaction that applies to nothing rests on the post, on a claim.
+func TestAttackPostBehindHiddenRedaction(t *testing.T) {
+	underAttack(t, func(t *testing.T, version eventgraph.RoomVersion) {
+		s := banned(t, version)
+		post := s.c.lie(s.a, said(s.room, s.carol, "a post"), claim{ts: s.c.now, parents: s.old})
+		never := s.b.on(s.base, "never given", s.old...)
+		redaction, err := eventgraph.Build(version, eventgraph.Draft{
+			RoomID: s.room, Type: "m.room.redaction", Sender: s.base.Sender(), Content: []byte(`{}`), Redacts: never.ID(),
+			PrevEvents: []eventgraph.EventID{post.ID(), never.ID()}, AuthEvents: s.base.AuthEvents(), Depth: s.base.Depth(), OriginServerTS: s.base.OriginServerTS(),
+		}, s.b.key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.a.accept(redaction, claimed(s.oldState, s.b), store.Accepted)
+		s.a.message(s.room, s.alice, "on")
+		s.a.accept(post, Basis{Origin: s.c.Server()}, store.SoftFailed)
+		s.a.wantMember(s.room, s.carol, "ban")
+	})
+}
+
+// Two events behind claims rest on what carol said before her ban. The first came before the ban, so it counts, whichever is found first: that is a
+// matter of their IDs, so there are several rooms.
+func TestSaidBeforeTheBanBelowTwo(t *testing.T) {
+	t.Parallel()
+	for i := range 6 {
+		a, b, alice, bob, room := shared(t, "12")
+		d := newServer(t, "d", a, b)
+		d.join(a, room, d.user("dora"))
+		c := newServer(t, "c", a, b, d)
+		carol := c.user("carol")
+		c.join(a, room, carol)
+		a.give(b, room, 0)
+		at := c.store.Position()
+		early := c.message(room, carol, "before the ban")
+		joined := a.current(room, "m.room.member", string(carol))
+		c.give(a, room, at)
+		late := b.lie(a, said(room, bob, fmt.Sprint("late ", i)), claim{ts: b.now, parents: []eventgraph.EventID{early}})
+		state, _ := a.stateAndChain(room, a.record(room).State)
+		d.acrossGap(a, room, alice)
+		ban := a.setState(room, alice, "m.room.member", string(carol), `{"membership":"ban"}`)
+		d.accept(a.event(ban).Event, Basis{Origin: a.Server()}, store.Accepted)
+		d.accept(late, claimed(state, b), store.Accepted)
+		d.accept(joined, Basis{Origin: a.Server()}, store.Accepted)
+		d.accept(a.event(early).Event, Basis{Origin: a.Server()}, store.Accepted)
 	}
 }
 

@@ -30,7 +30,11 @@ func (run *run) byCurrentState(in incoming, now eventgraph.Hash, j *judgement) e
 		return err
 	}
 	if on != "" {
-		then, err := run.roomBefore(on)
+		order, err := run.firstOn(e.ID(), on)
+		if err != nil {
+			return err
+		}
+		then, err := run.roomBefore(order)
 		if err != nil {
 			return err
 		}
@@ -50,28 +54,41 @@ func (run *run) byCurrentState(in incoming, now eventgraph.Hash, j *judgement) e
 	return nil
 }
 
-// roomBefore is the room's current state as it was here before an event came that inTimeline, zero if that was the first.
-func (run *run) roomBefore(on eventgraph.EventID) (eventgraph.Hash, error) {
+// firstOn is the lowest order among on, which rests on the event, and those that rest on it directly and are inTimeline.
+func (run *run) firstOn(id, on eventgraph.EventID) (int64, error) {
 	s, err := run.stored(on)
 	if err != nil {
-		return eventgraph.Hash{}, err
+		return 0, err
 	}
+	first, edges := s.Order, 0
+	err = run.children(id, func(child eventgraph.EventID) (bool, error) {
+		s, err := run.stored(child)
+		if err == nil && s.RoomID() == run.rm.id && inTimeline(s) {
+			first = min(first, s.Order)
+		}
+		edges++
+		return edges < maxBehind, err
+	})
+	return first, err
+}
+
+// roomBefore is the room's current state as it was here before the event of that order came, zero if that was the first.
+func (run *run) roomBefore(order int64) (eventgraph.Hash, error) {
 	last := &store.StoredEvent{}
 	for _, e := range run.events { // some are in no commit yet
-		if e.RoomState != (eventgraph.Hash{}) && last.Order < e.Order && e.Order < s.Order {
+		if e.RoomState != (eventgraph.Hash{}) && last.Order < e.Order && e.Order < order {
 			last = e
 		}
 	}
-	from := run.r.store.Position()
-	if s.Position > 0 {
-		from = s.Position - 1
-	}
-	err = run.read.RoomChanges(run.rm.id, from, 0, func(_ store.Position, id eventgraph.EventID) (bool, error) {
-		e, err := run.read.Event(id)
-		if err == nil && e.Order > last.Order && e.Order < s.Order {
+	looked := 0
+	err := run.read.Timeline(run.rm.id, order-1, true, func(e *store.StoredEvent) (bool, error) {
+		if looked++; e.RoomState == (eventgraph.Hash{}) { // history, and what is hidden
+			return looked < maxBehind, nil
+		}
+		if e.Order > last.Order {
 			last = e
 		}
-		return false, err
+		return false, nil
 	})
 	return last.RoomState, err
 }

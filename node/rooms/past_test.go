@@ -77,3 +77,42 @@ func TestPastIsHistory(t *testing.T) {
 	}
 	b.sameState(a, room)
 }
+
+// State that was replaced, and gets its place only then, is no news: clients would take it for what is. Here an honest claim brought it as an outlier.
+func TestReplacedStateIsNotNews(t *testing.T) {
+	t.Parallel()
+	a, b, alice, _, room := shared(t, "12")
+	d := newServer(t, "d", a, b)
+	d.join(a, room, d.user("dora"))
+	at := a.store.Position()
+	a.message(room, alice, "known to d")
+	a.give(d, room, at)
+	old := a.setState(room, alice, "m.room.name", "", `{"name":"old"}`)
+	d.acrossGap(a, room, alice)
+	at = a.store.Position()
+	newer := a.setState(room, alice, "m.room.name", "", `{"name":"new"}`)
+	a.give(d, room, at)
+	d.accept(a.event(old).Event, Basis{Origin: a.Server()}, store.Accepted)
+	if e := d.event(old); e.Position != 0 || e.Order > d.event(newer).Order {
+		t.Errorf("the old name has position %d and order %d", e.Position, e.Order)
+	}
+}
+
+// What was said before we came, and the state that it rests on and that was replaced since, come late, in one run.
+func TestReplacedStateOfBeforeOurJoinIsNotNews(t *testing.T) {
+	t.Parallel()
+	a := newServer(t, "a")
+	b := newServer(t, "b", a)
+	alice := a.user("alice")
+	room := a.create("12", alice)
+	a.message(room, alice, "before")
+	old := a.setState(room, alice, "m.room.name", "", `{"name":"old"}`)
+	b.join(a, room, b.user("bob"))
+	at := a.store.Position()
+	newer := a.setState(room, alice, "m.room.name", "", `{"name":"new"}`)
+	a.give(b, room, at)
+	a.give(b, room, 0)
+	if e := b.event(old); e.Position != 0 || e.Order > b.event(newer).Order {
+		t.Errorf("the old name has position %d and order %d", e.Position, e.Order)
+	}
+}
