@@ -48,10 +48,19 @@ func (f *Federation) Backfill(ctx context.Context, room eventgraph.RoomID, limit
 func (f *Federation) BackfillAbove(ctx context.Context, room eventgraph.RoomID, above int64, limit int) (int, error) {
 	patience := pastPatience
 	taken, err := f.takeHeldPast(ctx, room, above, &patience)
-	if err != nil || taken >= limit {
-		return taken, err
+	if ctx.Err() != nil || taken >= limit {
+		return taken, ctx.Err()
+	}
+	if err != nil {
+		f.Log.Warn("held history was not taken in", "room", room, "err", err)
 	}
 	servers, err := f.otherServers(room)
+	if err == nil {
+		servers = f.quests.worthAsking(servers, f.peers.isConnected, f.Now())
+		if len(servers) == 0 {
+			err = fmt.Errorf("%w: those who are in the room, a short while ago", ErrUnreachable)
+		}
+	}
 	if taken > 0 && err != nil {
 		return taken, nil
 	} else if err != nil {
@@ -86,6 +95,7 @@ func (f *Federation) BackfillAbove(ctx context.Context, room eventgraph.RoomID, 
 		}
 		switch {
 		case err != nil && !f.peers.isConnected(server): // to try again would take long
+			f.quests.notThere(server, f.Now())
 			servers = slices.DeleteFunc(servers, func(other eventgraph.ServerName) bool { return other == server })
 		case err != nil || n == 0:
 			silent[server] = true
@@ -411,6 +421,9 @@ func (f *Federation) takeRun(ctx context.Context, server eventgraph.ServerName, 
 		rests, err := f.restsOn(run[0], nil)
 		if err != nil {
 			return taken, err
+		}
+		if !rests && server == f.server {
+			break // nobody claims a state to themselves
 		}
 		if !rests {
 			basis.Kind = rooms.Claimed

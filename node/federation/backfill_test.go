@@ -5,6 +5,7 @@ import (
 	"math"
 	"slices"
 	"testing"
+	"time"
 
 	"pgregory.net/rapid"
 
@@ -228,4 +229,31 @@ func TestChains(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestBackfillDialsFew: whoever reads back waits for no more than a few servers that are not there, and not for the same ones again soon.
+func TestBackfillDialsFew(t *testing.T) {
+	q, now := newQuests(), time.Now()
+	here := func(s eventgraph.ServerName) bool { return s == "here" }
+	var servers []eventgraph.ServerName
+	for i := range 10 {
+		servers = append(servers, eventgraph.ServerName(fmt.Sprint("away", i)))
+	}
+	servers = append(servers, "here")
+	first := q.worthAsking(servers, here, now)
+	if len(first) != maxAwayAsked+1 || !slices.Contains(first, "here") {
+		t.Fatalf("%v are asked", first)
+	}
+	for _, s := range first {
+		if s != "here" {
+			q.notThere(s, now)
+		}
+	}
+	second := q.worthAsking(servers, here, now.Add(awayRest/2))
+	if len(second) != maxAwayAsked+1 || slices.ContainsFunc(second, func(s eventgraph.ServerName) bool { return s != "here" && slices.Contains(first, s) }) {
+		t.Errorf("then %v, after %v", second, first)
+	}
+	if third := q.worthAsking(servers, here, now.Add(awayRest)); !slices.Equal(third, first) {
+		t.Errorf("and later %v", third)
+	}
 }

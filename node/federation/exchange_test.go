@@ -73,9 +73,9 @@ func TestSlowContactsHoldUpNobody(t *testing.T) {
 		alone(n, b, append(slow, a, c)...)
 		for i := range 3 {
 			a.queue(b.server, a.encrypted(fmt.Sprint("message ", i)))
-			time.Sleep(2 * time.Minute)
+			time.Sleep(15 * time.Minute) // three are asked at one time, the slow ones, too
 			if got := c.carries(b); got != i+1 {
-				t.Errorf("two minutes after message %d c carries %d", i+1, got)
+				t.Errorf("a quarter of an hour after message %d c carries %d", i+1, got)
 			}
 		}
 	})
@@ -112,12 +112,12 @@ func TestSlowServersLeaveSlots(t *testing.T) {
 				time.Sleep(time.Minute)
 				c.hasKeys("alice", "new")
 				c.queue(b.server, c.encrypted("to be carried"))
-				time.Sleep(5 * time.Minute)
+				time.Sleep(20 * time.Minute) // the others are asked to carry, too, three at a time
 				if got := a.handed(c.user("alice")); got != "new" {
-					t.Errorf("after five minutes a has the keys %q", got)
+					t.Errorf("after twenty minutes a has the keys %q", got)
 				}
 				if got := a.carries(b); got != 1 {
-					t.Errorf("after five minutes a carries %d", got)
+					t.Errorf("after twenty minutes a carries %d", got)
 				}
 			})
 		})

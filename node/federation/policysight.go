@@ -1,6 +1,7 @@
 package federation
 
 import (
+	"errors"
 	"slices"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
@@ -60,6 +61,9 @@ func (f *Federation) sightOfPast(server eventgraph.ServerName, room eventgraph.R
 		}
 		for _, id := range held.Backward {
 			e, err := r.Event(id)
+			if errors.Is(err, store.ErrNotFound) {
+				continue
+			}
 			if err != nil {
 				return err
 			}

@@ -7,6 +7,7 @@ import (
 	"math"
 	"slices"
 	"sync"
+	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
 
@@ -120,8 +121,40 @@ func (p *past) ahead(page []*eventgraph.Event) []*eventgraph.Event {
 
 // quests remembers for rooms who has been asked about what.
 type quests struct {
-	mu sync.Mutex
-	of *lru.Cache[eventgraph.RoomID, *quest]
+	mu   sync.Mutex
+	of   *lru.Cache[eventgraph.RoomID, *quest]
+	away rests[eventgraph.ServerName] // who could not be reached
+}
+
+// maxAwayAsked is how many servers that are not connected one Backfill tries: each may take streamTimeout to find out, and somebody waits for
+// the page. awayRest is for how long one that was not there is not tried again, unless it comes by itself.
+const (
+	maxAwayAsked = 2
+	awayRest     = 3 * time.Minute
+)
+
+// worthAsking leaves of the servers those that are connected, and a few others that were not tried lately.
+func (s *quests) worthAsking(servers []eventgraph.ServerName, connected func(eventgraph.ServerName) bool, now time.Time) []eventgraph.ServerName {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	tried := 0
+	return slices.DeleteFunc(slices.Clone(servers), func(server eventgraph.ServerName) bool {
+		if connected(server) {
+			return false
+		}
+		if now.Before(s.away[server].until) {
+			return true
+		}
+		tried++
+		return tried > maxAwayAsked
+	})
+}
+
+// notThere notes that a server could not be reached.
+func (s *quests) notThere(server eventgraph.ServerName, now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.away.put(server, rest{until: now.Add(awayRest)}, now)
 }
 
 // quest is the asking in one room.

@@ -116,6 +116,9 @@ func (i *inbox) release(room eventgraph.RoomID, gone loads, isIn func(eventgraph
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	r := i.rooms[room]
+	if r == nil {
+		return // a visit has found nothing meanwhile, and taken all of it back
+	}
 	for server, n := range gone.each {
 		n.items, n.bytes = min(n.items, r.waits.each[server].items), min(n.bytes, r.waits.each[server].bytes)
 		r.waits.remove(server, n)

@@ -197,3 +197,20 @@ func TestOwnEventTakesItsPlaceAnew(t *testing.T) {
 		t.Errorf("counted are %+v", w)
 	}
 }
+
+// TestReleaseAfterTheLastVisit: a place that was reserved is given back after a visit that found nothing has forgotten the room.
+func TestReleaseAfterTheLastVisit(t *testing.T) {
+	i := newInbox(time.Now)
+	i.wake("!r")
+	room, _, _ := i.due()
+	if !i.reservePatiently(room, 10, giver{server: "a"}, 0) {
+		t.Fatal("no place")
+	}
+	i.done(room, true, true, 0)
+	gone := newLoads()
+	gone.add("b", load{1, 10})
+	i.release(room, gone, func(eventgraph.ServerName) bool { return true })
+	if !i.isEmpty() {
+		t.Error("something waits")
+	}
+}
