@@ -11,7 +11,8 @@ import (
 // clock that goes on while it is off, would make all that was acknowledged before too old at once. While a node is off nobody brings what is missing,
 // so that does not count either.
 
-// inboxTime is the time of store.InboxItem.Since: it goes on from what was kept last, so a crash sets it back by inboxBackoff at most.
+// inboxTime is the time of store.InboxItem.Since: it goes on from what was kept last, with each item (putInbox) and by keepInboxTime, so a crash makes
+// what waits younger by inboxBackoff at most.
 type inboxTime struct {
 	before time.Duration // when this node was started
 	start  time.Time     // with a monotonic reading

@@ -71,6 +71,34 @@ func TestWaitingEnds(t *testing.T) {
 	})
 }
 
+// TestWaitingEndsAfterCrash: also what is put there when nothing has waited for long, and this node ends at once, is dropped in time.
+func TestWaitingEndsAfterCrash(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		_, a, b, room := giverAndTaker(t)
+		b.stop()
+		a.say(room, a.user("alice"), "not given")
+		last := a.event(a.say(room, a.user("alice"), "last"))
+		b.renew(b.Config)
+		time.Sleep(2 * inboxKeepOutside)
+		if err := b.putInbox(t.Context(), []*store.InboxItem{{ID: last.ID(), Room: room, Origin: "outside", PDU: last.Raw()}}); err != nil {
+			t.Fatal(err)
+		}
+		b.renew(b.Config) // as after a crash: nobody has run keepInboxTime to its end
+		b.inbox.wake(room)
+		time.Sleep(inboxKeepOutside - time.Hour)
+		for _, want := range []int{1, 0} {
+			if _, err := b.loadWaiting(t.Context(), room); err != nil {
+				t.Fatal(err)
+			}
+			if waits := b.waits(room); waits != want {
+				t.Errorf("%d events wait, want %d", waits, want)
+			}
+			time.Sleep(2 * time.Hour)
+		}
+	})
+}
+
 // TestWaitingOfNoRoom: what waits for a room that is neither here nor being joined goes at the next start.
 func TestWaitingOfNoRoom(t *testing.T) {
 	t.Parallel()

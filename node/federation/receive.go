@@ -342,8 +342,8 @@ func (f *Federation) logOutcome(e *eventgraph.Event, origin eventgraph.ServerNam
 // inboxWrite is how many bytes of PDUs are put into the inbox in one write, of which the store takes about a megabyte.
 const inboxWrite = 512 << 10
 
+// putInbox puts items into the inbox, with the time, so that a crash does not take back what has passed before they came.
 func (f *Federation) putInbox(ctx context.Context, items []*store.InboxItem) error {
-	now := f.inboxTime.now().Milliseconds()
 	for len(items) > 0 {
 		n, size := 0, 0
 		for n < len(items) && (n == 0 || size+len(items[n].PDU) <= inboxWrite) {
@@ -353,13 +353,14 @@ func (f *Federation) putInbox(ctx context.Context, items []*store.InboxItem) err
 		part := items[:n]
 		items = items[n:]
 		_, err := f.Store.Update(ctx, func(tx *store.Tx) error {
+			now := f.inboxTime.now().Milliseconds()
 			for _, i := range part {
 				i.Since = now
 				if err := tx.PutInbox(i); err != nil {
 					return err
 				}
 			}
-			return nil
+			return tx.PutInboxTime(now)
 		})
 		if err != nil {
 			return err
