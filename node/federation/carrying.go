@@ -97,11 +97,13 @@ type carrying struct {
 	to      keyedLock[eventgraph.ServerName] // what is carried for a server is given to one of its peers at a time
 	changed chan struct{}                    // holds a token when there may be something to give
 
-	mu      sync.Mutex
-	away    []eventgraph.ServerName // for whom something waits
-	lastTS  int64
-	offered map[offeredItem]map[eventgraph.ServerName]time.Time // who is being asked to keep what, since when: a batch for each slot
-	missed  bool                                                // somebody was not asked because others are
+	mu     sync.Mutex
+	away   []eventgraph.ServerName // for whom something waits
+	lastTS int64
+
+	choosing sync.Mutex                                          // also while the outbox is read: who is noted there meanwhile, and withdrawn, would not count
+	offered  map[offeredItem]map[eventgraph.ServerName]time.Time // who is being asked to keep what, since when: a batch for each slot
+	missed   bool                                                // somebody was not asked because others are
 }
 
 // offeredItem is an item in a server's outbox.
@@ -315,10 +317,8 @@ func (k *carrying) handOnBatch(ctx context.Context, c contact, server eventgraph
 }
 
 // offer says whether the contact may be asked to keep an item for which others are being asked too; and notes that it is, if it is asked now. Who
-// has been asked for slotFair and has not answered keeps nobody else from being asked.
+// has been asked for slotFair and has not answered keeps nobody else from being asked. choosing is held since before the item was read.
 func (k *carrying) offer(by eventgraph.ServerName, o *store.Outbound, now bool) bool {
-	k.mu.Lock()
-	defer k.mu.Unlock()
 	item := offeredItem{o.Server, o.Seq}
 	carriers := len(o.Carriers)
 	for _, since := range k.offered[item] {
@@ -339,10 +339,10 @@ func (k *carrying) offer(by eventgraph.ServerName, o *store.Outbound, now bool) 
 	return true
 }
 
-// withdraw ends what offer has noted, and lets those be asked who were not for its sake.
+// withdraw ends what offer has noted, once it is noted with the items who keeps them, and lets those be asked who were not for its sake.
 func (k *carrying) withdraw(by, server eventgraph.ServerName, batch []*store.Outbound) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
+	k.choosing.Lock()
+	defer k.choosing.Unlock()
 	for _, o := range batch {
 		item := offeredItem{server, o.Seq}
 		if delete(k.offered[item], by); len(k.offered[item]) == 0 {
@@ -358,6 +358,8 @@ func (k *carrying) withdraw(by, server eventgraph.ServerName, batch []*store.Out
 // toHandOn lists what is queued for a server after the place given and can be carried by another that does not have it, as much as goes into one message,
 // and how far it need not look again. later: there is more for which enough others are being asked now. If it is offered now, that is noted (offer).
 func (k *carrying) toHandOn(by, server eventgraph.ServerName, after uint64, now bool) (batch []*store.Outbound, upTo uint64, later bool, err error) {
+	k.choosing.Lock()
+	defer k.choosing.Unlock()
 	upTo = after
 	size := 0
 	err = k.f.Store.View(func(r *store.Reader) error {

@@ -4,10 +4,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"runtime"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
 	"github.com/plexus-p2p/plexus/p2ptransport"
@@ -85,8 +88,13 @@ func TestMessagesAreCarried(t *testing.T) {
 	}
 	a.waitUntil("three carriers", func() bool {
 		queued := a.outbound(b.server)
-		return len(queued[0].Carriers) == maxCarriers && len(queued[2].Carriers) == maxCarriers
+		return len(queued[0].Carriers) >= maxCarriers && len(queued[2].Carriers) >= maxCarriers
 	})
+	for i, o := range a.outbound(b.server) {
+		if len(o.Carriers) > maxCarriers {
+			t.Errorf("%d keep item %d", len(o.Carriers), i)
+		}
+	}
 	if got := len(carriers()); got != maxCarriers {
 		t.Fatalf("%d carry", got)
 	}
@@ -120,6 +128,51 @@ func TestMessagesAreCarried(t *testing.T) {
 	a.waitUntil("the origin to deliver all", func() bool { return len(a.outbound(b.server)) == 0 })
 	if got := len(b.local.came("m.direct_to_device")); got != 5 {
 		t.Errorf("%d came, of two twice", got)
+	}
+}
+
+// TestNoMoreCarriersThanMayBe: many contacts that are asked at the same time to keep the same items keep each of them maxCarriers times, not more.
+func TestNoMoreCarriersThanMayBe(t *testing.T) {
+	t.Parallel()
+	a := newMemHost(t, memnet.New(), "most a")
+	server, _, _, _ := newKeys("most b")
+	const items, contacts = 500, 12
+	for i := range items {
+		a.queue(server, a.encrypted(fmt.Sprint(i)))
+	}
+	k := newCarrying(a.Federation)
+	var group errgroup.Group
+	for i := range contacts {
+		by, _, _, _ := newKeys(fmt.Sprint("most ", i))
+		group.Go(func() error {
+			for after := uint64(0); ; runtime.Gosched() {
+				batch, upTo, later, err := k.toHandOn(by, server, after, true)
+				if err != nil {
+					return err
+				}
+				_, err = a.Store.Update(t.Context(), func(tx *store.Tx) error {
+					for _, o := range batch {
+						if err := tx.AddCarrier(server, o.Seq, by); err != nil {
+							return err
+						}
+					}
+					return nil
+				})
+				k.withdraw(by, server, batch)
+				if err != nil || len(batch) == 0 && !later {
+					return err
+				}
+				after = upTo
+			}
+		})
+	}
+	if err := group.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	for i, o := range a.outbound(server) {
+		if len(o.Carriers) != maxCarriers {
+			t.Errorf("%d keep item %d", len(o.Carriers), i)
+		}
 	}
 }
 
