@@ -304,17 +304,21 @@ func (w *world) softFailedRightly(i int, held holding) error {
 	return nil
 }
 
-// barred is part 5.
+// barred is part 5. Without such an event, but with one that one has soft-failed and the other not, it is errUnmerged: what one of them builds on is
+// merged by what is made on it.
 func (w *world) barred(i, j int, held []holding) error {
-	pairs := [][2]int{{i, j}, {j, i}}
-	if !slices.ContainsFunc(pairs, func(pair [2]int) bool { return leavesOut(held[pair[0]], held[pair[1]]) }) {
+	leftOut := leavesOut(held[i], held[j]) || leavesOut(held[j], held[i])
+	if !leftOut && !verdictsDiffer(held[i], held[j]) {
 		return fmt.Errorf("%d and %d differ in no soft failure", i, j)
 	}
-	for _, pair := range pairs {
+	for _, pair := range [][2]int{{i, j}, {j, i}} {
 		a, b := pair[0], pair[1]
 		further := held[b].events[w.further[b]]
 		if further == nil {
 			return fmt.Errorf("%d has sent nothing further, for it had itself out of the room until others had: %w", b, errUnmerged)
+		}
+		if !leftOut {
+			continue
 		}
 		ours := held[a].events[further.ID()]
 		if ours != nil && ours.Verdict == store.SoftFailed {
@@ -327,6 +331,15 @@ func (w *world) barred(i, j int, held []holding) error {
 		}
 	}
 	return fmt.Errorf("%d and %d: %w", i, j, errUnmerged)
+}
+
+func verdictsDiffer(one, another holding) bool {
+	for id, e := range one.events {
+		if theirs := another.events[id]; inGraph(e) && inGraph(theirs) && e.Verdict != theirs.Verdict {
+			return true
+		}
+	}
+	return false
 }
 
 // leavesOut says whether one server has soft-failed an event that is part of the state of another and not of its own.
