@@ -592,12 +592,16 @@ func (w *world) invited(s *station, root eventgraph.Hash, other *station) bool {
 	return false
 }
 
-// excused says whether somebody who held the event took station y for joined then, or later.
+// excused says whether somebody who held the event took station y for joined then, or later, or with the event as part of a state: that is told to who is
+// in the room in it.
 func (w *world) excused(id eventgraph.EventID, y int, held []holding) bool {
 	for z, s := range w.stations {
 		e := held[z].events[id]
 		if z == y || e == nil {
 			continue
+		}
+		if w.inState(id, y, z, held[z]) {
+			return true
 		}
 		for i, m := range w.past {
 			if m.joined[z]&(1<<y) != 0 && (m.position[z] >= e.Position || i+1 < len(w.past) && w.past[i+1].position[z] >= e.Position) {
@@ -616,6 +620,27 @@ func (w *world) excused(id eventgraph.EventID, y int, held []holding) bool {
 		})
 		if joined {
 			return true
+		}
+	}
+	return false
+}
+
+// inState says whether station z has accepted something in whose state, before or after it, the event is, and station y in the room.
+func (w *world) inState(id eventgraph.EventID, y, z int, held holding) bool {
+	rooms, name := w.stations[z].rooms, w.stations[y].name
+	tuple, ok := held.events[id].Tuple()
+	if !ok {
+		return false
+	}
+	for _, at := range held.events {
+		if at.Verdict != store.Accepted {
+			continue
+		}
+		for _, root := range []eventgraph.Hash{at.StateBefore, at.StateAfter} {
+			e, err := rooms.StateAt(w.room, root).Event(tuple)
+			if err == nil && e != nil && e.ID() == id && rooms.InRoomAt(w.room, root, name) {
+				return true
+			}
 		}
 	}
 	return false
