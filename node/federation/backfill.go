@@ -47,7 +47,7 @@ func (f *Federation) Backfill(ctx context.Context, room eventgraph.RoomID, limit
 // answer what they are asked.
 func (f *Federation) BackfillAbove(ctx context.Context, room eventgraph.RoomID, above int64, limit int) (int, error) {
 	patience := pastPatience
-	taken, err := f.takeHeldPast(ctx, room, above, &patience)
+	taken, err := f.takeHeldPast(ctx, room, &patience)
 	if ctx.Err() != nil || taken >= limit {
 		return taken, ctx.Err()
 	}
@@ -58,7 +58,7 @@ func (f *Federation) BackfillAbove(ctx context.Context, room eventgraph.RoomID, 
 	if err == nil {
 		servers = f.quests.worthAsking(servers, f.peers.isConnected, f.Now())
 		if len(servers) == 0 {
-			err = fmt.Errorf("%w: those who are in the room, a short while ago", ErrUnreachable)
+			err = fmt.Errorf("%w: all in the room were tried within the last %v; ask again later, or when one of them is connected", ErrUnreachable, awayRest)
 		}
 	}
 	if taken > 0 && err != nil {
@@ -118,10 +118,10 @@ func (f *Federation) BackfillAbove(ctx context.Context, room eventgraph.RoomID, 
 // maxHeldPast bounds how many outliers takeHeldPast looks at.
 const maxHeldPast = 1000
 
-// takeHeldPast takes in what the extremities that BackfillAbove asks about rest on, as far as that is held, if only as outliers, and all that it
+// takeHeldPast takes in what the room's backward extremities, all of them, rest on, as far as that is held, if only as outliers, and all that it
 // rests on: a room's first events are part of its state, so who has joined since has them. Nobody need be asked for it.
-func (f *Federation) takeHeldPast(ctx context.Context, room eventgraph.RoomID, above int64, patience *time.Duration) (int, error) {
-	p, err := f.backwardsAbove(room, above)
+func (f *Federation) takeHeldPast(ctx context.Context, room eventgraph.RoomID, patience *time.Duration) (int, error) {
+	p, err := f.backwardsAbove(room, math.MinInt64)
 	if err != nil {
 		return 0, err
 	}
