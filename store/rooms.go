@@ -88,6 +88,24 @@ func (r *Reader) Room(id eventgraph.RoomID) (*Room, error) {
 	return room, err
 }
 
+// BackwardEvents calls f for the room's backward extremities, in the order of Room.Backward, until f says that it wants no more. Those that are
+// not held any more are left out.
+func (r *Reader) BackwardEvents(room *Room, f func(*StoredEvent) (more bool, err error)) error {
+	for _, id := range room.Backward {
+		e, err := r.Event(id)
+		if errors.Is(err, ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if more, err := f(e); !more || err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // Rooms calls f for each room, by ID.
 func (r *Reader) Rooms(f func(*Room) (bool, error)) error {
 	return r.scan(key(tableRoom), nil, false, func(k, v []byte) (bool, error) {

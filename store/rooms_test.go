@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -33,6 +34,42 @@ func TestRooms(t *testing.T) {
 		}
 		return errors.Join(err, err2)
 	})
+}
+
+func TestBackwardEvents(t *testing.T) {
+	t.Parallel()
+	s := open(t)
+	first, last := message(t, `{"body":"first"}`, parentA), message(t, `{"body":"last"}`, parentB)
+	for _, e := range []*eventgraph.Event{first, last} {
+		mustUpdate(t, s, func(tx *Tx) error { return tx.PutEvent(&StoredEvent{Event: e, Verdict: Accepted, Order: 1}) })
+	}
+	room := &Room{ID: testRoom, Backward: []eventgraph.EventID{"$gone", first.ID(), "$gone too", last.ID()}}
+	failed := errors.New("failed")
+	for _, c := range []struct {
+		stopAt int
+		err    error
+		want   []eventgraph.EventID
+	}{
+		{0, nil, []eventgraph.EventID{first.ID(), last.ID()}},
+		{1, nil, []eventgraph.EventID{first.ID()}},
+		{1, failed, []eventgraph.EventID{first.ID()}},
+		{2, ErrNotFound, []eventgraph.EventID{first.ID(), last.ID()}},
+	} {
+		mustView(t, s, func(r *Reader) error {
+			var got []eventgraph.EventID
+			err := r.BackwardEvents(room, func(e *StoredEvent) (bool, error) {
+				got = append(got, e.ID())
+				if len(got) == c.stopAt {
+					return false, c.err
+				}
+				return true, nil
+			})
+			if !slices.Equal(got, c.want) || err != c.err {
+				t.Errorf("stopped at %d with %v: events %v and %v, want %v", c.stopAt, c.err, got, err, c.want)
+			}
+			return nil
+		})
+	}
 }
 
 func TestMembers(t *testing.T) {

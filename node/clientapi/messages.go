@@ -187,37 +187,23 @@ func openBreaks(r *store.Reader, room *store.Room) (open []store.Break, err erro
 	if len(room.Breaks) == 0 {
 		return nil, nil
 	}
-	for _, id := range room.Backward {
-		e, err := r.Event(id)
-		if errors.Is(err, store.ErrNotFound) {
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
+	err = r.BackwardEvents(room, func(e *store.StoredEvent) (bool, error) {
 		i := slices.IndexFunc(room.Breaks, func(b store.Break) bool { return b.Holds(e.Order) })
 		if i >= 0 && !room.Ends(e.Order) {
 			open = append(open, room.Breaks[i])
 		}
-	}
-	return open, nil
+		return true, nil
+	})
+	return open, err
 }
 
 // moreHistory says whether other servers have history of the room that is not here, and was not purged.
-func moreHistory(r *store.Reader, room *store.Room) (bool, error) {
-	for _, id := range room.Backward {
-		e, err := r.Event(id)
-		if errors.Is(err, store.ErrNotFound) {
-			continue
-		}
-		if err != nil {
-			return false, err
-		}
-		if !room.Ends(e.Order) {
-			return true, nil
-		}
-	}
-	return false, nil
+func moreHistory(r *store.Reader, room *store.Room) (more bool, err error) {
+	err = r.BackwardEvents(room, func(e *store.StoredEvent) (bool, error) {
+		more = !room.Ends(e.Order)
+		return !more, nil
+	})
+	return more, err
 }
 
 // pointAfter is the order of the token that goes on behind the page.

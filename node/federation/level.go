@@ -110,27 +110,18 @@ func (f *Federation) isWhole(room eventgraph.RoomID) (whole bool, err error) {
 		if err != nil {
 			return err
 		}
-		for _, id := range held.Backward {
-			e, err := r.Event(id)
-			if errors.Is(err, store.ErrNotFound) {
-				continue
-			}
-			if err != nil {
-				return err
-			}
+		whole = true
+		return r.BackwardEvents(held, func(e *store.StoredEvent) (bool, error) {
 			key, _ := e.StateKey()
 			ours := e.Membership() == "join" && eventgraph.UserID(key).Server() == f.server && !f.Rooms.InRoomAt(room, e.StateBefore, f.server)
-			if e.Order > 0 && !ours && !inBreak(held.Breaks, e.Order) {
-				return nil
-			}
-		}
-		whole = true
-		return nil
+			whole = e.Order <= 0 || ours || inBreak(held.Breaks, e.Order)
+			return whole, nil
+		})
 	})
 	if errors.Is(err, store.ErrNotFound) {
 		return false, nil
 	}
-	return whole, err
+	return whole && err == nil, err
 }
 
 // inBreak says whether what has that order was fetched of a time while we were away. What took place before us never has it, whatever became of it

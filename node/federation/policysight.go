@@ -1,7 +1,6 @@
 package federation
 
 import (
-	"errors"
 	"slices"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
@@ -59,17 +58,10 @@ func (f *Federation) sightOfPast(server eventgraph.ServerName, room eventgraph.R
 		if err != nil {
 			return err
 		}
-		for _, id := range held.Backward {
-			e, err := r.Event(id)
-			if errors.Is(err, store.ErrNotFound) {
-				continue
-			}
-			if err != nil {
-				return err
-			}
+		return r.BackwardEvents(held, func(e *store.StoredEvent) (bool, error) {
 			ends = append(ends, e)
-		}
-		return nil
+			return true, nil
+		})
 	})
 	if err != nil || len(ends) == 0 {
 		return unknownSight, err

@@ -2,7 +2,6 @@ package federation
 
 import (
 	"cmp"
-	"errors"
 	"maps"
 	"math"
 	"slices"
@@ -61,24 +60,17 @@ func (f *Federation) backwardsAbove(room eventgraph.RoomID, above int64) (*past,
 		if p.room, err = r.Room(room); err != nil {
 			return err
 		}
-		for _, id := range p.room.Backward {
-			e, err := r.Event(id)
-			if errors.Is(err, store.ErrNotFound) {
-				continue
-			}
-			if err != nil {
-				return err
-			}
+		return r.BackwardEvents(p.room, func(e *store.StoredEvent) (bool, error) {
 			if p.room.Ends(e.Order) {
-				continue
+				return true, nil
 			}
 			inBreak := slices.ContainsFunc(p.room.Breaks, func(b store.Break) bool { return b.Holds(e.Order) })
-			p.from = append(p.from, extremity{id, store.GapOf(e), e.Order, inBreak})
+			p.from = append(p.from, extremity{e.ID(), store.GapOf(e), e.Order, inBreak})
 			for _, parent := range e.PrevEvents() {
 				p.linked[parent] = true
 			}
-		}
-		return nil
+			return true, nil
+		})
 	})
 	if err != nil {
 		return nil, err
