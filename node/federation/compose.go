@@ -250,15 +250,6 @@ func (t *transaction) addEDU(f *Federation, kind string, content json.RawMessage
 	t.size += len(content) + eduFrame
 }
 
-// owed says whether the server was in the room when an event on us to send was taken in (see concerned) or is now, or is the one whose
-// member it removes.
-func (f *Federation) owed(server eventgraph.ServerName, e *store.StoredEvent) bool {
-	if target, ok := removedServer(e); ok && target == server {
-		return true
-	}
-	return f.Rooms.InRoomAt(e.RoomID(), e.RoomState, server) || f.Rooms.InRoom(e.RoomID(), server)
-}
-
 // composeTyping tells who has begun and who has stopped typing in the rooms, and now and then who goes on.
 func (f *Federation) composeTyping(c *courier, rooms map[eventgraph.RoomID]bool, t *transaction) error {
 	again := len(c.typed) > 0 && f.Now().Sub(c.toldAt) >= typingRefresh

@@ -3,8 +3,8 @@
 //
 // peers.go knows who speaks for whom. request.go asks other servers, verify.go checks who asks us, and the serve*.go files
 // answer. receive.go takes events in; what misses something waits in the inbox (inbox.go says when it is looked at, waiting.go how, turns.go how many are asked at one time), fetch.go decides whom to ask for it and
-// obtain.go asks. send.go sends what is ours, which compose.go puts together. meet.go brings two servers level: collect.go fetches, compare.go and
-// summary.go find what differs, give.go answers; news.go says that it is worth while. handover.go hands keys over, and carrying.go messages, for the time when a server is away;
+// obtain.go asks. send.go sends what is ours, to whom concerned.go says, which compose.go puts together. meet.go brings two servers level:
+// collect.go fetches, compare.go and summary.go find what differs, give.go answers; news.go says that it is worth while. handover.go hands keys over, and carrying.go messages, for the time when a server is away;
 // exchange.go lets these go on with many servers at a time. gossip.go publishes for large rooms, gossipkeys.go and
 // gossipseal.go see to it that only their members can read that.
 package federation
