@@ -4,8 +4,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"runtime"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -136,16 +136,20 @@ func TestNoMoreCarriersThanMayBe(t *testing.T) {
 	t.Parallel()
 	a := newMemHost(t, memnet.New(), "most a")
 	server, _, _, _ := newKeys("most b")
-	const items, contacts = 500, 12
+	const items, contacts = 300, 12
 	for i := range items {
 		a.queue(server, a.encrypted(fmt.Sprint(i)))
 	}
 	k := newCarrying(a.Federation)
+	var mu sync.Mutex
+	withdrawn := make(chan struct{}) // closed and replaced each time
+	next := func() chan struct{} { mu.Lock(); defer mu.Unlock(); return withdrawn }
 	var group errgroup.Group
 	for i := range contacts {
 		by, _, _, _ := newKeys(fmt.Sprint("most ", i))
 		group.Go(func() error {
-			for after := uint64(0); ; runtime.Gosched() {
+			for after := uint64(0); ; {
+				news := next()
 				batch, upTo, later, err := k.toHandOn(by, server, after, true)
 				if err != nil {
 					return err
@@ -159,10 +163,19 @@ func TestNoMoreCarriersThanMayBe(t *testing.T) {
 					return nil
 				})
 				k.withdraw(by, server, batch)
+				after = upTo
+				if len(batch) > 0 {
+					mu.Lock()
+					close(withdrawn)
+					withdrawn = make(chan struct{})
+					mu.Unlock()
+				}
 				if err != nil || len(batch) == 0 && !later {
 					return err
 				}
-				after = upTo
+				if len(batch) == 0 {
+					<-news
+				}
 			}
 		})
 	}
