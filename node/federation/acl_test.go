@@ -53,6 +53,17 @@ func (s *sentTo) took() (events []eventgraph.EventID, edus []string) {
 	return events, slices.Compact(edus)
 }
 
+// denyingAndDenied are two hosts with a room of a's alice in which both are, all that the join has brought with it having been sent.
+func denyingAndDenied(t *testing.T) (n *memnet.Network, a, b *memHost, alice eventgraph.UserID, room eventgraph.RoomID) {
+	t.Helper()
+	n = memnet.New()
+	hosts := newMemHosts(t, n, "denying a", "denied b")
+	a, b = hosts[0], hosts[1]
+	room = togetherIn(a, b)
+	time.Sleep(time.Minute)
+	return n, a, b, a.user("alice"), room
+}
+
 // deny makes the room's ACL deny a host, or nobody.
 func (h *memHost) deny(room eventgraph.RoomID, who *memHost) eventgraph.EventID {
 	name := ""
@@ -72,12 +83,7 @@ func (h *memHost) inviteOf(room eventgraph.RoomID, user eventgraph.UserID) (even
 // room; of our users what concerns them as long as another room is shared.
 func TestNothingOfARoomForADeniedServer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		n := memnet.New()
-		hosts := newMemHosts(t, n, "denying a", "denied b")
-		a, b := hosts[0], hosts[1]
-		alice := a.user("alice")
-		room := togetherIn(a, b)
-		time.Sleep(time.Minute)
+		_, a, b, alice, room := denyingAndDenied(t)
 		var sent sentTo
 		sent.note(b)
 
@@ -149,12 +155,7 @@ func TestNothingOfARoomForADeniedServer(t *testing.T) {
 // TestDeniedWhileAway: of what was said before a server was denied, it is sent nothing afterwards, nor an invite that waited for it.
 func TestDeniedWhileAway(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		n := memnet.New()
-		hosts := newMemHosts(t, n, "denying a", "denied b")
-		a, b := hosts[0], hosts[1]
-		alice := a.user("alice")
-		room := togetherIn(a, b)
-		time.Sleep(time.Minute)
+		n, a, b, alice, room := denyingAndDenied(t)
 		alone(n, b, a)
 		a.say(room, alice, "while b is away")
 		_, err := a.inviteOf(room, b.user("carol"))

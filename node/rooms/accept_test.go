@@ -84,6 +84,18 @@ func carolIn(a, b *server, room eventgraph.RoomID) (c *server, carol eventgraph.
 	return c, carol, a.record(room).Forward
 }
 
+// doraIn is dora on d, who joins a room of a and b and is given what alice says after that.
+func doraIn(a, b *server, room eventgraph.RoomID, alice eventgraph.UserID) (d *server, dora eventgraph.UserID) {
+	a.t.Helper()
+	d = newServer(a.t, "d", a, b)
+	dora = d.user("dora")
+	d.join(a, room, dora)
+	at := a.store.Position()
+	a.message(room, alice, "known to d")
+	a.give(d, room, at)
+	return d, dora
+}
+
 func TestRejectedByAuth(t *testing.T) {
 	t.Parallel()
 	a, b, _, bob, room := shared(t, "12")

@@ -214,13 +214,9 @@ func TestPastBehindClaim(t *testing.T) {
 	for _, version := range []eventgraph.RoomVersion{"10", "12"} {
 		a, b, alice, bob, room := shared(t, version)
 		before := a.store.Position()
-		d := newServer(t, "d", a, b)
-		d.join(a, room, d.user("dora"))
-		at := a.store.Position()
-		a.message(room, alice, "known to d")
-		a.give(d, room, at)
+		d, _ := doraIn(a, b, room, alice)
 		a.give(b, room, before)
-		at = b.store.Position()
+		at := b.store.Position()
 		early := b.message(room, bob, "before the ban")
 		b.give(a, room, at)
 		ban := a.setState(room, alice, "m.room.member", string(bob), `{"membership":"ban"}`)
@@ -303,12 +299,7 @@ func TestAttackOutlierWithholds(t *testing.T) {
 			"m.room.history_visibility": `{"history_visibility":"joined"}`,
 		} {
 			a, b, alice, bob, room := shared(t, version)
-			d := newServer(t, "d", a, b)
-			dora := d.user("dora")
-			d.join(a, room, dora)
-			at := a.store.Position()
-			a.message(room, alice, "known to d")
-			a.give(d, room, at)
+			d, dora := doraIn(a, b, room, alice)
 			old := a.record(room).Forward
 			oldState, _ := a.stateAndChain(room, a.event(old[0]).StateAfter)
 			base := b.lie(a, said(room, bob, ""), claim{ts: b.now, parents: old})

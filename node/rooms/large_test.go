@@ -72,11 +72,7 @@ func TestAttackEventOnLargeOutliers(t *testing.T) {
 func TestEventOnManyJoins(t *testing.T) {
 	t.Parallel()
 	a, b, alice, _, room := shared(t, "12")
-	d := newServer(t, "d", a, b)
-	d.join(a, room, d.user("dora"))
-	at := a.store.Position()
-	a.message(room, alice, "known to d")
-	a.give(d, room, at)
+	d, _ := doraIn(a, b, room, alice)
 	const joins = 150 // with long names; with short ones some 900 are as much
 	for i := range joins {
 		who := a.user(fmt.Sprint("user", i))
