@@ -31,18 +31,28 @@ func TestWaitingByClockSetRight(t *testing.T) {
 	})
 }
 
+// takerFromOutside is a host that does not run, and what puts an event into its inbox that a server outside the room gave and whose parent is not held.
+func takerFromOutside(t *testing.T) (b *memHost, room eventgraph.RoomID, put func()) {
+	t.Helper()
+	_, a, b, room := giverAndTaker(t)
+	b.stop()
+	a.say(room, a.user("alice"), "not given")
+	last := a.event(a.say(room, a.user("alice"), "last"))
+	return b, room, func() {
+		t.Helper()
+		if err := b.putInbox(t.Context(), []*store.InboxItem{{ID: last.ID(), Room: room, Origin: "outside", PDU: last.Raw()}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // TestWaitingEnds: an event of a server that is not in the room is dropped when this node has run for inboxKeepOutside with it, however often it was
 // started anew, and not while it was off.
 func TestWaitingEnds(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		_, a, b, room := giverAndTaker(t)
-		b.stop()
-		a.say(room, a.user("alice"), "not given")
-		last := a.event(a.say(room, a.user("alice"), "last"))
-		if err := b.putInbox(t.Context(), []*store.InboxItem{{ID: last.ID(), Room: room, Origin: "outside", PDU: last.Raw()}}); err != nil {
-			t.Fatal(err)
-		}
+		b, room, put := takerFromOutside(t)
+		put()
 		visit := func() int {
 			t.Helper()
 			if _, err := b.loadWaiting(t.Context(), room); err != nil {
@@ -75,15 +85,10 @@ func TestWaitingEnds(t *testing.T) {
 func TestWaitingEndsAfterCrash(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		_, a, b, room := giverAndTaker(t)
-		b.stop()
-		a.say(room, a.user("alice"), "not given")
-		last := a.event(a.say(room, a.user("alice"), "last"))
+		b, room, put := takerFromOutside(t)
 		b.renew(b.Config)
 		time.Sleep(2 * inboxKeepOutside)
-		if err := b.putInbox(t.Context(), []*store.InboxItem{{ID: last.ID(), Room: room, Origin: "outside", PDU: last.Raw()}}); err != nil {
-			t.Fatal(err)
-		}
+		put()
 		b.renew(b.Config) // as after a crash: nobody has run keepInboxTime to its end
 		b.inbox.wake(room)
 		time.Sleep(inboxKeepOutside - time.Hour)
