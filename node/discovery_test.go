@@ -272,7 +272,7 @@ func TestInviteThroughRelay(t *testing.T) {
 	}
 	relay := run(true)
 	inviter, holder := run(false, relay.P2PAddrs()[0]), run(false)
-	meets(t, inviter, relay.PeerID(), 10*time.Second)
+	meets(t, inviter, relay.PeerID(), 20*time.Second)
 	register(t, inviter, "ann").joins(register(t, relay, "rob").create(map[string]any{"preset": "public_chat"}), relay)
 	register(t, holder, "hal")
 	circuit := func(a string) bool { return strings.Contains(a, "/p2p-circuit") }

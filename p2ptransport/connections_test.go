@@ -28,7 +28,7 @@ func startHost(t *testing.T, listen string) *Host {
 // eventually waits for a state that libp2p announces to nobody.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	deadline := time.After(10 * time.Second)
+	deadline := time.After(30 * time.Second)
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for !ok() {

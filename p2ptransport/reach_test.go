@@ -31,13 +31,13 @@ func TestDialsBackForFriendsOnly(t *testing.T) {
 			b := start(t, test.c)
 			a := start(t, Config{MeshKey: test.c.MeshKey, Listen: test.c.Listen})
 			connect(t, a, b)
-			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 			defer cancel()
 			answered := false
 			s, err := a.host.NewStream(network.WithNoDial(ctx, "test"), b.host.ID(), protocol.ID(autonatv2.DialProtocol))
 			if err == nil {
 				_, _ = s.Write([]byte{2, 0x0a, 0}) // a question about no address
-				_ = s.SetReadDeadline(time.Now().Add(5 * time.Second))
+				_ = s.SetReadDeadline(time.Now().Add(30 * time.Second))
 				n, _ := s.Read(make([]byte, 1))
 				answered = n > 0
 				_ = s.Reset()
