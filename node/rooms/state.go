@@ -98,26 +98,26 @@ func (run *run) state(root eventgraph.Hash) *State {
 
 // liveRoom is the room as of its last durable commit; store.ErrNotFound. Others see a commit in the store before the writer hears that it
 // has succeeded: who was woken by it must not find the room as it was before. So while one is under way, the store says
-// whether it has been made.
+// whether it has been made; if another is by then, it is asked again, for the room may be newer than both.
 func (r *Rooms) liveRoom(id eventgraph.RoomID) (*live, error) {
 	rm, err := r.enter(id)
 	if err != nil {
 		return nil, err
 	}
 	defer r.leave(rm)
-	rm.mu.Lock()
-	l, next := rm.live, rm.next
-	rm.mu.Unlock()
-	if l != nil && next != nil {
-		err = r.store.View(func(read *store.Reader) error {
-			record, err := read.Room(id)
-			if err == nil && record.State == next.State && record.NextOrder == next.NextOrder && record.PrevOrder == next.PrevOrder && record.Skipped == next.Skipped {
-				l = next
-			}
-			return err
-		})
-		if err != nil && !errors.Is(err, store.ErrNotFound) {
+	l, next := rm.published()
+	for l != nil && next != nil {
+		made, err := next.made(r.store)
+		if err != nil {
 			return nil, err
+		}
+		if made {
+			l = next
+			break
+		}
+		was := next
+		if l, next = rm.published(); next == was {
+			break // what the store said was said while this was under way
 		}
 	}
 	if l == nil {
@@ -133,6 +133,27 @@ func (r *Rooms) liveRoom(id eventgraph.RoomID) (*live, error) {
 		return nil, fmt.Errorf("room %s: %w", id, store.ErrNotFound)
 	}
 	return l, nil
+}
+
+// published is what publish has set.
+func (rm *room) published() (now, next *live) {
+	rm.mu.Lock()
+	defer rm.mu.Unlock()
+	return rm.live, rm.next
+}
+
+// made says whether the store has the room so.
+func (l *live) made(s *store.Store) (bool, error) {
+	made := false
+	err := s.View(func(read *store.Reader) error {
+		record, err := read.Room(l.ID)
+		made = err == nil && record.State == l.State && record.NextOrder == l.NextOrder && record.PrevOrder == l.PrevOrder && record.Skipped == l.Skipped
+		return err
+	})
+	if errors.Is(err, store.ErrNotFound) {
+		err = nil
+	}
+	return made, err
 }
 
 // TrieNode makes Rooms an eventgraph.NodeReader.

@@ -296,3 +296,41 @@ func TestWhoIsWokenSeesTheCommit(t *testing.T) {
 		}
 	}
 }
+
+// TestRoomIsNeverOlder: who has seen a commit in the store is not shown the room as it was before, however many commits follow each other.
+func TestRoomIsNeverOlder(t *testing.T) {
+	t.Parallel()
+	a := newServer(t, "a")
+	alice := a.user("alice")
+	room := a.create("12", alice)
+	done := make(chan struct{})
+	var wait sync.WaitGroup
+	for range 4 {
+		wait.Go(func() {
+			for {
+				select {
+				case <-done:
+					return
+				default:
+				}
+				seen := a.record(room).NextOrder
+				l, err := a.liveRoom(room)
+				if err != nil || l.NextOrder < seen {
+					t.Errorf("the room with %d after %d was stored (%v)", l.NextOrder, seen, err)
+					return
+				}
+			}
+		})
+	}
+	var senders sync.WaitGroup
+	for range 3 {
+		senders.Go(func() {
+			for n := range 150 {
+				a.message(room, alice, fmt.Sprint(n))
+			}
+		})
+	}
+	senders.Wait()
+	close(done)
+	wait.Wait()
+}
