@@ -19,18 +19,18 @@ type Room struct {
 	Unproven  []eventgraph.EventID // events whose prev_events came after them, and whose state before is to be compared with what those give
 	State     eventgraph.Hash      // current resolved state
 	NextOrder int64                // for the next live event, starts at 1
-	PrevOrder int64                // for the next backfilled event, starts at -1
+	PrevOrder int64                // the highest below all that are held, starts at -1; backfilled events go down from there
 	Purged    int64                // how many events have been purged
 	PurgedTo  int64                // if any have: the order up to which all have, that could be
 	Breaks    []Break              // where we came back to the room, oldest first
-	Skipped   int64                // how many orders are reserved for what is fetched in a break
+	Skipped   int64                // how many orders between PrevOrder and NextOrder, but for 0, no event has
 }
 
 // Break is a place in a room's order where history is missing that happened while nobody of this server was in the room. The orders between
 // After and Before are for it.
 type Break struct {
 	After  int64 `json:"after"`  // the newest event's that was held before
-	Next   int64 `json:"next"`   // for the next event that is fetched, downwards
+	Next   int64 `json:"next"`   // the highest below all that are fetched; the next event goes down from there
 	Before int64 `json:"before"` // of the join by which we came back
 }
 

@@ -218,6 +218,7 @@ func (w *world) check() {
 			w.checkComplete(i, in, held)
 		}
 		w.checkShown(i, held[i])
+		w.checkOrder(i, held[i])
 	}
 	w.checkVerdicts(in, held)
 	w.checkRemoved(held)
@@ -444,6 +445,36 @@ func (w *world) checkVerdicts(in uint8, held []holding) {
 					w.alarm("verdicts differ", "%s", w.name(id))
 					return
 				}
+			}
+		}
+	}
+}
+
+// checkOrder finds each event that one station holds above its parents in the room's order. Only what came late, and was shown as news, may stand above
+// what rests on it; and what came so late that what rests on it stood below its parents already, below those.
+func (w *world) checkOrder(i int, held holding) {
+	record := w.stations[i].record()
+	if record == nil {
+		return
+	}
+	lowest := map[eventgraph.EventID]int64{} // of what rests on the event
+	for _, e := range held.events {
+		for _, id := range e.PrevEvents() {
+			if low, ok := lowest[id]; e.Order != 0 && (!ok || e.Order < low) {
+				lowest[id] = e.Order
+			}
+		}
+	}
+	for id, e := range held.events {
+		for _, on := range e.PrevEvents() {
+			parent := held.events[on]
+			if e.Order == 0 || parent == nil || parent.Order == 0 || parent.Order < e.Order {
+				continue
+			}
+			low, rests := lowest[id]
+			late := parent.Order > 0 && !inBreak(record.Breaks, parent.Order) && (e.Position == 0 || parent.Position == 0 || parent.Position > e.Position)
+			if !late && !(rests && low < parent.Order) {
+				w.alarm("order", "at %d %s has %d, and %s, on which it rests, %d", i, w.name(id), e.Order, w.name(on), parent.Order)
 			}
 		}
 	}

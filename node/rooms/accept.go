@@ -159,7 +159,8 @@ type incoming struct {
 	copy      *eventgraph.Event // as it came now, where event is as it came before; its signatures were not checked. Else nil
 	basis     Basis
 	signature error // what the check of its signatures found, before this room's turn
-	order     int64 // backfill, past: its place in history. 0: it is news
+	order     int64 // backfill, past: its place in history. 0: it is news, or for backfill: to be placed (place)
+	inserted  bool  // order is one between those of others
 	local     bool  // made here: anything but Accepted is a Refusal and is not stored
 	join      bool  // the join by which we enter the room: what we hold of the room's current state is no judge of it
 	past      bool  // the timeline rests on it, and it was held as an outlier, or is forbidden by what came since: it is no extremity (reservePast)
@@ -234,19 +235,14 @@ func (run *run) accept(in incoming) error {
 		if in.past, err = run.covered(e.ID()); err != nil {
 			return err
 		}
-		if in.past {
-			if err := run.reservePast(&in); err != nil {
-				return err
-			}
-		}
 	}
 	j, err := run.judge(in, held)
 	if err != nil {
 		return err
 	}
 	in.event = j.event
-	if j.past {
-		in.past = true
+	in.past = in.past || j.past
+	if in.past && in.order == 0 && j.verdict != store.Rejected { // now: what it rests on has its place
 		if err := run.reservePast(&in); err != nil {
 			return err
 		}
@@ -270,17 +266,17 @@ func (run *run) reservePast(in *incoming) error {
 	if err != nil {
 		return err
 	}
-	highest := int64(0)
-	for _, id := range in.event.PrevEvents() {
-		parent, err := run.stored(id)
-		if err != nil && !errors.Is(err, store.ErrNotFound) {
+	if in.order = orders[0]; in.order == 0 {
+		if in.order, err = run.between(in.event); err != nil {
 			return err
 		}
-		if err == nil && parent.RoomID() == run.rm.id {
-			highest = max(highest, parent.Order)
-		}
+		in.inserted = in.order != 0
 	}
-	if in.order = orders[0]; in.order < 0 && in.basis.Kind == Claimed { // what it rests on is not known: what rests on it tells
+	highest, _, err := run.highestUnder(in.event, false)
+	if err != nil {
+		return err
+	}
+	if in.order <= 0 && in.basis.Kind == Claimed { // what it rests on is not known: what rests on it tells
 		edges := maxReserveEdges
 		on, err := run.lowestOn(in.event, nil, &edges)
 		if err != nil {
@@ -288,16 +284,24 @@ func (run *run) reservePast(in *incoming) error {
 		}
 		highest = max(highest, on)
 	}
-	if highest <= 0 || in.order >= highest {
-		return nil
-	}
-	if tuple, ok := in.event.Tuple(); ok {
-		if current, _, err := run.state(run.live.State).EventID(tuple); err != nil || current != in.event.ID() {
-			return err
+	if highest > 0 && in.order < highest {
+		news := true
+		if tuple, ok := in.event.Tuple(); ok {
+			current, _, err := run.state(run.live.State).EventID(tuple)
+			if err != nil {
+				return err
+			}
+			news = current == in.event.ID()
+		}
+		if news {
+			giveBack()
+			in.order, in.inserted = 0, false
+			return nil
 		}
 	}
-	giveBack()
-	in.order = 0
+	if in.order == 0 {
+		return run.placeBelow(in)
+	}
 	return nil
 }
 
@@ -507,7 +511,14 @@ func (run *run) take(in incoming, held *store.StoredEvent, j judgement) error {
 	s.Aside = in.basis.Backfill || in.past
 	history := in.basis.Backfill || in.order != 0
 	if history {
-		s.Order = in.order
+		if in.order == 0 {
+			if err := run.place(&in); err != nil {
+				return err
+			}
+		}
+		if s.Order = in.order; in.inserted {
+			run.live.Skipped--
+		}
 	} else {
 		if in.join && j.gap {
 			run.breakOff()

@@ -29,8 +29,7 @@ func (run *run) carries(e *store.StoredEvent) bool {
 // whole ends the work on one event of several: what there is is committed if it is much. So an event on outliers takes as many commits as
 // these need, oldest first. Where one of them fails, or the device does, those before have what they would have if they had come alone. The event
 // itself is not held yet, and nobody has been told that it is: it waits in the inbox, or is given again. Then the others are outliers
-// still and get their place as they would have. Only where they are the past, for which orders were reserved together, they get new ones, and
-// stand below those that had their place before the failure.
+// still and get their place as they would have.
 func (run *run) whole() error {
 	if run.size < maxRunBytes {
 		return nil

@@ -1,6 +1,7 @@
 package rooms
 
 import (
+	"errors"
 	"math"
 	"slices"
 
@@ -9,12 +10,30 @@ import (
 )
 
 // A room's order. What happens gets the next order; what is fetched of the past gets one below all that is held. Where we come back to a room, what
-// happened meanwhile lies between what we hold and the join: orders are reserved for it there.
+// happened meanwhile lies between what we hold and the join: orders are reserved for it there. S is pastSpacing.
 //
-//	fetched, downwards ──▶  -3 -2 -1 │ 1 2 3 … After │ fetched, downwards ──▶  Next … │ Before, the join   …  NextOrder
+//	fetched, downwards ──▶  -3S -2S -S │ 1 2 3 … After │ fetched, downwards ──▶  Next … │ Before, the join   …  NextOrder
+//
+// Those of the past have room between them: what rests on one of them that is held is put between that and what rests on it (between). So the past
+// may come piece by piece. What happened has no room between: what fills a gap in it is below all that is held. Orders that have been given never
+// change, for clients hold tokens that name them (clientapi/tokens.go).
 
-// breakOrders is how many orders a break has: more than are ever fetched, and few enough for 2^31 breaks.
-const breakOrders = 1 << 32
+const (
+	// pastSpacing is how far apart those are that go below all that is held: room for 2^27 events.
+	pastSpacing = 1 << 36
+	// stepBits says in which part of the room between two others an event gets its order: the first 2^12th, as what rests on it comes after it more
+	// often than before it. So between two with pastSpacing some 70,000 can come one by one, each above the one before.
+	stepBits = 12
+	// maxGapLooks bounds how many neighbours are looked at to find room between them.
+	maxGapLooks = 100
+)
+
+// A break has breakOrders: more than are ever fetched, and few enough for 2^18 breaks. An event that is fetched goes down by the 2^breakBits-th part of
+// what is left, so that some millions fit.
+const (
+	breakOrders = 1 << 44
+	breakBits   = 20
+)
 
 // maxBreaks bounds the breaks of a room that are known. Beyond it what belongs into the oldest is shown below all that is held.
 const maxBreaks = 20
@@ -38,8 +57,18 @@ func (run *run) breakOff() {
 }
 
 // reserve keeps orders for events of the past, sorted, parents first: each in the break that it belongs into, or below all that is held. on, if
-// not nil, rests on the last of them and has no place yet. giveBack takes all of it back.
+// not nil, rests on the last of them and has no place yet. None is kept, and 0 given, for what rests on others that are held and above that: it
+// gets its order by place, in its turn. giveBack takes all of it back.
 func (run *run) reserve(events []*eventgraph.Event, on *eventgraph.Event) (orders []int64, giveBack func(), err error) {
+	under, err := run.allUnder(events)
+	if err != nil {
+		return nil, nil, err
+	}
+	return run.reserveAbove(events, on, under)
+}
+
+// reserveAbove is reserve where it is known above which orders events have to be, if any.
+func (run *run) reserveAbove(events []*eventgraph.Event, on *eventgraph.Event, under map[eventgraph.EventID]int64) (orders []int64, giveBack func(), err error) {
 	orders = make([]int64, len(events))
 	given := map[eventgraph.EventID]int64{}
 	edges := maxReserveEdges
@@ -52,56 +81,194 @@ func (run *run) reserve(events []*eventgraph.Event, on *eventgraph.Event) (order
 			given[parent] = lowest
 		}
 	}
-	taken := map[int64]int64{} // of each break
+	taken := map[int64][]int64{} // of each break
 	below := int64(0)
 	for i, e := range slices.Backward(events) {
-		at, found := -1, false
+		at, lowest := -1, int64(math.MaxInt64)
 		if len(run.live.Breaks) > 0 && edges > 0 {
-			lowest, err := run.lowestOn(e, given, &edges)
-			if err != nil {
+			if lowest, err = run.lowestOn(e, given, &edges); err != nil {
 				return nil, nil, err
 			}
 			if edges > 0 { // else it was not looked at to the end
 				at = slices.IndexFunc(run.live.Breaks, func(b store.Break) bool { return b.Holds(lowest) })
 			}
 		}
-		if at >= 0 {
-			after := run.live.Breaks[at].After
-			if orders[i], found = run.moveBreak(after, -1); found {
-				taken[after]++
+		highest, rests := under[e.ID()]
+		found := rests && (at < 0 || highest > run.live.Breaks[at].After)
+		if !found && at >= 0 {
+			var step int64
+			if orders[i], step, found = run.nextInBreak(at); found {
+				after := run.live.Breaks[at].After
+				taken[after] = append(taken[after], step)
 			}
 		}
 		if !found {
-			orders[i] = run.live.PrevOrder
-			run.live.PrevOrder--
+			run.live.PrevOrder -= pastSpacing
+			run.live.Skipped += pastSpacing - 1
+			orders[i] = run.live.PrevOrder + 1
 			below++
 		}
-		given[e.ID()] = orders[i]
+		if orders[i] != 0 {
+			lowest = orders[i]
+			given[e.ID()] = lowest
+		}
 		for _, parent := range e.PrevEvents() {
-			if lowest, ok := given[parent]; !ok || lowest > orders[i] {
-				given[parent] = orders[i] // until it has its own
+			if was, ok := given[parent]; !ok || was > lowest {
+				given[parent] = lowest // until it has its own
 			}
 		}
 	}
 	return orders, func() {
-		for after, n := range taken {
-			run.moveBreak(after, n)
+		for after, steps := range taken {
+			run.returnToBreak(after, steps)
 		}
-		run.live.PrevOrder += below
+		run.live.PrevOrder += below * pastSpacing
+		run.live.Skipped -= below * (pastSpacing - 1)
 	}, nil
 }
 
-// moveBreak gives orders back to a break, or takes them if by is negative and there are so many; then next is the one taken.
-func (run *run) moveBreak(after, by int64) (next int64, ok bool) {
-	i := slices.IndexFunc(run.live.Breaks, func(b store.Break) bool { return b.After == after })
-	if i < 0 || run.live.Breaks[i].Next+by < after {
-		return 0, false
+// nextInBreak takes an order of a break, if one is left; step is how far that goes down.
+func (run *run) nextInBreak(at int) (order, step int64, ok bool) {
+	b := run.live.Breaks[at]
+	step = max(1, (b.Next-b.After)>>breakBits)
+	if b.Next-step < b.After {
+		return 0, 0, false
 	}
 	run.live.Breaks = slices.Clone(run.live.Breaks) // others may see it
-	next = run.live.Breaks[i].Next
-	run.live.Breaks[i].Next += by
-	run.live.Skipped += by
-	return next, true
+	run.live.Breaks[at].Next -= step
+	run.live.Skipped--
+	return b.Next - step + 1, step, true
+}
+
+// returnToBreak gives orders back to a break.
+func (run *run) returnToBreak(after int64, steps []int64) {
+	i := slices.IndexFunc(run.live.Breaks, func(b store.Break) bool { return b.After == after })
+	if i < 0 {
+		return
+	}
+	run.live.Breaks = slices.Clone(run.live.Breaks)
+	for _, step := range steps {
+		run.live.Breaks[i].Next += step
+	}
+	run.live.Skipped += int64(len(steps))
+}
+
+// place gives an event of the past, for which reserve has kept no order, one above what it rests on and below what rests on it. Where both cannot
+// be, or there is no room, it is below all that is held, or in the break.
+func (run *run) place(in *incoming) error {
+	var err error
+	if in.order, err = run.between(in.event); err != nil {
+		return err
+	}
+	if in.inserted = in.order != 0; in.inserted {
+		return nil
+	}
+	return run.placeBelow(in)
+}
+
+// placeBelow gives an event of the past an order whatever it rests on.
+func (run *run) placeBelow(in *incoming) error {
+	orders, _, err := run.reserveAbove([]*eventgraph.Event{in.event}, nil, nil)
+	if err == nil {
+		in.order = orders[0]
+	}
+	return err
+}
+
+// between is an order that no event has, above what the event rests on and below what rests on it, and in the same part of the room's order as the
+// former: soon above it, for of what rests on the event not all may have come. 0: there is none.
+func (run *run) between(e *eventgraph.Event) (int64, error) {
+	low, rests, err := run.highestUnder(e, true)
+	if err != nil || !rests {
+		return 0, err
+	}
+	edges := maxBehind
+	high, err := run.lowestOn(e, nil, &edges)
+	if err != nil {
+		return 0, err
+	}
+	if high <= low {
+		return 0, nil
+	}
+	at := slices.IndexFunc(run.live.Breaks, func(b store.Break) bool { return b.After < low && low < b.Before })
+	if at < 0 {
+		high = min(high, 0)
+	} else {
+		high = min(high, run.live.Breaks[at].Before)
+	}
+	for range maxGapLooks {
+		next, err := run.usedAbove(low)
+		if err != nil {
+			return 0, err
+		}
+		next = min(next, high)
+		if room := next - low; room >= 2 {
+			return low + max(1, room>>stepBits), nil
+		}
+		if next == high {
+			break
+		}
+		low = next
+	}
+	return 0, nil
+}
+
+// usedAbove is the lowest order above another that an event has.
+func (run *run) usedAbove(order int64) (int64, error) {
+	lowest := int64(math.MaxInt64)
+	for _, e := range run.events { // some are in no commit yet
+		if e.Order > order && e.Order != 0 && e.RoomID() == run.rm.id {
+			lowest = min(lowest, e.Order)
+		}
+	}
+	err := run.read.Ordered(run.rm.id, order+1, func(used int64, _ eventgraph.EventID, _ bool) (bool, error) {
+		lowest = min(lowest, used)
+		return false, nil
+	})
+	return lowest, err
+}
+
+// inPast says whether an order is one of the past: below all that happened here, or in a break.
+func (run *run) inPast(order int64) bool {
+	return order < 0 || slices.ContainsFunc(run.live.Breaks, func(b store.Break) bool { return b.After < order && order < b.Before })
+}
+
+// highestUnder is the highest order of the parents of e, if one has any. past: only those in the past count.
+func (run *run) highestUnder(e *eventgraph.Event, past bool) (highest int64, rests bool, err error) {
+	for _, id := range e.PrevEvents() {
+		parent, err := run.stored(id)
+		if errors.Is(err, store.ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return 0, false, err
+		}
+		counts := parent.Order != 0 && parent.RoomID() == run.rm.id && (!past || run.inPast(parent.Order))
+		if counts && (!rests || parent.Order > highest) {
+			highest, rests = parent.Order, true
+		}
+	}
+	return highest, rests, nil
+}
+
+// allUnder is highestUnder in the past for each of events, sorted, parents first: also for what rests on such by others of them.
+func (run *run) allUnder(events []*eventgraph.Event) (map[eventgraph.EventID]int64, error) {
+	under := map[eventgraph.EventID]int64{}
+	for _, e := range events {
+		highest, rests, err := run.highestUnder(e, true)
+		if err != nil {
+			return nil, err
+		}
+		for _, parent := range e.PrevEvents() {
+			if its, ok := under[parent]; ok && (!rests || its > highest) {
+				highest, rests = its, true
+			}
+		}
+		if rests {
+			under[e.ID()] = highest
+		}
+	}
+	return under, nil
 }
 
 // lowestOn is the lowest order of the events that are held and rest on e, or are given one. It takes the edges that it looks at from those left.

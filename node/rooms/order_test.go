@@ -166,3 +166,154 @@ func TestReserveIsBounded(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// wantSorted finds each event that has an order above its parents that have one.
+func (s *server) wantSorted(room eventgraph.RoomID) {
+	s.t.Helper()
+	for _, id := range s.order(room) {
+		e := s.event(id)
+		for _, p := range e.PrevEvents() {
+			if _, held := s.has(p); !held {
+				continue
+			}
+			if parent := s.event(p); parent.Order != 0 && parent.Order >= e.Order {
+				s.t.Errorf("%s has order %d, and what it rests on, %s, %d", e.Type(), e.Order, parent.Type(), parent.Order)
+			}
+		}
+	}
+}
+
+// What a join rests on, and has brought as outliers, comes as if it were news, since who sends has not seen the join yet: in one run, one by one, or
+// between what happens now. Its order is that of the room; and a count of the events by orders counts them all.
+func TestPastComesInOrder(t *testing.T) {
+	t.Parallel()
+	for _, way := range []string{"in one run", "one by one", "among others"} {
+		t.Run(way, func(t *testing.T) {
+			t.Parallel()
+			a := newServer(t, "a")
+			b := newServer(t, "b", a)
+			alice := a.user("alice")
+			room := a.create("12", alice)
+			for i := range 6 {
+				a.setState(room, alice, "org.example.state", fmt.Sprint(i), `{}`)
+			}
+			b.join(a, room, b.user("bob"))
+			joined := a.store.Position()
+
+			var past []*eventgraph.Event
+			for _, id := range a.order(room) {
+				if b.event(id).Order == 0 {
+					past = append(past, pdu(t, a.event(id).Event))
+				}
+			}
+			basis := Basis{Origin: a.Server()}
+			if way == "in one run" {
+				if _, err := b.AcceptAll(t.Context(), past, basis); err != nil {
+					t.Fatal(err)
+				}
+			} else {
+				for i, e := range past {
+					b.accept(e, basis, store.Accepted)
+					if way == "among others" {
+						a.message(room, alice, fmt.Sprint("now ", i))
+						joined = a.give(b, room, joined)
+					}
+				}
+			}
+			b.wantSorted(room)
+			if got, want := b.order(room), a.order(room); len(past) != 10 || !slices.Equal(got, want) {
+				t.Errorf("%d events of the past; another order", len(past))
+				for _, id := range got {
+					t.Log(b.event(id).Order, slices.Index(want, id), b.event(id).Type(), string(b.event(id).Content()))
+				}
+			}
+			if r := b.record(room); r.NextOrder-r.PrevOrder-2-r.Skipped != int64(len(b.order(room))) {
+				t.Errorf("%d events counted of %d", r.NextOrder-r.PrevOrder-2-r.Skipped, len(b.order(room)))
+			}
+		})
+	}
+}
+
+// What has forked off in the past, and is fetched after what it rests on, in pages or each alone, lies above that; and below what merges it,
+// if that is here. So it is in what happened while we were away.
+func TestForkOfThePast(t *testing.T) {
+	t.Parallel()
+	for _, size := range []int{1, 2, 1000} {
+		for _, when := range []string{"the merge comes last", "the merge comes first", "while we were away"} {
+			a := newServer(t, "a")
+			b := newServer(t, "b", a)
+			alice, bob := a.user("alice"), b.user("bob")
+			room := a.create("12", alice)
+			away := when == "while we were away"
+			if away {
+				b.join(a, room, bob)
+				since := b.store.Position() - 1
+				a.give(b, room, 0)
+				b.setState(room, bob, "m.room.member", string(bob), `{"membership":"leave"}`)
+				b.give(a, room, since)
+			}
+			base := a.message(room, alice, "base")
+			first := a.lie(a, said(room, alice, ""), claim{ts: a.now, parents: []eventgraph.EventID{base}})
+			var under, all []*eventgraph.Event
+			for _, id := range a.order(room) {
+				if _, held := b.has(id); !held {
+					under = append(under, pdu(t, a.event(id).Event))
+				}
+			}
+			var forks [3][]*eventgraph.Event
+			for i := range forks {
+				on := base
+				for j := range 4 {
+					e := a.on(first, fmt.Sprint("fork ", i, j), on)
+					a.accept(e, Basis{}, store.Accepted)
+					forks[i], on = append(forks[i], e), e.ID()
+				}
+			}
+			merge := a.event(a.message(room, alice, "merge"))
+			after := a.event(a.message(room, alice, "after"))
+			above := []*eventgraph.Event{pdu(t, merge.Event), pdu(t, after.Event)}
+			b.join(a, room, bob)
+
+			fetch := func(page []*eventgraph.Event, basis Basis) {
+				t.Helper()
+				all = append(all, page...)
+				basis.Backfill = true
+				outcomes, err := b.AcceptAll(t.Context(), page, basis)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for i, o := range outcomes {
+					if o.Err != nil || o.Verdict != store.Accepted {
+						t.Fatalf("%s: %+v", page[i].Content(), o)
+					}
+				}
+			}
+			parents := Basis{Origin: a.Server()}
+			if when != "the merge comes last" {
+				state, chain := a.stateAndChain(room, merge.StateBefore)
+				for _, e := range append(chain, state...) {
+					_, _ = b.Accept(t.Context(), e, Basis{Kind: Nothing, Origin: a.Server()})
+				}
+				fetch(above, claimed(state, a))
+			}
+			fetch(append(under, forks[0]...), parents)
+			for _, fork := range forks[1:] {
+				for page := range slices.Chunk(fork, size) {
+					fetch(page, parents)
+				}
+			}
+			if when == "the merge comes last" {
+				fetch(above, parents)
+			}
+			for _, e := range all {
+				if got := b.event(e.ID()); (got.Order > 0) != away || away && got.Order > b.record(room).Breaks[0].Before {
+					t.Errorf("%s, pages of %d: %s has order %d", when, size, e.Content(), got.Order)
+				}
+			}
+			b.wantSorted(room)
+			if r := b.record(room); r.NextOrder-r.PrevOrder-2-r.Skipped != int64(len(b.order(room))) {
+				t.Errorf("%s, pages of %d: %d events counted of %d", when, size, r.NextOrder-r.PrevOrder-2-r.Skipped, len(b.order(room)))
+			}
+		}
+	}
+}
