@@ -94,6 +94,7 @@ type API struct {
 	sent     *sentMembers
 	sliding  *slidingConnections
 	delayed  *delayedSending
+	coming   comingWaits
 }
 
 // New makes the API; SetRemote must be called before Handler serves (federation and the API know each other).

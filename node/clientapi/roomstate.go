@@ -133,7 +133,7 @@ func (a *API) getStateEvent(q *request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	var answer json.RawMessage
+	var answer any
 	err = a.Store.View(func(r *store.Reader) error {
 		root, err := a.readableState(r, room, q.user)
 		if err != nil {
@@ -146,17 +146,22 @@ func (a *API) getStateEvent(q *request) (any, error) {
 		if e == nil {
 			return notFound("The room has no such state.")
 		}
-		if q.URL.Query().Get("format") == "event" {
-			answer, err = a.clientEvent(r, e, a.viewerOf(q))
-			return err
-		}
-		shown, err := a.Rooms.ShownToUser(q.user, e)
-		if err == nil {
-			answer = shown.Content()
-		}
+		answer, err = a.stateEventAnswer(r, e, q)
 		return err
 	})
 	return answer, err
+}
+
+// stateEventAnswer is the event as getStateEvent was asked for it.
+func (a *API) stateEventAnswer(r *store.Reader, e *store.StoredEvent, q *request) (any, error) {
+	if q.URL.Query().Get("format") == "event" {
+		return a.clientEvent(r, e, a.viewerOf(q))
+	}
+	shown, err := a.Rooms.ShownToUser(q.user, e)
+	if err != nil {
+		return nil, err
+	}
+	return json.RawMessage(shown.Content()), nil
 }
 
 // getMembers is GET /rooms/{roomId}/members, at a token of /sync or /messages if one is given.

@@ -144,8 +144,8 @@ type routeTree struct {
 type call struct {
 	names   []string // of the parameters, in the order of the path
 	need    access
-	inside  bool // of a room, which may be still coming (joining.go)
-	locked  bool // serves locked accounts too
+	inside  insideCall // of a room, which may be still coming
+	locked  bool       // serves locked accounts too
 	handler handler
 }
 
@@ -153,7 +153,7 @@ type call struct {
 // given as v3 answers under r0 too. A parameter never matches an empty segment, so a path with a slash at its end is a
 // route of its own.
 func (a *API) route(method, path string, need access, h handler) {
-	t, c := &a.routes, &call{need: need, inside: whileJoining(path), locked: whileLocked(path), handler: h}
+	t, c := &a.routes, &call{need: need, inside: whileJoining(method, path), locked: whileLocked(path), handler: h}
 	for _, segment := range strings.Split(path[1:], "/") {
 		if name, ok := strings.CutPrefix(segment, "{"); ok {
 			c.names = append(c.names, strings.TrimSuffix(name, "}"))
@@ -272,8 +272,8 @@ func (a *API) serve(w http.ResponseWriter, r *http.Request) {
 	var answer any
 	var answered bool
 	var err error
-	if c.inside && q.user != "" {
-		answer, answered, err = a.awaitJoin(q)
+	if c.inside != notInside && q.user != "" {
+		answer, answered, err = a.awaitJoin(q, c.inside)
 	}
 	if !answered && err == nil {
 		answer, err = c.handler(q)
