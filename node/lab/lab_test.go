@@ -185,6 +185,43 @@ expect p95 5s
 expect copies 2.5
 `
 
+// TestAwayForWeeks: who was away from the start gets all within seconds at the third hand, from one that was away too and was given it by
+// who stayed. The first author has been away for two weeks by then, and the second, too, when the last node asks. Key documents, which are
+// good for seven days (SS API, Publishing keys), have been replaced since that node left, and those of the first author have run out.
+func TestAwayForWeeks(t *testing.T) {
+	if testing.Short() {
+		t.Skip("22 days of four nodes are seconds of computing, and a minute with the race detector")
+	}
+	t.Parallel()
+	r := play(t, awayForWeeks, Options{})
+	for _, f := range r.Failures {
+		t.Error(f)
+	}
+	if r.Messages < 400 || len(r.SinceSent) != r.Pairs || Percentile(r.SinceSent, 1) < 20*24*time.Hour {
+		t.Errorf("%d messages, %d deliveries of %d, the longest after %v", r.Messages, len(r.SinceSent), r.Pairs, Percentile(r.SinceSent, 1))
+	}
+}
+
+const awayForWeeks = `
+nodes 4
+line all delay 5ms
+offline 2,3
+messages 1/h
+run 192h             # 0 and 1 speak
+offline 0
+run 336h             # 1 speaks alone
+messages off
+online 2             # and hears all from 1
+run 5m
+offline 1
+online 3             # and hears all from 2
+run 5m
+expect within 60s
+online
+run 20m
+expect equal
+`
+
 // TestSeed: messages and contacts follow from the seed.
 func TestSeed(t *testing.T) {
 	t.Parallel()
