@@ -75,6 +75,12 @@ func TestHistories(t *testing.T) { // not parallel: it puts its own random numbe
 		if w.again {
 			fmt.Printf("more further events in number %d of seed %d\n", n, *flagSeed)
 		}
+		if w.mute != 0 {
+			fmt.Printf("mute servers in number %d of seed %d\n", n, *flagSeed)
+		}
+		if w.deserted {
+			fmt.Printf("deserted room in number %d of seed %d\n", n, *flagSeed)
+		}
 		if n%100 == 0 { // the same script, the same trace
 			again, err := play(t.Context(), s, nil, nil)
 			if err != nil || !slices.Equal(w.lines, again.lines) || !bytes.Equal(w.trace.Sum(nil), again.trace.Sum(nil)) {

@@ -227,7 +227,7 @@ func (w *world) check() {
 // resolved is the servers joined in the resolved state. They all have the same state, and nobody else can think that of others. In a stalemate
 // it is those that have themselves in the room. Else it says what differs.
 func (w *world) resolved(held []holding) (uint8, *failure) {
-	w.mute = 0
+	w.mute, w.deserted = 0, false
 	var groups []uint8
 	var differ []string
 	var own uint8
@@ -256,6 +256,7 @@ func (w *world) resolved(held []holding) (uint8, *failure) {
 		}
 	}
 	if len(groups) == 0 && len(differ) > 0 && w.nobodyLeft() {
+		w.deserted = true
 		return 0, nil
 	}
 	switch {
@@ -308,11 +309,11 @@ func (w *world) apart(s, other *station) bool {
 	if w.mask(other)&(1<<other.index) != 0 {
 		return false
 	}
-	found := other.record() == nil // its join was taken in when it had given it up
-	if found {
-		w.mute++
+	if other.record() == nil { // its join was taken in when it had given it up
+		w.mute |= 1 << other.index
 		return true
 	}
+	found := false
 	s.store.View(func(r *store.Reader) error {
 		for _, id := range other.record().Forward {
 			if e, err := r.Event(id); err == nil && e.Verdict == store.SoftFailed {
@@ -322,7 +323,7 @@ func (w *world) apart(s, other *station) bool {
 		return nil
 	})
 	if found {
-		w.mute++
+		w.mute |= 1 << other.index
 	}
 	return found
 }
@@ -683,7 +684,12 @@ func (w *world) count(c *tally) {
 	c.stations += len(w.stations)
 	c.steps += w.step
 	c.requests += int(w.requests)
-	c.mute += w.mute
+	if w.mute != 0 {
+		c.mute = append(c.mute, w.script.number)
+	}
+	if w.deserted {
+		c.deserted = append(c.deserted, w.script.number)
+	}
 	if w.stalled {
 		c.stalemates = append(c.stalemates, w.script.number)
 	}
@@ -736,9 +742,10 @@ func (w *world) any(id eventgraph.EventID, held []holding) *store.StoredEvent {
 type tally struct {
 	histories, stations, steps, requests int
 	events, merges, gaps, joined, gone   int
-	mute                                 int      // servers that others took for joined and that could not speak: see apart
 	stalemates                           []uint64 // the numbers of the histories that ended in one
 	again                                []uint64 // those in which one further event of each was not enough: errUnmerged
+	mute                                 []uint64 // those with servers that others take for joined and that cannot speak: apart
+	deserted                             []uint64 // those in which by all events nobody is left in the room: nobodyLeft
 	verdicts                             [5]int
 	served                               map[string]int
 }
@@ -755,9 +762,10 @@ func (c *tally) add(o *tally) {
 	c.gaps += o.gaps
 	c.joined += o.joined
 	c.gone += o.gone
-	c.mute += o.mute
 	c.stalemates = append(c.stalemates, o.stalemates...)
 	c.again = append(c.again, o.again...)
+	c.mute = append(c.mute, o.mute...)
+	c.deserted = append(c.deserted, o.deserted...)
 	for v, n := range o.verdicts {
 		c.verdicts[v] += n
 	}
@@ -767,6 +775,6 @@ func (c *tally) add(o *tally) {
 }
 
 func (c *tally) String() string {
-	return fmt.Sprintf("%d histories, %d nodes, %d steps, %d requests; %d events, %d of them merges, soft-failed somewhere %d, rejected somewhere %d, outliers somewhere %d, gaps %d; at the end %d joined, %d gone, %d mute; %d stalemates, %d with more further events",
-		c.histories, c.stations, c.steps, c.requests, c.events, c.merges, c.verdicts[store.SoftFailed], c.verdicts[store.Rejected], c.verdicts[store.Outlier], c.gaps, c.joined, c.gone, c.mute, len(c.stalemates), len(c.again))
+	return fmt.Sprintf("%d histories, %d nodes, %d steps, %d requests; %d events, %d of them merges, soft-failed somewhere %d, rejected somewhere %d, outliers somewhere %d, gaps %d; at the end %d joined, %d gone; %d stalemates, %d with more further events, %d with mute servers, %d deserted",
+		c.histories, c.stations, c.steps, c.requests, c.events, c.merges, c.verdicts[store.SoftFailed], c.verdicts[store.Rejected], c.verdicts[store.Outlier], c.gaps, c.joined, c.gone, len(c.stalemates), len(c.again), len(c.mute), len(c.deserted))
 }

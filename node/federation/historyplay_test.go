@@ -46,13 +46,14 @@ type world struct {
 	kept     []kept
 	requests uint64
 	served   map[string]int
-	failed   *failure // the first
-	tally    *tally   // of a history without failure
-	mute     int
+	failed   *failure                     // the first
+	tally    *tally                       // of a history without failure
 	further  [8]eventgraph.EventID        // what each station sent at the end
 	forced   map[eventgraph.EventID]uint8 // to whom fork steps sent their events, whatever their sender knew
 	stalled  bool                         // it ended in a stalemate
 	again    bool                         // one further event of each was not enough
+	mute     uint8                        // the stations that others take for joined and that cannot speak: apart
+	deserted bool                         // it passed though states differ, as nobody is left in the room: nobodyLeft
 }
 
 // failure is what a history must not show.
