@@ -469,8 +469,8 @@ func (o *overheard) observe(from, to p2ptransport.PeerID, _ string) (sent, got m
 	return hear(to), hear(from)
 }
 
-// TestGossipPrivate: a stranger who is connected to all is sent nothing about large rooms, not even a topic; who shares another large room
-// with some of a room's servers is sent topics at most.
+// TestGossipPrivate: a stranger who is connected to all is sent nothing about large rooms, not even a topic or a member's name; who shares another
+// large room with some of a room's servers is sent topics at most.
 func TestGossipPrivate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		net := &overheard{to: map[p2ptransport.PeerID]*bytes.Buffer{}}
@@ -482,24 +482,49 @@ func TestGossipPrivate(t *testing.T) {
 		inFirst, inSecond, stranger := c.hosts[:10], c.hosts[8:17], c.hosts[17]
 		first := inFirst[0].create("12", "public", "shared")
 		second := inSecond[0].create("12", "public", "shared")
-		c.joinAll(first, inFirst...)
-		c.joinAll(second, inSecond...)
+		// Each member has a name of its own, also those of the two servers that are in both rooms.
+		member := func(name string, of []*memHost, i int) eventgraph.UserID {
+			if i == 0 {
+				return of[0].user("alice") // who has made the room
+			}
+			return of[i].user(fmt.Sprintf("%s%dth", name, i))
+		}
+		for i := 1; i < len(inFirst); i++ {
+			inFirst[i].join(first, member("first", inFirst, i), inFirst[0].host)
+		}
+		for i := 1; i < len(inSecond); i++ {
+			inSecond[i].join(second, member("second", inSecond, i), inSecond[0].host)
+		}
+		members := func(name string, of []*memHost) (names []string) { // as user IDs and as the people's display names
+			names = []string{string(member(name, of, 0))}
+			for i := 1; i < len(of); i++ {
+				localpart := member(name, of, i).Localpart()
+				names = append(names, localpart, strings.ToUpper(localpart))
+			}
+			return names
+		}
 		others := inSecond[2:]
-		c.warm(inFirst[1], first)
-		c.warm(inSecond[1], second)
+		for _, warm := range []func(){
+			func() { inFirst[1].say(first, member("first", inFirst, 1), "the first") },
+			func() { inSecond[1].say(second, member("second", inSecond, 1), "the first") },
+		} {
+			time.Sleep(time.Minute)
+			warm()
+			time.Sleep(time.Minute)
+		}
 		var secrets []string
-		for _, h := range inFirst {
+		for i, h := range inFirst {
 			h.gossip.published()
-			said := h.say(first, h.user("alice"), "a secret of the first room")
+			said := h.say(first, member("first", inFirst, i), "a secret of the first room")
 			secrets = append(secrets, string(said)[1:])
 			time.Sleep(time.Second)
 			if len(h.gossip.published()) == 0 {
 				t.Error("gossip has not begun in the first room")
 			}
 		}
-		inSecond[3].say(second, inSecond[3].user("alice"), "of the second room")
+		inSecond[3].say(second, member("second", inSecond, 3), "of the second room")
 		time.Sleep(15 * time.Minute)
-		secrets = append(secrets, string(first)[1:], "a secret of the first room")
+		secrets = append(append(secrets, string(first)[1:], "a secret of the first room"), members("first", inFirst)...)
 		var topics []string
 		for _, h := range []*memHost{inFirst[0], inSecond[5]} {
 			g := h.Federation.gossip
@@ -524,13 +549,19 @@ func TestGossipPrivate(t *testing.T) {
 					t.Errorf("%q is shown to a server of another room", secret)
 				}
 			}
+			for i := range inSecond {
+				if name := member("second", inSecond, i).Localpart(); !bytes.Contains(all, []byte(name)) {
+					t.Errorf("%q is not shown to a server of the room: names are not heard", name)
+				}
+			}
 			seen = seen || bytes.Contains(all, []byte("of the second room")) || bytes.Contains(all, []byte(topics[len(topics)-1]))
 		}
 		if !seen {
 			t.Error("nothing of its own room comes to a server: nothing is heard")
 		}
 		all := net.to[p2ptransport.PeerID(stranger.peer)].Bytes()
-		for _, secret := range append(append(secrets, string(second)[1:], "of the second room"), topics...) {
+		secrets = append(append(secrets, string(second)[1:], "of the second room"), members("second", inSecond)...)
+		for _, secret := range append(secrets, topics...) {
 			if bytes.Contains(all, []byte(secret)) {
 				t.Errorf("%q is shown to a stranger", secret)
 			}
