@@ -212,6 +212,21 @@ func TestOpenFailsCleanly(t *testing.T) {
 	open(t, c)
 }
 
+// TestLANOnlyRefusesURLPreviews: previews call public addresses, so the promise of LANOnly could not be kept.
+func TestLANOnlyRefusesURLPreviews(t *testing.T) {
+	t.Parallel()
+	c := quiet(t.TempDir())
+	c.LANOnly, c.URLPreviews = true, true
+	if n, err := node.Open(t.Context(), c); err == nil {
+		n.Close()
+		t.Fatal("opened with both")
+	} else if !strings.Contains(err.Error(), "LANOnly") || !strings.Contains(err.Error(), "URLPreviews") {
+		t.Errorf("the refusal does not name the two: %v", err)
+	}
+	c.LANOnly = false
+	open(t, c)
+}
+
 // TestLostCertificate: a data directory with users never gets a second identity.
 func TestLostCertificate(t *testing.T) {
 	t.Parallel()

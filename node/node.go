@@ -44,7 +44,7 @@ type Config struct {
 	NoMDNS            bool                   // do not look for peers on the LAN
 	Relay             bool                   // carry connections between nodes that share rooms with this one, and their invitees
 	MeshKey           *p2ptransport.MeshKey  // private mesh: nodes with this key only; nil: open
-	LANOnly           bool                   // never send a packet outside of private address ranges
+	LANOnly           bool                   // never send a packet outside of private address ranges; not with URLPreviews
 	Registration      clientapi.Registration // default clientapi.RegistrationToken
 	RegistrationToken string                 // "": made at first start and kept in Dir
 	RoomVersion       eventgraph.RoomVersion // of rooms that clients make without naming one; "": eventgraph.DefaultRoomVersion
@@ -177,6 +177,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if _, known := c.RoomVersion.Traits(); c.RoomVersion != "" && !known {
 		return c, fmt.Errorf("open node: room version %q is not supported", c.RoomVersion)
+	}
+	if c.LANOnly && c.URLPreviews {
+		return c, errors.New("open node: URLPreviews calls public addresses, and LANOnly calls none: choose one")
 	}
 	if c.Registration == "" {
 		c.Registration = clientapi.RegistrationToken
