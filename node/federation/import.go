@@ -32,6 +32,8 @@ const (
 	// importBatch and importBytes are how many events are parsed, verified and accepted together.
 	importBatch = 256
 	importBytes = 512 << 10
+	// importWait is after how long events that come slowly are taken in without being so many: from them the user learns what room it is.
+	importWait = 2 * time.Second
 	// joinPatience is how long a client waits for a room that it was let into.
 	joinPatience = time.Minute
 	// joinKeep is how long the rest of a room is asked for: as long as events wait for what they rest on, for devices are off for days. Who does
@@ -186,8 +188,9 @@ type importing struct {
 	join    *store.Join
 	event   *eventgraph.Event
 	batch   []json.RawMessage
-	state   bool // the batch is of the room's state
-	size    int  // of the batch, in bytes
+	state   bool      // the batch is of the room's state
+	size    int       // of the batch, in bytes
+	began   time.Time // the batch
 	servers []eventgraph.ServerName
 	keyless map[eventgraph.ServerName]bool // asked for in vain
 	told    int                            // joinNews parts of which the user has been told
@@ -300,9 +303,13 @@ func (i *importing) takeList(ctx context.Context, s *objectStream, state bool) e
 }
 
 func (i *importing) add(ctx context.Context, raw json.RawMessage) error {
+	now := i.f.Now()
+	if len(i.batch) == 0 {
+		i.began = now
+	}
 	i.batch = append(i.batch, raw)
 	i.size += len(raw)
-	if len(i.batch) < importBatch && i.size < importBytes {
+	if len(i.batch) < importBatch && i.size < importBytes && now.Sub(i.began) < importWait {
 		return nil
 	}
 	return i.flush(ctx)

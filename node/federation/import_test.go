@@ -1,6 +1,7 @@
 package federation
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -420,6 +421,42 @@ func (h *memHost) arrived(room eventgraph.RoomID, other *memHost) {
 			h.t.Fatal(err)
 		}
 	}
+}
+
+// TestSlowJoinShowsItsRoom: what comes slowly is taken in as it comes, so that the user sees which room it is and that it goes on.
+func TestSlowJoinShowsItsRoom(t *testing.T) {
+	t.Parallel()
+	hosts := newMemHosts(t, memnet.New(), "a", "b")
+	a, b := hosts[0], hosts[1]
+	var looks atomic.Int64
+	slow := b.Config
+	slow.Now = func() time.Time { return time.Now().Add(time.Duration(looks.Add(1)) * 100 * time.Millisecond) } // of its clock
+	b.stop()
+	b.renew(slow)
+	b.start()
+	room := peopled(t, a, "11", importBatch/2)
+	a.on(func(w http.ResponseWriter, r *http.Request, _ []byte) bool {
+		if !strings.Contains(r.RequestURI, "/send_join/") {
+			return false
+		}
+		rec := httptest.NewRecorder()
+		(*a.handler.Load()).ServeHTTP(rec, r)
+		body := rec.Body.Bytes()
+		last := bytes.LastIndex(body, []byte(`,{"auth_events"`))
+		w.WriteHeader(rec.Code)
+		w.Write(body[:last])
+		http.NewResponseController(w).Flush()
+		b.wait("the room to be shown before the last event has come", func() bool {
+			j, _ := b.leftOfJoin(room)
+			return j != nil && len(j.Show) > 0 && j.Arrived > importBatch/8 && j.Arrived < j.Expected
+		})
+		w.Write(body[last:])
+		return true
+	})
+	if err := b.Join(t.Context(), room, b.user("bob"), names([]*host{a.host}), nil); err != nil {
+		t.Fatal(err)
+	}
+	sameState(t, room, a, b)
 }
 
 // maxJoinGrowth, in MiB, is for both nodes: caches of events and trie nodes (8 and 4 MiB at most in each) and of key documents, which fill, memory
