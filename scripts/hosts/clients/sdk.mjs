@@ -25,6 +25,7 @@ logger.setLevel?.(process.env.PLEXUS_CLIENT_LOG ? "debug" : "silent");
 let client, base;
 const statuses = {}; // "send 429" -> how often, as the server answered the SDK
 const rooms = new Map(); // room ID -> [{sender, body, at, event_id, type}]
+let coming; // content of the newest plexus.joining; the SDK does not say of which room it is
 const waiters = new Set();
 
 function received(event, room) {
@@ -136,6 +137,11 @@ const ops = {
             if (event.getType() === "m.room.encrypted") return;
             received(event, room?.roomId ?? event.getRoomId());
         });
+        client.on("event", (event) => {
+            if (event.getType() !== "plexus.joining") return;
+            coming = event.getContent();
+            wake();
+        });
         client.on("Event.decrypted", (event) => (event.isDecryptionFailure() ? wake() : received(event, event.getRoomId())));
         for (const e of ["Room.myMembership", "RoomState.events", "Room", "RoomMember.membership", "sync"]) client.on(e, wake);
         const filter = new sdk.Filter(session.user_id);
@@ -158,6 +164,37 @@ const ops = {
         return {};
     },
     async join({ room, via }) { await client.joinRoom(room, via ? { viaServers: via } : {}); return {}; },
+    // waitComing waits until a room whose join is under way is shown with its name and how much of it has come, after which arrived, and returns that.
+    async waitComing({ room, after = 0, timeout = 60000 }) {
+        const shown = () => {
+            const r = client.getRoom(room);
+            const name = r?.currentState.getStateEvents("m.room.name", "")?.getContent().name;
+            return name && coming?.arrived > after ? { name: r.name, membership: r.getMyMembership(), ...coming } : undefined;
+        };
+        await until(shown, timeout, () => `${room} to be shown while it comes (${JSON.stringify(coming)})`);
+        return shown();
+    },
+    // open does what a client does whose user opens a room: it reads a state event, the members, and the history up to the beginning. waited says how often the
+    // server said that it is to ask again.
+    async open({ room }) {
+        const r = client.getRoom(room);
+        let waited = 0;
+        const ask = async (f) => {
+            for (;;) {
+                try {
+                    return await f();
+                } catch (e) {
+                    if (e.httpStatus !== 429) throw e;
+                    waited++;
+                    await new Promise((again) => setTimeout(again, e.getRetryAfterMs()));
+                }
+            }
+        };
+        const { name } = await client.getStateEvent(room, "m.room.name", "");
+        await Promise.all([ask(() => r.loadMembersIfNeeded()), ask(() => client.scrollback(r, 50))]);
+        const { events } = await ops.history({ room });
+        return { name, members: r.getJoinedMemberCount(), listed: r.getJoinedMembers().length, waited, events };
+    },
     async waitMember({ room, user, membership = "join", timeout = 20000 }) {
         await until(() => client.getRoom(room)?.getMember(user)?.membership === membership || undefined, timeout, () => `${user} to ${membership}`);
         return {};
