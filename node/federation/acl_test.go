@@ -179,6 +179,89 @@ func TestDeniedWhileAway(t *testing.T) {
 	})
 }
 
+// TestDeniedServerIsNoRoommate: through a room whose ACL denies a server it is no friend, is not told where others of the room are, who is missed nor that
+// there is news, and is not asked for others' files; others are not told where it is. It counts as before where another room is shared, and when it is let
+// in again. What belongs to its users is taken from it all the while, as it is not local to a room.
+func TestDeniedServerIsNoRoommate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := memnet.New()
+		hosts := newMemHosts(t, n, "denying a", "denied b", "allowed c")
+		a, b, c := hosts[0], hosts[1], hosts[2]
+		room := togetherIn(a, b, c)
+		time.Sleep(time.Minute)
+		given := func(to *memHost, of *memHost) (answered, record bool) {
+			answer, err := exchange(to, a, &peersMessage{Want: map[eventgraph.PeerID]uint64{of.peer: 0}})
+			return err == nil, err == nil && len(answer.Records[of.peer]) > 0
+		}
+		check := func(when string, friend, mate bool) {
+			t.Helper()
+			answered, record := given(b, c)
+			if answered != friend || record != mate {
+				t.Errorf("%s: b was answered: %v, and given c's record: %v", when, answered, record)
+			}
+			if _, record := given(c, b); record != mate {
+				t.Errorf("%s: c was given b's record: %v", when, record)
+			}
+			if _, stranger := a.budgetOf(b.peer); a.Friend(b.peer) != friend || stranger == friend {
+				t.Errorf("%s: b is a friend: %v, has the strangers' budget: %v", when, !friend, stranger)
+			}
+			if !a.Friend(c.peer) {
+				t.Errorf("%s: c is no friend", when)
+			}
+			if is := slices.Contains(a.mediaGivers(c.server), b.peer); is != mate {
+				t.Errorf("%s: b is asked for c's files: %v", when, is)
+			}
+			if !slices.Contains(a.mediaGivers(b.server), c.peer) { // which are in messages that stay
+				t.Errorf("%s: c is not asked for b's files", when)
+			}
+			said, hinted := c.say(room, c.user("alice"), when), map[eventgraph.ServerName]bool{}
+			a.waitFor("what c says", said)
+			err := a.Store.View(func(r *store.Reader) error {
+				return a.hinted(r, store.Change{Kind: store.ChangeEvent, Room: room, Event: said}, hinted)
+			})
+			if err != nil || hinted[b.server] != mate {
+				t.Errorf("%s: b is told that there is news of c: %v, %v", when, hinted[b.server], err)
+			}
+			cut(n, a, b)
+			a.gone(b)
+			if a.missed(c.server)[b.peer] != mate {
+				t.Errorf("%s: c is asked for b: %v", when, !mate)
+			}
+			mend(n, a, b)
+			time.Sleep(10 * time.Second)
+			cut(n, a, c)
+			a.gone(c)
+			if a.missed(b.server)[c.peer] != mate {
+				t.Errorf("%s: b is asked for c: %v", when, !mate)
+			}
+			mend(n, a, c)
+			time.Sleep(time.Minute)
+		}
+		check("allowed", true, true)
+		a.deny(room, b)
+		time.Sleep(time.Minute)
+		check("denied", false, false)
+		if !a.kept(b.server) {
+			t.Error("b's keys are not kept, by which what others bring of it is judged")
+		}
+		list := []byte(fmt.Sprintf(`{"user_id":%q,"device_id":"D","stream_id":1,"prev_id":[]}`, b.user("alice")))
+		if err := a.receiveEDU(t.Context(), b.server, edu{Type: "m.device_list_update", Content: list}); err != nil {
+			t.Fatal(err)
+		}
+		a.local.mu.Lock()
+		if taken := a.local.edus; !slices.Contains(taken, "m.device_list_update "+string(list)) {
+			t.Errorf("b's device list was not taken, and would be wrong when b is let in again; taken are %q", taken)
+		}
+		a.local.mu.Unlock()
+		togetherIn(a, b)
+		time.Sleep(time.Minute)
+		check("denied in one room of two", true, false)
+		a.deny(room, nil)
+		time.Sleep(time.Minute)
+		check("allowed again", true, true)
+	})
+}
+
 // TestDeniedPolicyServerIsAsked: that a room uses a policy server does not depend on its ACL, which does not protect /sign either (SS API, Determining if
 // a Policy Server is enabled in a room; MSC4284). The server is asked, and sent nothing.
 func TestDeniedPolicyServerIsAsked(t *testing.T) {

@@ -567,7 +567,7 @@ func (f *Federation) sweepKept(ctx context.Context) error {
 			return err
 		}
 		return r.HandedServers(func(s eventgraph.ServerName) (bool, error) {
-			if f.sharesRoom(s) {
+			if f.inSomeRoom(s) {
 				return true, nil
 			}
 			left = append(left, s)

@@ -216,10 +216,14 @@ func (f *Federation) fetchMedia(ctx context.Context, id store.MediaID, part *med
 	return nil, last
 }
 
-// mediaGivers are the connected peers that may have a server's media: its own, and those of servers that share a room with it.
+// mediaGivers are the connected peers that may have a server's media: its own, and those of servers that share a room with it and are not denied by the
+// room's ACL. If it is denied itself, others have what was sent before.
 func (f *Federation) mediaGivers(server eventgraph.ServerName) []eventgraph.PeerID {
 	all := slices.Clone(f.peers.of(server))
-	mates := f.roommates(server)
+	mates, err := f.meetings.sharing.mates(f.server, server, true)
+	if err != nil {
+		f.Log.Error("cannot tell who shares a room", "server", server, "err", err)
+	}
 	for _, c := range f.peers.contacts() {
 		if mates[c.Server] && c.Server != server && len(all) < maxMediaGivers {
 			all = append(all, c.Peer)

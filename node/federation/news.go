@@ -93,7 +93,7 @@ func (f *Federation) hinted(r *store.Reader, c store.Change, concerned map[event
 		return err
 	}
 	for _, s := range servers {
-		if s != f.server && s != e.Sender().Server() {
+		if s != f.server && s != e.Sender().Server() && f.allows(c.Room, s) {
 			concerned[s] = true
 		}
 	}

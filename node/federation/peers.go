@@ -435,7 +435,7 @@ func (f *Federation) ServerOf(peer eventgraph.PeerID) (eventgraph.ServerName, bo
 }
 
 // Friend says whether a peer has presented an invite token of ours, or is connected and speaks for a server that shares a room with us
-// (design.md §7). Peers of blocked servers are strangers.
+// (design.md §7) by whose ACL it is not denied. Peers of blocked servers are strangers.
 func (f *Federation) Friend(peer eventgraph.PeerID) bool {
 	if f.peers.refuses(peer) {
 		return false
@@ -584,10 +584,20 @@ func (f *Federation) learn(ctx context.Context, d *eventgraph.KeyDocument, from 
 // kept says whether the server's documents belong in the store. A stranger's do not: anybody can make any number.
 func (f *Federation) kept(server eventgraph.ServerName) bool {
 	held, err := f.storedDocument(server)
-	return err == nil && held != nil || f.sharesRoom(server)
+	return err == nil && held != nil || f.inSomeRoom(server)
 }
 
-// sharesRoom says whether a user of the server is joined to a room that is held here.
+// inSomeRoom says whether a user of the server is joined to a room that is held here, whatever the room's ACL says: its events come by others, and its
+// users' devices are written to.
+func (f *Federation) inSomeRoom(server eventgraph.ServerName) bool {
+	joined, err := f.meetings.sharing.joined(server)
+	if err != nil {
+		f.Log.Error("cannot tell who shares a room", "err", err)
+	}
+	return joined
+}
+
+// sharesRoom says whether a user of the server is joined to a room that is held here and whose ACL does not deny the server.
 func (f *Federation) sharesRoom(server eventgraph.ServerName) bool {
 	shares, err := f.meetings.sharing.shares(server)
 	if err != nil {

@@ -166,7 +166,7 @@ func (f *Federation) transactionKey(q *request) seenKey {
 	fmt.Fprintf(h, "%s\n%q\n", q.peer, q.path("txnId"))
 	h.Write(q.body)
 	k := seenKey{id: hex.EncodeToString(h.Sum(nil))}
-	if f.sharesRoom(q.origin) {
+	if f.inSomeRoom(q.origin) {
 		k.origin = q.origin
 	}
 	return k
@@ -418,7 +418,7 @@ func (f *Federation) receiveEDU(ctx context.Context, origin eventgraph.ServerNam
 		if json.Unmarshal(e.Content, &c) != nil || c.User.Server() != origin {
 			return drop("not of the origin's user")
 		}
-		if !f.sharesRoom(origin) {
+		if !f.inSomeRoom(origin) {
 			return drop("nobody here shares a room with the user")
 		}
 		return f.Local.ReceiveEDU(ctx, origin, e.Type, e.Content)
@@ -442,7 +442,7 @@ func (f *Federation) receivePresence(origin eventgraph.ServerName, content json.
 	if json.Unmarshal(content, &c) != nil {
 		return nil
 	}
-	if !f.sharesRoom(origin) {
+	if !f.inSomeRoom(origin) {
 		return nil // strangers' presence is nobody's business here
 	}
 	for _, p := range c.Push[:min(len(c.Push), maxPresencePush)] {

@@ -29,7 +29,8 @@ import (
 //	B  records  {C: …}                       on a stream of B's own, when C comes or has other addresses
 //	A  want     {D: …}, more, found [C]      later, over the same connection: only who is missed now and was not, and who no longer
 //
-// Nobody is told of a server that shares no room with it, nor asked about one that shares no room with who is asked.
+// Nobody is told of a server that shares no room with it, nor asked about one that shares no room with who is asked. A room whose ACL denies one of
+// them does not count.
 
 // protocolPeers is spoken on streams of its own, each for one message and its answer.
 const protocolPeers = "/plexus/peers/1"
@@ -337,28 +338,14 @@ func (f *Federation) missed(server eventgraph.ServerName) map[eventgraph.PeerID]
 	return missed
 }
 
-// roommates are the servers in the rooms held here that the server is in.
+// roommates are the servers in our rooms that the server is in, neither it nor they being denied by the room's ACL: who is denied is told of nobody in the
+// room and nobody of it.
 func (f *Federation) roommates(server eventgraph.ServerName) map[eventgraph.ServerName]bool {
-	all := map[eventgraph.ServerName]bool{}
-	err := f.Store.View(func(r *store.Reader) error {
-		return r.Rooms(func(room *store.Room) (bool, error) {
-			if !f.Rooms.InRoom(room.ID, f.server) || !f.Rooms.InRoom(room.ID, server) {
-				return true, nil
-			}
-			servers, err := f.Rooms.Servers(room.ID)
-			if errors.Is(err, store.ErrNotFound) {
-				err = nil
-			}
-			for _, s := range servers {
-				all[s] = true
-			}
-			return true, err
-		})
-	})
+	mates, err := f.meetings.sharing.mates(f.server, server, false)
 	if err != nil {
-		f.Log.Error("rooms not readable", "err", err)
+		f.Log.Error("cannot tell who shares a room", "server", server, "err", err)
 	}
-	return all
+	return mates
 }
 
 // serve takes one message of a peer and answers it. Who shares no room with us learns nothing, not even whether its message was read.

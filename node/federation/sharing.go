@@ -20,7 +20,8 @@ type sharing struct {
 	mu    sync.Mutex // also while it reads the store: who waits needs the same
 	upTo  store.Position
 	rooms map[eventgraph.RoomID]*sharedBy
-	count map[eventgraph.ServerName]int // of rooms; its keys are the names in all lists
+	count map[eventgraph.ServerName]int  // of rooms; its keys are the names in all lists
+	letIn map[eventgraph.ServerName]bool // whether the ACL of one of its rooms lets the server in, of those that were asked for
 
 	follows bool                       // somebody calls changes
 	changed map[eventgraph.RoomID]bool // read since changes was called; true: though it was known before
@@ -55,6 +56,7 @@ func (s *sharing) refresh() error {
 			})
 		}
 		s.rooms, s.count = map[eventgraph.RoomID]*sharedBy{}, map[eventgraph.ServerName]int{}
+		s.letIn = map[eventgraph.ServerName]bool{}
 		return nil
 	})
 	if err != nil {
@@ -149,22 +151,72 @@ func (s *sharing) changes() (all []roomChange, err error) {
 	return all, nil
 }
 
+// counting takes in, or out, the servers of a room as it is, or was: its ACL, too, may have changed; mu is held.
 func (s *sharing) counting(servers []eventgraph.ServerName, by int) {
 	for _, server := range servers {
+		delete(s.letIn, server)
 		if s.count[server] += by; s.count[server] == 0 {
 			delete(s.count, server)
 		}
 	}
 }
 
-// shares says whether a user of the server is joined to a room that is held here.
-func (s *sharing) shares(server eventgraph.ServerName) (bool, error) {
+// joined says whether a user of the server is joined to a room that is held here.
+func (s *sharing) joined(server eventgraph.ServerName) (bool, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err := s.refresh(); err != nil {
 		return false, err
 	}
 	return s.count[server] > 0, nil
+}
+
+// shares is joined, of the rooms whose ACLs let the server in. The rooms are looked through once until one of the server's changes.
+func (s *sharing) shares(server eventgraph.ServerName) (bool, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.refresh(); err != nil || s.count[server] == 0 {
+		return false, err
+	}
+	shares, known := s.letIn[server]
+	if known {
+		return shares, nil
+	}
+	for id, room := range s.rooms {
+		if _, in := slices.BinarySearch(room.servers, server); in && s.letsIn(id, room, server) {
+			shares = true
+			break
+		}
+	}
+	s.letIn[server] = shares
+	return shares, nil
+}
+
+// mates lists the servers that are with the server in a room with us and are let in by its ACL. A room whose ACL denies the server itself counts only
+// with denied: not if something is told to the server, or asked of it.
+func (s *sharing) mates(self, server eventgraph.ServerName, denied bool) (map[eventgraph.ServerName]bool, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.refresh(); err != nil {
+		return nil, err
+	}
+	found := map[eventgraph.ServerName]bool{}
+	if s.count[server] == 0 {
+		return found, nil
+	}
+	for id, room := range s.rooms {
+		_, with := slices.BinarySearch(room.servers, server)
+		_, here := slices.BinarySearch(room.servers, self)
+		if !with || !here || !denied && !s.letsIn(id, room, server) {
+			continue
+		}
+		for _, mate := range room.servers {
+			if !found[mate] && s.letsIn(id, room, mate) {
+				found[mate] = true
+			}
+		}
+	}
+	return found, nil
 }
 
 // roomsWith is with, by ID alone.
