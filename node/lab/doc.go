@@ -45,7 +45,8 @@
 // sent, and since it came into reach: since the node's present contact with any node that holds the message began, or, if that was later,
 // since one of those it was in contact with got it. Contact is that both are online and in one segment. Copies are found by a marker in the bytes of all
 // streams; in gossip, which is sealed, by the end of the payload, which is taken to hold what its publisher had just sent. Bytes are those of the streams, repeated packets among them: no QUIC, TCP or IP
-// headers, handshakes or encryption. CPU is that of the whole process.
+// headers, handshakes or encryption. How many packets they would be is estimated, and what they are with their headers; handshakes and keep-alives
+// are not in that. CPU is that of the whole process.
 //
 // # What is simulated how
 //

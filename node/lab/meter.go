@@ -89,6 +89,7 @@ type meter struct {
 	missed     []time.Duration // contacts that ended without delivery
 	bytes      map[string]int  // by purpose: endpoint or protocol
 	by         []int           // bytes sent, by node
+	packets    int             // that a real transport would have put the bytes in, roughly
 	copies     int             // of messages, sent to others
 	sealed     map[seal][]int  // by the end of a payload of gossip, the messages in it
 	reached    [][]int         // [from][to]: the first copies
@@ -118,6 +119,7 @@ func (m *meter) start() error {
 	m.begun, m.cpu, m.changed = true, processCPU(), time.Now()
 	clear(m.bytes)
 	clear(m.by)
+	m.packets = 0
 	return nil
 }
 
@@ -299,6 +301,7 @@ func (m *meter) observe(from, to p2ptransport.PeerID, protocol string) (sent, go
 			sender, receiver := m.index[from], m.index[to]
 			m.bytes[purpose] += len(b) * times
 			m.by[sender] += len(b) * times
+			m.packets += (len(b) + packetBytes - 1) / packetBytes * times
 			tail = append(tail, b...)
 			if protocol == p2ptransport.ProtocolGossip {
 				for numbers, rest := m.findSealed(tail); rest != nil; numbers, rest = m.findSealed(rest) {
