@@ -205,3 +205,35 @@ func TestWaitForComingRoomEnds(t *testing.T) {
 		}
 	})
 }
+
+// When a client is to come again depends on how fast the room comes: matrix-js-sdk tries four times to send a message, and then calls it failed.
+func TestRetryWhileRoomComes(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, nil)
+	bob := s.newClient("bob")
+	j := elsewhere(t, s, bob)
+	now := s.time()
+	for _, c := range []struct {
+		since             time.Duration
+		arrived, expected int
+		want              time.Duration
+	}{
+		{20 * time.Second, 40, 100, 30 * time.Second},
+		{20 * time.Second, 80, 100, 5 * time.Second},
+		{time.Millisecond, 40, 100, 5 * time.Second},
+		{time.Hour, 1, 100, 30 * time.Second},
+		{time.Hour, 100, 100, 5 * time.Second},
+		{time.Hour, 120, 100, 5 * time.Second}, // others than expected
+		{time.Hour, 0, 100, 5 * time.Second},
+		{time.Hour, 10, 0, 5 * time.Second},
+		{-time.Hour, 40, 100, 5 * time.Second}, // the clock was set back
+	} {
+		j.note(func(r *store.Join) {
+			r.Since, r.Arrived, r.Expected = now.Add(-c.since).UnixMilli(), c.arrived, c.expected
+		})
+		a := bob.call(429, "PUT", "/v3/rooms/"+string(j.room)+"/send/m.room.message/1", `{"msgtype":"m.text","body":"x"}`)
+		if ms, _ := a.body["retry_after_ms"].(float64); time.Duration(ms)*time.Millisecond != c.want {
+			t.Errorf("%d of %d events in %v: %s, want %v", c.arrived, c.expected, c.since, a.raw, c.want)
+		}
+	}
+}

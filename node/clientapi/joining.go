@@ -20,8 +20,11 @@ import (
 // be the room's, so it is never to be taken back. Requests about its inside are answered with what has come or not at all: what has not come is
 // unknown, not absent (insideCall).
 
-// joinRetry is when a client may repeat a request about a room whose state is still coming.
-const joinRetry = 5 * time.Second
+// joinRetry and joinRetryMost are the bounds of when a client may repeat a request about a room whose state is still coming.
+const (
+	joinRetry     = 5 * time.Second
+	joinRetryMost = 30 * time.Second
+)
 
 const (
 	// comingPatience is how long a request waits for a room: less than the 30 s that matrix-rust-sdk gives its requests by default.
@@ -98,7 +101,7 @@ func (a *API) awaitJoin(q *request, kind insideCall) (answer any, answered bool,
 	}
 	device := deviceKey{user: q.user, device: q.device}
 	if kind != readsWhole || !a.coming.begin(device) {
-		return nil, true, errComing(j, kind)
+		return nil, true, a.errComing(j, kind)
 	}
 	defer a.coming.end(device)
 	ctx, cancel := context.WithTimeout(q.Context(), comingPatience)
@@ -106,7 +109,7 @@ func (a *API) awaitJoin(q *request, kind insideCall) (answer any, answered bool,
 	for j != nil {
 		if at, err = a.Store.Wait(ctx, at); err != nil {
 			if ctx.Err() != nil && q.Context().Err() == nil {
-				err = errComing(j, kind)
+				err = a.errComing(j, kind)
 			}
 			return nil, true, err
 		}
@@ -142,15 +145,26 @@ func (a *API) comingAnswer(q *request, room eventgraph.RoomID, kind insideCall) 
 }
 
 // errComing refuses a request about a room that is still coming.
-func errComing(j *store.Join, kind insideCall) error {
+func (a *API) errComing(j *store.Join, kind insideCall) error {
 	message := "The room is still being fetched" + progress(j) + "."
 	if kind == writesInside {
 		message += " Nothing can be sent there until all of it is."
 	}
 	return &matrixError{
 		Status: http.StatusTooManyRequests, Code: "M_LIMIT_EXCEEDED", Message: message,
-		Extra: map[string]any{"retry_after_ms": joinRetry.Milliseconds()},
+		Extra: map[string]any{"retry_after_ms": a.comesIn(j).Milliseconds()},
 	}
+}
+
+// comesIn is in how long the rest comes if it does as fast as what has, within the bounds: matrix-js-sdk tries four times to send a message before it says
+// that it failed.
+func (a *API) comesIn(j *store.Join) time.Duration {
+	if j.Arrived == 0 || j.Expected <= j.Arrived {
+		return joinRetry
+	}
+	each := a.Now().Sub(time.UnixMilli(j.Since)) / time.Duration(j.Arrived)
+	rest := min(each, joinRetryMost) * time.Duration(j.Expected-j.Arrived) // at most 100,000 times that
+	return min(max(rest, joinRetry), joinRetryMost)
 }
 
 // comingWaits counts the requests that wait for a room to come. The zero value is ready, for concurrent use.

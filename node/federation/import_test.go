@@ -434,7 +434,7 @@ func TestSlowJoinShowsItsRoom(t *testing.T) {
 	b.stop()
 	b.renew(slow)
 	b.start()
-	room := peopled(t, a, "11", importBatch/2)
+	room := peopled(t, a, "11", importBatch/8)
 	a.on(func(w http.ResponseWriter, r *http.Request, _ []byte) bool {
 		if !strings.Contains(r.RequestURI, "/send_join/") {
 			return false
@@ -448,7 +448,7 @@ func TestSlowJoinShowsItsRoom(t *testing.T) {
 		http.NewResponseController(w).Flush()
 		b.wait("the room to be shown before the last event has come", func() bool {
 			j, _ := b.leftOfJoin(room)
-			return j != nil && len(j.Show) > 0 && j.Arrived > importBatch/8 && j.Arrived < j.Expected
+			return j != nil && len(j.Show) > 0 && j.Arrived > importBatch/16 && j.Arrived < j.Expected
 		})
 		w.Write(body[last:])
 		return true
