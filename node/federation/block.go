@@ -2,6 +2,7 @@ package federation
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -16,7 +17,7 @@ import (
 // are missing for us alone would come apart; and what ours say may reach it through others. Only those who govern a room can put
 // it out of the room, by a ban or a server ACL.
 //
-// The block stands in four places: who asks (serve.go), what leaves (blockable, doLarge), who is met (peers), on which the sender, meetings,
+// The block stands in four places: who asks (serve.go, verify.go, asker), what leaves (blockable, doLarge), who is met (peers), on which the sender, meetings,
 // hints and records go, and the transport, which keeps no connection to a peer that Refuses names.
 
 // maxRefusedPeers devices of blocked servers are remembered because they have come; who makes more of them is connected, and gets no answer.
@@ -25,8 +26,8 @@ const maxRefusedPeers = 4096
 // ErrBlocked: the server is blocked here, so nothing is sent to it. It is an ErrUnreachable.
 var ErrBlocked = fmt.Errorf("%w: it is blocked here", ErrUnreachable)
 
-// errRefused tells a blocked server nothing.
-var errRefused = fail(http.StatusForbidden, "M_FORBIDDEN", "refused")
+// errRefused: it is a blocked server that asks. It gets no answer; the stream is broken off.
+var errRefused = errors.New("of a blocked server")
 
 // Block ends all dealings with a server, until Unblock. Errors: *rooms.Refusal if the name is none, or our own; store.ErrTooManyBlocked.
 func (f *Federation) Block(ctx context.Context, server eventgraph.ServerName) error {

@@ -1,6 +1,7 @@
 package federation
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"io"
@@ -65,8 +66,8 @@ func TestBlockedServer(t *testing.T) {
 		t.Helper()
 		err := b.do(t.Context(), a.server, method, target, body, nil)
 		var remote *remoteError
-		if !errors.As(err, &remote) || remote.Status != http.StatusForbidden || remote.Refusal.Reason != "refused" {
-			t.Errorf("%s %s: %v", method, target, err)
+		if errors.As(err, &remote) || !errors.Is(err, ErrUnreachable) {
+			t.Errorf("%s %s is answered: %v", method, target, err)
 		}
 	}
 	refused(http.MethodGet, v1+"version", nil)
@@ -101,6 +102,17 @@ func TestBlockedServer(t *testing.T) {
 	named("")
 	refused(http.MethodGet, target(v1+"event", []string{string(first)}, nil), nil)
 	named(b.server)
+	// Who only says that it is the blocked server is told what it would be if that were not blocked.
+	get := target(v1+"event", []string{string(first)}, nil)
+	for _, of := range []*host{b, idleHost(t, w, "somebody else")} {
+		claim, err := of.authorize(a.server, http.MethodGet, get, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if status, code := c.raw(a, http.MethodGet, get, claim, ""); status != http.StatusUnauthorized || code != "M_UNAUTHORIZED" {
+			t.Errorf("an impostor of %s is answered %d %s", of.server, status, code)
+		}
+	}
 
 	// Nothing goes out, and others are not held up.
 	bob := string(b.user("another"))
@@ -139,6 +151,87 @@ func TestBlockedServer(t *testing.T) {
 	if err := b.do(t.Context(), a.server, http.MethodGet, v1+"version", nil, nil); err != nil {
 		t.Errorf("unblocked: %v", err)
 	}
+}
+
+// TestBlockedStreams: over none of our protocols a blocked server is answered a byte, also if it is found out only while it asks for whom the
+// device speaks, or has been found out before and not been disconnected.
+func TestBlockedStreams(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := memnet.New()
+		a, b := newMemHost(t, n, "blocking a"), newMemHost(t, n, "blocked b")
+		c := a.Config
+		c.RefusalChanged = nil // so that b is not disconnected
+		a.renew(c)
+		for _, h := range []*memHost{a, b} {
+			h.start()
+		}
+		a.meet(b.host)
+		b.meet(a.host)
+		togetherIn(a, b)
+		time.Sleep(time.Minute)
+		token, _, err := a.CreateInvite(t.Context(), "@alice:"+string(a.server), time.Hour)
+		if err != nil {
+			t.Fatal(err)
+		}
+		questions := map[string]any{
+			protocolMeet:     meetMessage{Hello: &meetHello{Nonce: make([]byte, nonceSize)}},
+			protocolPeers:    peersMessage{Want: map[eventgraph.PeerID]uint64{a.peer: 0}},
+			protocolMedia:    mediaMessage{Server: a.server, ID: "file"},
+			protocolKeys:     meetMessage{Hello: &meetHello{Nonce: make([]byte, nonceSize)}},
+			protocolHandover: keysMessage{Want: []eventgraph.UserID{a.user("alice")}},
+			protocolCarry:    struct{}{},
+			protocolInvite:   inviteMessage{Token: token},
+			protocolGuest:    guestMessage{Guest: b.peer, Pass: "pass"},
+			protocolNews:     struct{}{},
+		}
+		answered := func(protocol string) (bytes int) {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			s, err := b.Config.Transport.OpenStream(ctx, a.peer, protocol)
+			if err != nil {
+				return 0
+			}
+			defer s.Close()
+			defer context.AfterFunc(ctx, func() { reset(s) })()
+			if err := writeMessage(s, questions[protocol]); err != nil {
+				return 0
+			}
+			bytes, _ = s.Read(make([]byte, 1))
+			return bytes
+		}
+		for _, protocol := range []string{protocolMeet, protocolPeers, protocolMedia, protocolHandover, protocolCarry} {
+			if answered(protocol) == 0 {
+				t.Errorf("%s: no answer before the block", protocol)
+			}
+		}
+		if err := a.Block(t.Context(), b.server); err != nil {
+			t.Fatal(err)
+		}
+		for protocol := range questions {
+			if protocol == protocolInvite {
+				continue // whoever has a token is answered until it is known whose device that is
+			}
+			for _, server := range []eventgraph.ServerName{b.server, ""} { // as it is known, or not yet
+				a.peers.mu.Lock()
+				clear(a.peers.refused)
+				if l := a.peers.links[b.peer]; l == nil {
+					t.Fatal("b is disconnected")
+				} else if l.server = server; server == "" {
+					l.document = nil
+				}
+				a.peers.mu.Unlock()
+				if n := answered(protocol); n > 0 {
+					t.Errorf("%s: an answer to a blocked server, of which is known %q", protocol, server)
+				}
+			}
+		}
+		a.peers.mu.Lock()
+		a.peers.links[b.peer].server = b.server
+		a.peers.mu.Unlock()
+		if answered(protocolInvite) > 0 {
+			t.Error("an invite token of a blocked server is taken")
+		}
+	})
 }
 
 func TestBlockList(t *testing.T) {

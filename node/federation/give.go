@@ -141,8 +141,15 @@ func (f *Federation) answer(g *gift, m *meetMessage) (answer *meetMessage, err e
 	return answer, err
 }
 
-// asker is the server that the peer speaks for; if that is not known, the peer is asked.
-func (f *Federation) asker(ctx context.Context, peer eventgraph.PeerID) (eventgraph.ServerName, error) {
+// asker is the server that the peer speaks for; if that is not known, the peer is asked. errRefused if it turns out to be a blocked one.
+func (f *Federation) asker(ctx context.Context, peer eventgraph.PeerID) (server eventgraph.ServerName, err error) {
+	if server, err = f.whoAsks(ctx, peer); err == nil && f.peers.isBlocked(server) {
+		return "", errRefused
+	}
+	return server, err
+}
+
+func (f *Federation) whoAsks(ctx context.Context, peer eventgraph.PeerID) (eventgraph.ServerName, error) {
 	if server, ok := f.ServerOf(peer); ok {
 		return server, nil
 	}

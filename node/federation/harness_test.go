@@ -140,11 +140,24 @@ func (e *end) Do(ctx context.Context, peer eventgraph.PeerID, req *http.Request)
 		return nil, errors.New("nobody answers")
 	}
 	w := httptest.NewRecorder()
-	handler.ServeHTTP(w, in.WithContext(context.WithValue(ctx, peerKey{}, e.id)))
+	if !serveWhole(handler, w, in.WithContext(context.WithValue(ctx, peerKey{}, e.id))) {
+		return nil, io.ErrUnexpectedEOF
+	}
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
 	return w.Result(), nil
+}
+
+// serveWhole says whether the handler has not broken off.
+func serveWhole(handler http.Handler, w http.ResponseWriter, req *http.Request) (whole bool) {
+	defer func() {
+		if p := recover(); p != nil && p != http.ErrAbortHandler {
+			panic(p)
+		}
+	}()
+	handler.ServeHTTP(w, req)
+	return true
 }
 
 func (e *end) OpenStream(ctx context.Context, peer eventgraph.PeerID, protocol string) (io.ReadWriteCloser, error) {

@@ -117,6 +117,10 @@ func (r *router) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	// By the clock that signs our events, not that of net/http: who asks judges ours by it (rooms.PeerClock).
 	w.Header().Set("Date", r.f.Now().UTC().Format(http.TimeFormat))
 	answer, err := r.serve(w, req)
+	if errors.Is(err, errRefused) {
+		r.f.Log.Debug("request not answered", "method", req.Method, "path", req.URL.Path, "err", err)
+		panic(http.ErrAbortHandler)
+	}
 	if err != nil {
 		r.f.writeError(w, req, err)
 		return

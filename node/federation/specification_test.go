@@ -123,6 +123,8 @@ func TestWrongInput(t *testing.T) {
 		{"GET", v1 + "publicRooms?limit=few", "", "M_INVALID_PARAM"},
 		{"POST", v1 + "publicRooms", `{"limit":"few"}`, "M_BAD_JSON"},
 		{"GET", v1 + "user/devices/@nobody:elsewhere", "", "M_INVALID_PARAM"},
+		{"PUT", v1 + "send/1", `{"pdus":7}`, "M_BAD_JSON"},
+		{"PUT", v1 + "send/2", `{"pdus":[` + strings.Repeat("{},", maxPDUs) + `{}]}`, "M_BAD_JSON"},
 		{"PUT", v1 + "send_knock/!x:y/$z", `{}`, "M_NOT_FOUND"},
 		{"PUT", v1 + "invite/!x:y/$z", `{}`, "M_INCOMPATIBLE_ROOM_VERSION"},
 		{"POST", "/_matrix/key/v2/query", `{"server_keys":7}`, "M_BAD_JSON"},

@@ -139,7 +139,7 @@ func deny(format string, args ...any) error {
 }
 
 // claimed reads who asks from the header, before the body is read: the proven peer must speak for the origin now (design.md §6:
-// X-Matrix beside the stream's proof) and the key must be valid now. Whatever is wrong is 401 M_UNAUTHORIZED; a blocked server is refused without a look.
+// X-Matrix beside the stream's proof) and the key must be valid now. Whatever is wrong is 401 M_UNAUTHORIZED; errRefused if it is a blocked server.
 func (f *Federation) claimed(r *http.Request, peer eventgraph.PeerID) (*claim, error) {
 	headers := r.Header.Values("Authorization")
 	if len(headers) != 1 {
@@ -159,12 +159,12 @@ func (f *Federation) claimed(r *http.Request, peer eventgraph.PeerID) (*claim, e
 	if a.origin == f.server {
 		return nil, deny("the origin is this server itself")
 	}
-	if f.peers.isBlocked(a.origin) {
-		return nil, errRefused
-	}
 	d, err := f.speaker(r.Context(), a.origin, peer)
 	if err != nil {
 		return nil, deny("%v", err)
+	}
+	if f.peers.isBlocked(a.origin) {
+		return nil, errRefused // not before the proof: else anybody could try names to learn who is blocked here
 	}
 	key, err := d.KeyFor(a.key, f.Now().UnixMilli(), true)
 	if err != nil {
