@@ -99,7 +99,7 @@ type Host struct {
 	puncher   *holepunch.Service // nil before a relay is at hand
 	listeners []net.Listener     // of Handle and the server
 	probing   map[peer.ID]bool
-	// firstAnswer is how long after its beginning the first answer came on each connection; see patience.
+	// firstAnswer is how long the first answer on each connection took; see patience.
 	firstAnswer map[network.Conn]time.Duration
 	thinning    map[peer.ID]bool
 }

@@ -51,7 +51,12 @@ func (h *Host) probeConns(ctx context.Context, p peer.ID, timeout time.Duration)
 	for _, c := range conns {
 		if h.work.start(func() {
 			defer func() { done <- struct{}{} }()
-			if alive(ctx, c, h.patience(c, timeout)) || ctx.Err() != nil || c.IsClosed() {
+			began := time.Now()
+			lives, answered := alive(ctx, c, h.patience(c, timeout))
+			if answered {
+				h.answered(c, began)
+			}
+			if lives || ctx.Err() != nil || c.IsClosed() {
 				return
 			}
 			h.log.Debug("connection is dead", "peer", p, "addr", c.RemoteMultiaddr())
@@ -70,18 +75,18 @@ func (h *Host) patience(c network.Conn, least time.Duration) time.Duration {
 	h.mu.Lock()
 	took, ok := h.firstAnswer[c]
 	h.mu.Unlock()
-	if !ok && time.Since(c.Stat().Opened) < maxPatience {
-		return maxPatience // it is still to come
+	if !ok {
+		return maxPatience // it is still to come: on a slow link identify gives up before it
 	}
 	return min(max(least, patienceFactor*took), maxPatience)
 }
 
-// answered notes that the first answer came on a connection, that of identify, which every peer gives.
-func (h *Host) answered(c network.Conn) {
+// answered notes that the first answer came on a connection: to identify, asked when the connection began, or to a probe. Every peer gives these.
+func (h *Host) answered(c network.Conn, asked time.Time) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if _, ok := h.firstAnswer[c]; !ok && !c.IsClosed() {
-		h.firstAnswer[c] = time.Since(c.Stat().Opened)
+		h.firstAnswer[c] = time.Since(asked)
 	}
 }
 
@@ -95,21 +100,21 @@ func (h *Host) slowest(p peer.ID) (took time.Duration) {
 	return took
 }
 
-// alive waits for any answer on a new stream.
-func alive(ctx context.Context, c network.Conn, timeout time.Duration) bool {
+// alive waits for any answer on a new stream. A connection lives, too, if our own limits refuse the stream: that says nothing about the peer.
+func alive(ctx context.Context, c network.Conn, timeout time.Duration) (lives, answered bool) {
 	ctx, cancel := context.WithTimeout(network.WithAllowLimitedConn(ctx, "probe"), timeout)
 	defer cancel()
 	s, err := c.NewStream(ctx)
 	if err != nil {
-		// Refused by our own limits: that says nothing about the peer.
-		return errors.Is(err, network.ErrResourceLimitExceeded)
+		return errors.Is(err, network.ErrResourceLimitExceeded), false
 	}
 	defer func() { _ = s.Reset() }()
 	stop := context.AfterFunc(ctx, func() { _ = s.Reset() })
 	defer stop()
 	err = multistream.SelectProtoOrFail(probeProtocol, s)
 	var unsupported multistream.ErrNotSupported[protocol.ID]
-	return err == nil || errors.As(err, &unsupported)
+	answered = err == nil || errors.As(err, &unsupported)
+	return answered, answered
 }
 
 // probe probes a peer in the background, unless that is under way.
@@ -209,7 +214,7 @@ func (h *Host) thin(p peer.ID) (left bool) {
 		mine = mine[1:]
 	}
 	if len(relayed) > 0 && len(direct) > 0 {
-		if slices.ContainsFunc(direct, func(c network.Conn) bool { return alive(h.ctx, c, h.patience(c, slowTimeout)) }) {
+		if slices.ContainsFunc(direct, func(c network.Conn) bool { lives, _ := alive(h.ctx, c, h.patience(c, slowTimeout)); return lives }) {
 			mine = append(mine, relayed...)
 		} else {
 			left = true

@@ -139,7 +139,7 @@ func (h *Host) followRecords() {
 			if !ok {
 				continue
 			}
-			h.answered(identified.Conn)
+			h.answered(identified.Conn, identified.Conn.Stat().Opened)
 			if identified.SignedPeerRecord == nil {
 				continue
 			}

@@ -78,13 +78,26 @@ func TestLoss(t *testing.T) {
 // TestSlowLink: 1 s each way and 16 kbit/s, as by a radio modem. A room is joined and a conversation held.
 func TestSlowLink(t *testing.T) {
 	t.Parallel()
+	slowLink(t, time.Second)
+}
+
+// TestSlowerLink: the same with 2 s each way, in a full run.
+func TestSlowerLink(t *testing.T) {
+	if !full {
+		t.Skip("takes two to three minutes; PLEXUS_HOST_FULL=1 runs it")
+	}
+	t.Parallel()
+	slowLink(t, 2*time.Second)
+}
+
+func slowLink(t *testing.T, delay time.Duration) {
 	began := time.Now()
 	p := newPair(t, func(h *Host) {
 		if h.number == 1 {
-			h.rewire(t, wire{delay: time.Second, rate: 16_000, queue: 32 << 10})
+			h.rewire(t, wire{delay: delay, rate: 16_000, queue: 32 << 10})
 		}
 	})
-	t.Logf("2 s latency, 16 kbit/s: met, invited and joined %v after the first node's start", time.Since(began).Round(time.Millisecond))
+	t.Logf("%v each way, 16 kbit/s: met, invited and joined %v after the first node's start", delay, time.Since(began).Round(time.Millisecond))
 	took := bothWays(t, p.room, "slow", p.a, p.b, 10, 3*time.Minute)
 	t.Logf("10 messages each way, all there %v after the first was sent", took.Round(time.Millisecond))
 	var each []time.Duration
