@@ -519,6 +519,7 @@ func (run *run) take(in incoming, held *store.StoredEvent, j judgement) error {
 		if s.Order = in.order; in.inserted {
 			run.live.Skipped--
 		}
+		run.given(s.Order)
 	} else {
 		if in.join && j.gap {
 			run.breakOff()

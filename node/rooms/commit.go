@@ -28,6 +28,7 @@ type run struct {
 	states  map[eventgraph.Hash]*State
 	counted *census // the last that this run made
 	ties    ties    // the room's; it has them again when the run has ended well
+	orders  []int64 // given to events of the past in this run, sorted
 	placing int     // how deep placeAuthEvents is in auth events of auth events
 	carried int     // bytes of others that the event now taken in changes; see maxCarried
 	txns    map[sentAs]eventgraph.EventID
@@ -79,6 +80,7 @@ func (run *run) reset() {
 	run.edges = map[eventgraph.EventID][]eventgraph.EventID{}
 	run.citers = map[eventgraph.EventID][]eventgraph.EventID{}
 	run.citing = nil
+	run.orders = nil
 	run.waits = map[eventgraph.EventID][]eventgraph.EventID{}
 	run.nodes = map[eventgraph.Hash][]byte{}
 	run.fresh = map[eventgraph.Hash][]byte{}

@@ -24,8 +24,9 @@ const (
 	// stepBits says in which part of the room between two others an event gets its order: the first 2^12th, as what rests on it comes after it more
 	// often than before it. So between two with pastSpacing some 70,000 can come one by one, each above the one before.
 	stepBits = 12
-	// maxGapLooks bounds how many neighbours are looked at to find room between them.
-	maxGapLooks = 100
+	// maxGapLooks bounds how many neighbours are looked at to find room between them. About as many can come that rest on one and stand above it: the
+	// first few take the room right above it, and each after those looks past the ones before.
+	maxGapLooks = maxBehind
 )
 
 // A break has breakOrders: more than are ever fetched, and few enough for 2^18 breaks. An event that is fetched goes down by the 2^breakBits-th part of
@@ -196,36 +197,50 @@ func (run *run) between(e *eventgraph.Event) (int64, error) {
 	} else {
 		high = min(high, run.live.Breaks[at].Before)
 	}
-	for range maxGapLooks {
-		next, err := run.usedAbove(low)
-		if err != nil {
-			return 0, err
-		}
-		next = min(next, high)
-		if room := next - low; room >= 2 {
-			return low + max(1, room>>stepBits), nil
-		}
-		if next == high {
-			break
-		}
-		low = next
+	low, room, err := run.roomAbove(low, high)
+	if err != nil || room == 0 {
+		return 0, err
 	}
-	return 0, nil
+	return low + max(1, room>>stepBits), nil
 }
 
-// usedAbove is the lowest order above another that an event has.
-func (run *run) usedAbove(order int64) (int64, error) {
-	lowest := int64(math.MaxInt64)
-	for _, e := range run.events { // some are in no commit yet
-		if e.Order > order && e.Order != 0 && e.RoomID() == run.rm.id {
-			lowest = min(lowest, e.Order)
+// roomAbove looks upwards from low for two orders that events have, or high, with room between them: the lower one, and how far the upper one is
+// above it. 0: there is none, as far as it looked.
+func (run *run) roomAbove(low, high int64) (at, room int64, err error) {
+	at = low
+	looks := 0
+	step := func(used int64) (more bool) {
+		used = min(used, high)
+		if used-at >= 2 {
+			room = used - at
+			return false
 		}
+		at = used
+		looks++
+		return used < high && looks < maxGapLooks
 	}
-	err := run.read.Ordered(run.rm.id, order+1, func(used int64, _ eventgraph.EventID, _ bool) (bool, error) {
-		lowest = min(lowest, used)
-		return false, nil
+	i, _ := slices.BinarySearch(run.orders, low+1)
+	own, more := run.orders[i:], true
+	err = run.read.Ordered(run.rm.id, low+1, func(used int64, _ eventgraph.EventID, _ bool) (bool, error) {
+		for ; more && len(own) > 0 && own[0] < used; own = own[1:] {
+			more = step(own[0])
+		}
+		more = more && step(used)
+		return more, nil
 	})
-	return lowest, err
+	for ; more && len(own) > 0; own = own[1:] {
+		more = step(own[0])
+	}
+	if more {
+		step(high)
+	}
+	return at, room, err
+}
+
+// given notes an order that an event of the past gets: the run's reader does not have it.
+func (run *run) given(order int64) {
+	i, _ := slices.BinarySearch(run.orders, order)
+	run.orders = slices.Insert(run.orders, i, order)
 }
 
 // inPast says whether an order is one of the past: below all that happened here, or in a break.

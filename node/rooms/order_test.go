@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/eventgraph/auth"
 	"github.com/plexus-p2p/plexus/store"
 )
 
@@ -167,6 +168,38 @@ func TestReserveIsBounded(t *testing.T) {
 	}
 }
 
+// wantCounted finds as many events with an order as the room's record counts.
+func (s *server) wantCounted(room eventgraph.RoomID) {
+	s.t.Helper()
+	r := s.record(room)
+	if counted, n := r.NextOrder-r.PrevOrder-2-r.Skipped, len(s.order(room)); counted != int64(n) {
+		s.t.Errorf("%d events counted of %d", counted, n)
+	}
+}
+
+// backfillAll takes in a page whose events are all accepted.
+func (s *server) backfillAll(from *server, page []*eventgraph.Event) {
+	s.t.Helper()
+	outcomes, err := s.AcceptAll(s.t.Context(), page, Basis{Backfill: true, Origin: from.Server()})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	for i, o := range outcomes {
+		if o.Err != nil || o.Verdict != store.Accepted {
+			s.t.Fatalf("%d, %s: %+v", i, page[i].Type(), o)
+		}
+	}
+}
+
+// pdus are events as another server gets them.
+func (s *server) pdus(ids []eventgraph.EventID) (page []*eventgraph.Event) {
+	s.t.Helper()
+	for _, id := range ids {
+		page = append(page, pdu(s.t, s.event(id).Event))
+	}
+	return page
+}
+
 // wantSorted finds each event that has an order above its parents that have one.
 func (s *server) wantSorted(room eventgraph.RoomID) {
 	s.t.Helper()
@@ -227,9 +260,7 @@ func TestPastComesInOrder(t *testing.T) {
 					t.Log(b.event(id).Order, slices.Index(want, id), b.event(id).Type(), string(b.event(id).Content()))
 				}
 			}
-			if r := b.record(room); r.NextOrder-r.PrevOrder-2-r.Skipped != int64(len(b.order(room))) {
-				t.Errorf("%d events counted of %d", r.NextOrder-r.PrevOrder-2-r.Skipped, len(b.order(room)))
-			}
+			b.wantCounted(room)
 		})
 	}
 }
@@ -311,9 +342,91 @@ func TestForkOfThePast(t *testing.T) {
 				}
 			}
 			b.wantSorted(room)
-			if r := b.record(room); r.NextOrder-r.PrevOrder-2-r.Skipped != int64(len(b.order(room))) {
-				t.Errorf("%s, pages of %d: %d events counted of %d", when, size, r.NextOrder-r.PrevOrder-2-r.Skipped, len(b.order(room)))
-			}
+			b.wantCounted(room)
 		}
 	}
+}
+
+// One event gives hundreds of outliers their place, whose neighbours are close: each of them costs a few reads.
+func TestPlacingReadsLittle(t *testing.T) {
+	t.Parallel()
+	a := newServer(t, "a")
+	b := newServer(t, "b", a)
+	alice, bob := a.user("alice"), b.user("bob")
+	room := a.create("12", alice)
+	base := a.setState(room, alice, "org.example.base", "", "{}")
+	past := a.pdus(a.order(room))
+	first := a.lie(a, said(room, alice, ""), claim{ts: a.now, depth: 100, parents: []eventgraph.EventID{base}})
+	var outliers []*eventgraph.Event
+	var mids []eventgraph.EventID
+	for i := range 10 {
+		var leaves []eventgraph.EventID
+		for j := range 20 {
+			e := a.on(first, fmt.Sprint("leaf ", i, j), base)
+			outliers, leaves = append(outliers, e), append(leaves, e.ID())
+		}
+		mid := a.on(first, fmt.Sprint("mid ", i), leaves...)
+		outliers, mids = append(outliers, mid), append(mids, mid.ID())
+	}
+	top := a.on(first, "top", mids...)
+	last := a.on(first, "last", top.ID())
+
+	state, chain := a.stateAndChain(room, a.record(room).State)
+	draft := eventgraph.Draft{
+		RoomID: room, Type: "m.room.member", Sender: bob, StateKey: stateKey(string(bob)), Content: []byte(`{"membership":"join"}`),
+		PrevEvents: ids([]*eventgraph.Event{last}), Depth: 101, OriginServerTS: a.now.UnixMilli(),
+	}
+	for _, tuple := range auth.Selection("12", draft) {
+		if id, ok, err := a.StateAt(room, a.record(room).State).EventID(tuple); err != nil {
+			t.Fatal(err)
+		} else if ok {
+			draft.AuthEvents = append(draft.AuthEvents, id)
+		}
+	}
+	join, err := eventgraph.Build("12", draft, b.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := b.takeJoin(join, state, chain); err != nil {
+		t.Fatal(err)
+	}
+	b.backfillAll(a, past)
+	for some := range slices.Chunk(append(slices.Clone(outliers), last), 100) {
+		if _, err := b.AcceptAll(t.Context(), some, Basis{Kind: Nothing, Origin: a.Server()}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	reads := b.readsFor(func() { b.accept(pdu(t, top), Basis{Origin: a.Server()}, store.Accepted) })
+	if n := uint64(len(outliers)); reads > 8*n {
+		t.Errorf("%d reads to place %d", reads, n)
+	}
+	b.wantSorted(room)
+	b.wantCounted(room)
+}
+
+// Hundreds of events that rest on one of the past, and come after it, stand above it.
+func TestManyForksOfThePast(t *testing.T) {
+	t.Parallel()
+	a := newServer(t, "a")
+	b := newServer(t, "b", a)
+	alice := a.user("alice")
+	room := a.create("12", alice)
+	base := a.setState(room, alice, "org.example.base", "", "{}")
+	past := a.pdus(a.order(room))
+	first := a.lie(a, said(room, alice, ""), claim{ts: a.now, parents: []eventgraph.EventID{base}})
+	var forks []*eventgraph.Event
+	for i := range 250 {
+		forks = append(forks, a.on(first, fmt.Sprint("fork ", i), base))
+	}
+	a.takeAll(forks)
+	for len(a.record(room).Forward) > 1 {
+		a.message(room, alice, "merge")
+	}
+	b.join(a, room, b.user("bob"))
+	b.backfillAll(a, past)
+	for page := range slices.Chunk(forks, 50) {
+		b.backfillAll(a, page)
+	}
+	b.wantSorted(room)
+	b.wantCounted(room)
 }
