@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"math/bits"
 	"slices"
 	"strings"
@@ -452,14 +453,28 @@ func (w *world) checkVerdicts(in uint8, held []holding) {
 }
 
 // checkOrder finds each event that one station holds above its parents in the room's order. Only what came late, and was shown as news, may stand above
-// what rests on it; and what came so late that what rests on it stood below its parents already, below those.
+// what rests on it; and what came so late that what rests on it stood below its parents already, below those. No two events have one order, and each
+// is found by its own.
 func (w *world) checkOrder(i int, held holding) {
 	record := w.stations[i].record()
 	if record == nil {
 		return
 	}
+	index := map[int64]eventgraph.EventID{}
+	err := w.stations[i].store.View(func(r *store.Reader) error {
+		return r.Ordered(w.room, math.MinInt64, func(order int64, id eventgraph.EventID, _ bool) (bool, error) {
+			index[order] = id
+			return true, nil
+		})
+	})
+	if err != nil {
+		w.alarm("internal error", "order of %d: %v", i, err)
+	}
 	lowest := map[eventgraph.EventID]int64{} // of what rests on the event
-	for _, e := range held.events {
+	for id, e := range held.events {
+		if at := index[e.Order]; e.Order != 0 && at != id {
+			w.alarm("order", "at %d %s has %d, which is that of %q", i, w.name(id), e.Order, at)
+		}
 		for _, id := range e.PrevEvents() {
 			if low, ok := lowest[id]; e.Order != 0 && (!ok || e.Order < low) {
 				lowest[id] = e.Order

@@ -160,6 +160,7 @@ type incoming struct {
 	basis     Basis
 	signature error // what the check of its signatures found, before this room's turn
 	order     int64 // backfill, past: its place in history. 0: it is news, or for backfill: to be placed (place)
+	history   bool  // it is the past, and has its order by place if it has none yet
 	inserted  bool  // order is one between those of others
 	local     bool  // made here: anything but Accepted is a Refusal and is not stored
 	join      bool  // the join by which we enter the room: what we hold of the room's current state is no judge of it
@@ -242,7 +243,7 @@ func (run *run) accept(in incoming) error {
 	}
 	in.event = j.event
 	in.past = in.past || j.past
-	if in.past && in.order == 0 && j.verdict != store.Rejected { // now: what it rests on has its place
+	if in.past && in.order == 0 && !in.history && j.verdict != store.Rejected { // now: what it rests on has its place
 		if err := run.reservePast(&in); err != nil {
 			return err
 		}
@@ -509,7 +510,7 @@ func (run *run) take(in incoming, held *store.StoredEvent, j judgement) error {
 		}
 	}
 	s.Aside = in.basis.Backfill || in.past
-	history := in.basis.Backfill || in.order != 0
+	history := in.basis.Backfill || in.history || in.order != 0
 	if history {
 		if in.order == 0 {
 			if err := run.place(&in); err != nil {

@@ -404,6 +404,44 @@ func TestPlacingReadsLittle(t *testing.T) {
 	b.wantCounted(room)
 }
 
+// What an event rests on gets its place with it, and first of all its auth events: none of them has the order of another.
+func TestPlacedAuthEventHasItsOwnOrder(t *testing.T) {
+	t.Parallel()
+	a := newServer(t, "a")
+	b := newServer(t, "b", a)
+	alice := a.user("alice")
+	room := a.create("11", alice)
+	base := a.setState(room, alice, "org.example.state", "", `{}`)
+	past := a.pdus(a.order(room))
+	named := a.forge(Draft{
+		Room: room, Sender: alice, Type: "m.room.member", StateKey: stateKey(string(alice)), Content: []byte(`{"membership":"join","displayname":"Alice"}`),
+	}, []eventgraph.EventID{base})
+	a.accept(named, Basis{}, store.Accepted)
+	authEvents := []eventgraph.EventID{named.ID()}
+	for _, id := range named.AuthEvents() {
+		if kind := a.event(id).Type(); kind != "m.room.member" && kind != "m.room.join_rules" {
+			authEvents = append(authEvents, id)
+		}
+	}
+	beside := a.forge(Draft{Room: room, Sender: alice, Type: "org.example.beside", StateKey: stateKey(""), Content: []byte(`{}`)}, []eventgraph.EventID{base}, authEvents...)
+	a.accept(beside, Basis{}, store.Accepted)
+	on := a.forge(said(room, alice, "on it"), []eventgraph.EventID{beside.ID()})
+	a.accept(on, Basis{}, store.Accepted)
+	b.join(a, room, b.user("bob"))
+	for _, e := range past {
+		b.accept(e, Basis{Origin: a.Server()}, store.Accepted)
+	}
+	b.accept(pdu(t, on), Basis{Origin: a.Server()}, store.Accepted)
+
+	order := b.order(room)
+	for _, e := range []*eventgraph.Event{named, beside, on} {
+		if at := b.event(e.ID()).Order; at <= b.event(base).Order || !slices.Contains(order, e.ID()) {
+			t.Errorf("%s has order %d, and is in the room's order: %v", e.Type(), at, slices.Contains(order, e.ID()))
+		}
+	}
+	b.wantCounted(room)
+}
+
 // Hundreds of events that rest on one of the past, and come after it, stand above it.
 func TestManyForksOfThePast(t *testing.T) {
 	t.Parallel()

@@ -141,12 +141,7 @@ func (run *run) placeParents(e *eventgraph.Event, b Basis) error {
 		}
 	}
 	for i, outlier := range order {
-		in := incoming{event: outlier, basis: Basis{Kind: Parents, Backfill: b.Backfill}, past: past, order: orders[i]}
-		if past && in.order == 0 {
-			if err := run.place(&in); err != nil {
-				return err
-			}
-		}
+		in := incoming{event: outlier, basis: Basis{Kind: Parents, Backfill: b.Backfill}, past: past, history: past, order: orders[i]}
 		if err := run.accept(in); err != nil {
 			return err
 		}
