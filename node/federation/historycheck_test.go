@@ -453,8 +453,8 @@ func (w *world) checkVerdicts(in uint8, held []holding) {
 }
 
 // checkOrder finds each event that one station holds above its parents in the room's order. Only what came late, and was shown as news, may stand above
-// what rests on it; and what came so late that what rests on it stood below its parents already, below those. No two events have one order, and each
-// is found by its own.
+// what rests on it; and what came so late that what rests on it stood below its parents already, below those. No two events have one order, each is
+// found by its own, and the room's record counts them right.
 func (w *world) checkOrder(i int, held holding) {
 	record := w.stations[i].record()
 	if record == nil {
@@ -469,6 +469,9 @@ func (w *world) checkOrder(i int, held holding) {
 	})
 	if err != nil {
 		w.alarm("internal error", "order of %d: %v", i, err)
+	}
+	if n := record.NextOrder - record.PrevOrder - 2 - record.Skipped; n != int64(len(index)) {
+		w.alarm("order", "at %d %d events are counted, and %d have an order", i, n, len(index))
 	}
 	lowest := map[eventgraph.EventID]int64{} // of what rests on the event
 	for id, e := range held.events {

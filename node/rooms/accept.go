@@ -161,7 +161,6 @@ type incoming struct {
 	signature error // what the check of its signatures found, before this room's turn
 	order     int64 // backfill, past: its place in history. 0: it is news, or for backfill: to be placed (place)
 	history   bool  // it is the past, and has its order by place if it has none yet
-	inserted  bool  // order is one between those of others
 	local     bool  // made here: anything but Accepted is a Refusal and is not stored
 	join      bool  // the join by which we enter the room: what we hold of the room's current state is no judge of it
 	past      bool  // the timeline rests on it, and it was held as an outlier, or is forbidden by what came since: it is no extremity (reservePast)
@@ -271,7 +270,6 @@ func (run *run) reservePast(in *incoming) error {
 		if in.order, err = run.between(in.event); err != nil {
 			return err
 		}
-		in.inserted = in.order != 0
 	}
 	highest, _, err := run.highestUnder(in.event, false)
 	if err != nil {
@@ -296,7 +294,7 @@ func (run *run) reservePast(in *incoming) error {
 		}
 		if news {
 			giveBack()
-			in.order, in.inserted = 0, false
+			in.order = 0
 			return nil
 		}
 	}
@@ -517,9 +515,8 @@ func (run *run) take(in incoming, held *store.StoredEvent, j judgement) error {
 				return err
 			}
 		}
-		if s.Order = in.order; in.inserted {
-			run.live.Skipped--
-		}
+		s.Order = in.order
+		run.live.Skipped--
 		run.given(s.Order)
 	} else {
 		if in.join && j.gap {

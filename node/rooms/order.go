@@ -105,7 +105,7 @@ func (run *run) reserveAbove(events []*eventgraph.Event, on *eventgraph.Event, u
 		}
 		if !found {
 			run.live.PrevOrder -= pastSpacing
-			run.live.Skipped += pastSpacing - 1
+			run.live.Skipped += pastSpacing // of these take counts one off
 			orders[i] = run.live.PrevOrder + 1
 			below++
 		}
@@ -124,7 +124,7 @@ func (run *run) reserveAbove(events []*eventgraph.Event, on *eventgraph.Event, u
 			run.returnToBreak(after, steps)
 		}
 		run.live.PrevOrder += below * pastSpacing
-		run.live.Skipped -= below * (pastSpacing - 1)
+		run.live.Skipped -= below * pastSpacing
 	}, nil
 }
 
@@ -137,7 +137,6 @@ func (run *run) nextInBreak(at int) (order, step int64, ok bool) {
 	}
 	run.live.Breaks = slices.Clone(run.live.Breaks) // others may see it
 	run.live.Breaks[at].Next -= step
-	run.live.Skipped--
 	return b.Next - step + 1, step, true
 }
 
@@ -151,18 +150,14 @@ func (run *run) returnToBreak(after int64, steps []int64) {
 	for _, step := range steps {
 		run.live.Breaks[i].Next += step
 	}
-	run.live.Skipped += int64(len(steps))
 }
 
 // place gives an event of the past, for which reserve has kept no order, one above what it rests on and below what rests on it. Where both cannot
 // be, or there is no room, it is below all that is held, or in the break.
 func (run *run) place(in *incoming) error {
 	var err error
-	if in.order, err = run.between(in.event); err != nil {
+	if in.order, err = run.between(in.event); err != nil || in.order != 0 {
 		return err
-	}
-	if in.inserted = in.order != 0; in.inserted {
-		return nil
 	}
 	return run.placeBelow(in)
 }

@@ -468,3 +468,29 @@ func TestManyForksOfThePast(t *testing.T) {
 	b.wantSorted(room)
 	b.wantCounted(room)
 }
+
+// What a page holds and is not taken in, or is rejected, has no order, and is not counted.
+func TestCountOfAPageInPart(t *testing.T) {
+	t.Parallel()
+	a := newServer(t, "a")
+	b := newServer(t, "b", a)
+	alice, mallory := a.user("alice"), a.user("mallory")
+	room := a.create("12", alice)
+	base := a.message(room, alice, "base")
+	page := a.pdus(a.order(room))
+	bad := a.lie(a, said(room, mallory, "not in the room"), claim{ts: a.now, depth: 100, parents: []eventgraph.EventID{base}})
+	a.accept(bad, Basis{}, store.Rejected)
+	lost := a.message(room, alice, "lost on the way")
+	after := a.message(room, alice, "after it")
+	b.join(a, room, b.user("bob"))
+	page = append(page, pdu(t, bad), pdu(t, a.event(after).Event))
+	outcomes, err := b.AcceptAll(t.Context(), page, Basis{Backfill: true, Origin: a.Server()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	last := len(outcomes) - 1
+	if outcomes[last-1].Verdict != store.Rejected || outcomes[last].Err == nil || len(outcomes) != len(page) {
+		t.Fatalf("%+v, though %s is not here", outcomes[last-1:], lost)
+	}
+	b.wantCounted(room)
+}
