@@ -67,7 +67,7 @@ func inGraph(e *store.StoredEvent) bool {
 }
 
 // unseen says whether station i need not hold an event that station j holds: it may not see it, or to j it is out of the room, and was at the
-// event: whoever is out is sent nothing, though anybody may see it. What is made at j goes by the room's state there (send.go concerned).
+// event: whoever is out is sent nothing, though anybody may see it. What is made at j goes by the room's state there (concerned.go).
 func (w *world) unseen(i, j int, e *store.StoredEvent) (bool, error) {
 	s, theirs := w.stations[j], w.stations[i].name
 	may, err := s.rooms.MaySeeServer(theirs, e)
