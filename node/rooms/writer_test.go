@@ -326,7 +326,10 @@ func TestRoomIsNeverOlder(t *testing.T) {
 	for range 3 {
 		senders.Go(func() {
 			for n := range 150 {
-				a.message(room, alice, fmt.Sprint(n))
+				if _, err := a.Send(context.Background(), Draft{Room: room, Sender: alice, Type: "m.room.message", Content: text(fmt.Sprint(n))}); err != nil {
+					t.Error(err)
+					return
+				}
 			}
 		})
 	}
