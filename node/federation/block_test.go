@@ -71,6 +71,9 @@ func TestBlockedServer(t *testing.T) {
 		}
 	}
 	refused(http.MethodGet, v1+"version", nil)
+	refused(http.MethodGet, v1+"nothing", nil)
+	refused(http.MethodDelete, v1+"version", nil)
+	refused(http.MethodGet, v1+"version?"+strings.Repeat("x", maxURI), nil)
 	refused(http.MethodGet, "/_matrix/key/v2/server", nil)
 	refused(http.MethodGet, target(v1+"event", []string{string(first)}, nil), nil)
 	theirs := b.say(room, b.user("bob"), "of b")

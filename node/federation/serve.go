@@ -112,7 +112,7 @@ func (r *route) match(parts []string) (map[string]string, bool) {
 	return params, true
 }
 
-// ServeHTTP takes a request through its steps: route, body, who asks, answer.
+// ServeHTTP takes a request through its steps: which peer, route, body, who asks, answer.
 func (r *router) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	// By the clock that signs our events, not that of net/http: who asks judges ours by it (rooms.PeerClock).
 	w.Header().Set("Date", r.f.Now().UTC().Format(http.TimeFormat))
@@ -140,6 +140,13 @@ func (r *router) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 }
 
 func (r *router) serve(w http.ResponseWriter, req *http.Request) (any, error) {
+	peer, ok := r.f.PeerOf(req.Context())
+	if !ok {
+		return nil, fail(http.StatusUnauthorized, "M_UNAUTHORIZED", "no proven peer")
+	}
+	if r.f.peers.refuses(peer) {
+		return nil, errRefused
+	}
 	if len(req.RequestURI) > maxURI {
 		return nil, fail(http.StatusRequestURITooLong, "M_TOO_LARGE", "the request target is too long")
 	}
@@ -147,13 +154,6 @@ func (r *router) serve(w http.ResponseWriter, req *http.Request) (any, error) {
 	route, params, err := r.find(req.Method, path)
 	if err != nil {
 		return nil, err
-	}
-	peer, ok := r.f.PeerOf(req.Context())
-	if !ok {
-		return nil, fail(http.StatusUnauthorized, "M_UNAUTHORIZED", "no proven peer")
-	}
-	if r.f.peers.refuses(peer) {
-		return nil, errRefused
 	}
 	size := req.ContentLength
 	if size > maxBody {
