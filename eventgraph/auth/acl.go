@@ -11,25 +11,52 @@ import (
 // ServerAllowed applies the content of m.room.server_acl to a server name (CS API, m.room.server_acl). Without such
 // an event in the room (nil) everyone is allowed.
 func ServerAllowed(aclContent []byte, server eventgraph.ServerName) bool {
-	// 1.
-	if aclContent == nil {
-		return true
-	}
-	acl, err := canonicaljson.Canonicalize(aclContent, canonicaljson.Lenient)
+	return aclContent == nil || ParseACL(aclContent).Allows(server)
+}
+
+// ACL is the content of an m.room.server_acl event, for many server names. It takes about as much memory as the content.
+type ACL struct {
+	noLiterals  bool
+	allow, deny string // globs in lower case, a NUL, which no server name contains, behind each
+}
+
+// ParseACL reads the content of m.room.server_acl. What is no JSON object allows nobody.
+func ParseACL(content []byte) *ACL {
+	acl, err := canonicaljson.Canonicalize(content, canonicaljson.Lenient)
 	if err != nil {
-		return false
+		return &ACL{}
 	}
+	literals, _ := canonicaljson.Get(acl, "allow_ip_literals")
+	return &ACL{noLiterals: string(literals) == "false", allow: globs(acl, "allow"), deny: globs(acl, "deny")}
+}
+
+// globs is that list of the ACL, as in ACL; entries that are not strings match nothing.
+func globs(acl []byte, list string) string {
+	values, _ := canonicaljson.Get(acl, list)
+	entries, _ := canonicaljson.Elements(values)
+	var all strings.Builder
+	for _, entry := range entries {
+		if glob, ok := canonicaljson.String(entry); ok && !strings.Contains(glob, "\x00") {
+			all.WriteString(strings.ToLower(glob))
+			all.WriteByte(0)
+		}
+	}
+	return all.String()
+}
+
+// Allows applies the ACL to a server name, by the steps of the CS API, m.room.server_acl; the first is of a room without one.
+func (a *ACL) Allows(server eventgraph.ServerName) bool {
 	host := strings.ToLower(withoutPort(string(server)))
 	// 2.
-	if v, _ := canonicaljson.Get(acl, "allow_ip_literals"); string(v) == "false" && isIPLiteral(host) {
+	if a.noLiterals && isIPLiteral(host) {
 		return false
 	}
 	// 3.
-	if matchesAny(acl, "deny", host) {
+	if matchesAny(a.deny, host) {
 		return false
 	}
 	// 4. and 5.
-	return matchesAny(acl, "allow", host)
+	return matchesAny(a.allow, host)
 }
 
 // withoutPort cuts the port off a server name (appendices, Server Name).
@@ -49,12 +76,11 @@ func isIPLiteral(host string) bool {
 	return err == nil
 }
 
-// matchesAny says whether host matches a glob in that list of the ACL; entries that are not strings match nothing.
-func matchesAny(acl []byte, list, host string) bool {
-	globs, _ := canonicaljson.Get(acl, list)
-	entries, _ := canonicaljson.Elements(globs)
-	for _, entry := range entries {
-		if glob, ok := canonicaljson.String(entry); ok && globMatches(strings.ToLower(glob), host) {
+// matchesAny says whether host matches one of the globs.
+func matchesAny(globs, host string) bool {
+	for globs != "" {
+		var glob string
+		if glob, globs, _ = strings.Cut(globs, "\x00"); globMatches(glob, host) {
 			return true
 		}
 	}

@@ -28,6 +28,8 @@ func TestServerAllowed(t *testing.T) {
 		{`{"allow":["a*b*c"]}`, "a.b.b.xc", true},
 		{`{"allow":["a*b*c"]}`, "a.b.b.x", false},
 		{`{"allow":["**"]}`, "a", true},
+		{`{"allow":["","a.example\u0000","\u0000a.example","b"]}`, "a.example", false},
+		{`{"allow":["","a.example\u0000","b"]}`, "b", true},
 		{`{"allow":["a.example"],"deny":["*"]}`, "a.example", false},
 
 		{`{}`, "a.example", false},

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -282,4 +283,89 @@ func TestDeniedPolicyServerIsAsked(t *testing.T) {
 			t.Errorf("the policy server holds its ACL: %v, and what was said then: %v", r.p.holds(acl), r.p.holds(said))
 		}
 	})
+}
+
+// TestACLIsReadOnce: a room's ACL is read once for as long as it counts, and asked once of each server, whatever else of the room's state changes; and
+// meanwhile others can ask who shares a room.
+func TestACLIsReadOnce(t *testing.T) {
+	t.Parallel()
+	a := newMemHost(t, memnet.New(), "a")
+	alice := a.user("alice")
+	const members = 20
+	room := peopled(t, a, "12", members)
+	named := func(i int) eventgraph.ServerName {
+		server, _, _, _ := newKeys(fmt.Sprint(t.Name(), " member ", i))
+		return server
+	}
+	s := a.meetings.sharing
+	read := s.event
+	var reads atomic.Int32
+	s.event = func(id eventgraph.EventID) (*store.StoredEvent, error) {
+		reads.Add(1)
+		free := make(chan struct{})
+		go func() {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			close(free)
+		}()
+		select {
+		case <-free:
+		case <-time.After(10 * time.Second):
+			t.Error("who asks for anything else waits until the ACL is read")
+		}
+		return read(id)
+	}
+	kept := func() *roomACL {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return s.rooms[room].acl
+	}
+	check := func(when string, wantReads int32, wantMates int) {
+		t.Helper()
+		if mates := a.roommates(named(0)); len(mates) != wantMates {
+			t.Errorf("%s: %d roommates, want %d", when, len(mates), wantMates)
+		}
+		a.sharesRoom(named(0))
+		if _, err := s.among([]eventgraph.RoomID{room}); err != nil {
+			t.Error(err)
+		}
+		if n := reads.Load(); n != wantReads {
+			t.Errorf("%s: the ACL was read %d times, want %d", when, n, wantReads)
+		}
+	}
+	check("without an ACL", 0, members+1)
+	a.setState(room, alice, "m.room.server_acl", "", fmt.Sprintf(`{"allow":["*"],"deny":[%q]}`, named(1)))
+	check("with an ACL", 1, members)
+	first := kept()
+	first.mu.Lock()
+	if len(first.answers) != members+1 {
+		t.Errorf("%d answers are kept", len(first.answers))
+	}
+	first.answers[named(2)] = false // to be seen again if it is not asked a second time
+	first.mu.Unlock()
+	for i := range 3 {
+		a.setState(room, alice, "org.example.x", "", fmt.Sprintf(`{"a":%d}`, i))
+		check("after another change of the state", 1, members-1)
+	}
+	for i := range 1000 {
+		if !a.allows(room, eventgraph.ServerName(fmt.Sprint("stranger", i))) {
+			t.Fatal("a stranger is denied")
+		}
+	}
+	first.mu.Lock()
+	if n, most := len(first.answers), 2*(members+1)+spareACLAnswers; n > most {
+		t.Errorf("%d answers are kept, want %d at most", n, most)
+	}
+	first.mu.Unlock()
+	a.setState(room, alice, "m.room.server_acl", "", fmt.Sprintf(`{"allow":["*"],"deny":[%q,%q]}`, named(1), named(2)))
+	check("after a change of the ACL", 2, members-1)
+	acl := a.setState(room, alice, "m.room.server_acl", "", `{"allow":["*"]}`)
+	check("after a second change of the ACL", 3, members+1)
+	if _, err := a.Send(t.Context(), rooms.Draft{Room: room, Sender: alice, Type: "m.room.redaction", Redacts: acl, Content: json.RawMessage(fmt.Sprintf(`{"redacts":%q}`, acl))}); err != nil {
+		t.Fatal(err)
+	}
+	check("after the ACL's redaction", 4, 0) // it allows nobody any more
+	if a.sharesRoom(named(0)) {
+		t.Error("a server is let in by an ACL that was redacted")
+	}
 }

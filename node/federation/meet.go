@@ -248,7 +248,7 @@ type meetings struct {
 
 func newMeetings(c Config) *meetings {
 	return &meetings{
-		claims: newClaims(c.Now), agreements: newAgreements(), sharing: &sharing{store: c.Store, now: c.Rooms},
+		claims: newClaims(c.Now), agreements: newAgreements(), sharing: newSharing(c),
 		attending: map[eventgraph.PeerID]chan struct{}{}, friends: map[eventgraph.PeerID]bool{},
 	}
 }

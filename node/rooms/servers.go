@@ -114,6 +114,19 @@ func (r *Rooms) ServerAllowed(room eventgraph.RoomID, server eventgraph.ServerNa
 	return auth.ServerAllowed(acl.Content(), server)
 }
 
+// ServerACL is the ID of the room's current m.room.server_acl, "" if there is none; store.ErrNotFound if the room is not held. It is cheap.
+func (r *Rooms) ServerACL(room eventgraph.RoomID) (eventgraph.EventID, error) {
+	l, err := r.liveRoom(room)
+	if err != nil {
+		return "", err
+	}
+	c, err := r.census(room, l.State)
+	if err != nil {
+		return "", err
+	}
+	return c.acl, nil
+}
+
 func (r *Rooms) logUnlessNotFound(what string, room eventgraph.RoomID, err error) {
 	if !errors.Is(err, store.ErrNotFound) {
 		r.log.Error("cannot tell: "+what, "room", room, "err", err)
