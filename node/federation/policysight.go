@@ -58,10 +58,14 @@ func (f *Federation) sightOfPast(server eventgraph.ServerName, room eventgraph.R
 		if err != nil {
 			return err
 		}
-		return r.BackwardEvents(held, func(e *store.StoredEvent) (bool, error) {
+		for _, id := range held.Backward { // each of them: what is below one that is not held any more cannot be told
+			e, err := r.Event(id)
+			if err != nil {
+				return err
+			}
 			ends = append(ends, e)
-			return true, nil
-		})
+		}
+		return nil
 	})
 	if err != nil || len(ends) == 0 {
 		return unknownSight, err
