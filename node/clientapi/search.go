@@ -165,13 +165,18 @@ func (a *API) find(q *request, r *store.Reader, s *searchQuery) (all []found, hi
 			if err != nil {
 				return false, err
 			}
-			rank := s.match(shown, highlighted)
+			rank, matched := s.match(shown)
 			if rank > 0 {
 				see, err := a.Rooms.MaySeeUser(q.user, e)
 				if err != nil {
 					return false, err
 				}
 				if see {
+					for _, word := range matched {
+						if len(highlighted) < mostResults {
+							highlighted[word] = true
+						}
+					}
 					all = append(all, found{e.ID(), room, e.Sender(), e.OriginServerTS(), rank})
 				}
 			}
@@ -188,9 +193,9 @@ func (a *API) find(q *request, r *store.Reader, s *searchQuery) (all []found, hi
 	return all, highlights, nil
 }
 
-// match says how well the event fits, 0 if not: all words of the term must be in it, each as the beginning of a word. What of the event
-// was redacted is not looked at.
-func (s *searchQuery) match(shown *eventgraph.Event, highlighted map[string]bool) float64 {
+// match says how well the event fits, 0 if not, and by which of its words: all words of the term must be in it, each as the beginning of a word. What
+// of the event was redacted is not looked at.
+func (s *searchQuery) match(shown *eventgraph.Event) (rank float64, matched []string) {
 	var key string
 	switch shown.Type() {
 	case "m.room.name", "m.room.topic":
@@ -198,19 +203,18 @@ func (s *searchQuery) match(shown *eventgraph.Event, highlighted map[string]bool
 	case "m.room.message":
 		key = "content.body"
 	default:
-		return 0
+		return 0, nil
 	}
 	if !slices.Contains(s.Keys, key) || !s.Filter.event(shown) {
-		return 0
+		return 0, nil
 	}
 	var content map[string]json.RawMessage
 	var text string
 	if json.Unmarshal(shown.Content(), &content) != nil || json.Unmarshal(content[searchedKeys[key]], &text) != nil {
-		return 0
+		return 0, nil
 	}
 	in := words(text)
 	hits := 0
-	var matched []string
 	for _, word := range s.words {
 		before := hits
 		for _, w := range in {
@@ -221,15 +225,10 @@ func (s *searchQuery) match(shown *eventgraph.Event, highlighted map[string]bool
 			}
 		}
 		if hits == before {
-			return 0
+			return 0, nil
 		}
 	}
-	for _, w := range matched[:min(len(matched), maxSearchWords)] {
-		if len(highlighted) < mostResults {
-			highlighted[w] = true
-		}
-	}
-	return float64(hits) / float64(len(in))
+	return float64(hits) / float64(len(in)), matched[:min(len(matched), maxSearchWords)]
 }
 
 // groups counts the shown results by room or sender, as asked for.

@@ -114,8 +114,8 @@ func TestSearch(t *testing.T) {
 	bob.join(room)
 	bob.call(200, "POST", "/v3/rooms/"+string(room)+"/leave", nil)
 	say("said behind the back")
-	if _, got := ask(bob, "", `{"search_term":"behind"}`); len(got) != 0 {
-		t.Errorf("who has left finds %v", got)
+	if events, got := ask(bob, "", `{"search_term":"behi"}`); len(got) != 0 || fmt.Sprint(events["highlights"]) != "[]" {
+		t.Errorf("who has left finds %v, and is told of the words %v", got, events["highlights"])
 	}
 	if _, got := ask(bob, "", `{"search_term":"number 12"}`); len(got) != 1 {
 		t.Errorf("who was there finds %v", got)
