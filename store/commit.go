@@ -304,6 +304,7 @@ func (s *Store) commit(g *group) error {
 
 	// 3. Visible.
 	s.show(rec, g.pending)
+	s.indexing.note(g.pending.unindexed)
 	return nil
 }
 

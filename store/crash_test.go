@@ -519,7 +519,7 @@ func child(what, dir string) *exec.Cmd {
 	return cmd
 }
 
-var children = map[string]func(dir string) error{"write": crashWriter}
+var children = map[string]func(dir string) error{"write": crashWriter, "segments": segmentWriter}
 
 // runChild is main of such a process.
 func runChild(what, dir string) {

@@ -260,7 +260,7 @@ func (r *Reader) HasEvent(id eventgraph.EventID) (Verdict, bool, error) {
 }
 
 // PutEvent writes or replaces the event's record, its order index entry (Order != 0), edges from prev_events, what
-// CitedBy reads, and its relation index entry (m.relates_to). It does not Log.
+// CitedBy reads, and its relation index entry (m.relates_to); a segment over its place goes (segments.go). It does not Log.
 func (tx *Tx) PutEvent(e *StoredEvent) error {
 	id := e.ID()
 	old, err := tx.Event(id)
@@ -271,6 +271,9 @@ func (tx *Tx) PutEvent(e *StoredEvent) error {
 		if err := tx.unindexEvent(old); err != nil {
 			return err
 		}
+	}
+	if err := tx.said(old, e); err != nil {
+		return err
 	}
 	if err := tx.pending.putEvent(e); err != nil {
 		return err

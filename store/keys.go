@@ -29,6 +29,7 @@ import (
 //	tableRelation   str parent event ID, i64 order,       str rel_type, str type
 //	                str event ID
 //	tableThread     str room, i64 order of a reply        event ID of the thread's root
+//	tableSegment    str room, i64 the highest order in it i64 the lowest, u64 events, index of node/search (segments.go); numbers as varints
 //	tableClientTxn  str user, str device, u64 created ms, result
 //	                str endpoint, str txn ID
 //	tableRedaction  str target ID, str redaction ID       empty: waits for its target (redactions.go)
@@ -124,6 +125,7 @@ const (
 	tableRedaction table = 0x15
 	tableCitedBy   table = 0x16
 	tableThread    table = 0x17
+	tableSegment   table = 0x18
 
 	tableRoom      table = 0x20
 	tableMember    table = 0x21

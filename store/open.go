@@ -13,9 +13,9 @@ import (
 
 // schemaVersion is that of the layout in keys.go. Schema 1 had trie nodes and event records of another form, schema 2 no
 // tableCitedBy; no release wrote them, so nothing here reads them. Stores of schema 3 and up are brought up to date (migrate.go). Schema 5 has event
-// records with relatedMark, and counts the people.
+// records with relatedMark, and counts the people. Schema 6 has tableSegment: who does not know it would leave segments that are no longer true.
 const (
-	schemaVersion = 5
+	schemaVersion = 6
 	oldestSchema  = 3
 )
 
@@ -38,6 +38,7 @@ func Open(dir string, o Options) (*Store, error) {
 		readers:   map[uint64]int{},
 		tries:     newTrieCache(),
 		events:    newEventCache(),
+		indexing:  newIndexing(),
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)

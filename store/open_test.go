@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"errors"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -104,7 +105,7 @@ func TestFilesOfAnotherLife(t *testing.T) {
 
 func TestOtherSchema(t *testing.T) {
 	t.Parallel()
-	for schema, want := range map[string]error{"1": ErrOlder, "2": ErrOlder, "6": ErrNewer, "": ErrNewer, "x": ErrNewer} {
+	for schema, want := range map[string]error{"1": ErrOlder, "2": ErrOlder, strconv.Itoa(schemaVersion + 1): ErrNewer, "": ErrNewer, "x": ErrNewer} {
 		dir := ramDir(t)
 		s, err := Open(dir, Options{small: true})
 		if err != nil {

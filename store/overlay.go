@@ -34,7 +34,8 @@ type overlay struct {
 	journal []undo   // of the function now running
 	full    bool     // it wrote too much
 
-	events map[eventgraph.EventID]pendingEvent // of writes, the events parsed
+	events    map[eventgraph.EventID]pendingEvent // of writes, the events parsed
+	unindexed map[eventgraph.RoomID]int           // events left without a segment; also those that were undone
 }
 
 type undo struct {
@@ -44,7 +45,7 @@ type undo struct {
 }
 
 func newOverlay() *overlay {
-	return &overlay{writes: map[string]write{}, events: map[eventgraph.EventID]pendingEvent{}}
+	return &overlay{writes: map[string]write{}, events: map[eventgraph.EventID]pendingEvent{}, unindexed: map[eventgraph.RoomID]int{}}
 }
 
 func (o *overlay) write(key []byte, w write) error {

@@ -66,11 +66,12 @@ type Store struct {
 	closing   chan struct{} // closed by Close: no new updates
 	committer chan struct{} // closed when the committer has ended
 
-	tries   *trieCache
-	events  *eventCache
-	keyDocs keyDocCache
-	media   mediaDir
-	reads   atomic.Uint64
+	indexing *indexing
+	tries    *trieCache
+	events   *eventCache
+	keyDocs  keyDocCache
+	media    mediaDir
+	reads    atomic.Uint64
 
 	mu       sync.Mutex
 	last     commitRecord   // the newest durable commit
