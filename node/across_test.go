@@ -23,6 +23,7 @@ func TestAcrossNodes(t *testing.T) {
 	t.Run("device lists", func(t *testing.T) { deviceListsAcross(t, alice, bob) })
 	t.Run("history", func(t *testing.T) { historyAcross(t, alice, bob) })
 	t.Run("push rules", func(t *testing.T) { pushRulesAcross(t, alice, bob) })
+	t.Run("blocked invites", func(t *testing.T) { blockedInvitesAcross(t, alice, bob) })
 	http.DefaultClient.CloseIdleConnections()
 }
 
@@ -208,5 +209,45 @@ func pushRulesAcross(t *testing.T, alice, bob *localUser) {
 		if !slices.Equal(kept.Actions, []string{"dont_notify"}) {
 			t.Errorf("by hand %v: %v", byHand, kept.Actions)
 		}
+	}
+}
+
+// blockedInvitesAcross: the refusal of the server whose user blocks invites comes to who invites (CS API, Invite permission).
+func blockedInvitesAcross(t *testing.T, alice, bob *localUser) {
+	permission := "/user/" + url.PathEscape(string(bob.id)) + "/account_data/m.invite_permission_config"
+	bob.must("PUT", permission, map[string]any{"default_action": "block"}, nil)
+	room := alice.create(map[string]any{"preset": "private_chat", "invite": []eventgraph.UserID{bob.id}}) // the room is made all the same
+	path := "/rooms/" + url.PathEscape(string(room))
+	ways := []struct {
+		method, path string
+		body         any
+	}{
+		{"POST", path + "/invite", map[string]any{"user_id": bob.id}},
+		{"PUT", path + "/state/m.room.member/" + url.PathEscape(string(bob.id)), map[string]any{"membership": "invite"}},
+	}
+	for _, way := range ways {
+		var refused struct{ Errcode string }
+		status, raw := alice.do(way.method, way.path, way.body)
+		if json.Unmarshal(raw, &refused) != nil || status != http.StatusForbidden || refused.Errcode != "M_INVITE_BLOCKED" {
+			t.Errorf("%s %s: %d %s", way.method, way.path, status, raw)
+		}
+	}
+	if status, raw := alice.do("GET", ways[1].path, nil); status != http.StatusNotFound {
+		t.Errorf("bob is in the room's state: %d %s", status, raw)
+	}
+	invited := func() bool {
+		var sync struct {
+			Rooms struct{ Invite map[eventgraph.RoomID]any }
+		}
+		bob.must("GET", "/sync", nil, &sync)
+		return sync.Rooms.Invite[room] != nil
+	}
+	if invited() {
+		t.Error("bob is shown the invite")
+	}
+	bob.must("PUT", permission, map[string]any{}, nil)
+	alice.must("POST", ways[0].path, ways[0].body, nil)
+	if !invited() {
+		t.Error("bob, who blocks no invites any more, is not shown one")
 	}
 }

@@ -112,6 +112,9 @@ func (a *API) createRoom(q *request) (any, error) {
 			return nil, err
 		}
 		if user.Server() == a.Server {
+			if err := a.Rooms.RefuseBlocked(user); err != nil {
+				return nil, err
+			}
 			create.Then = append(create.Then, d)
 		} else {
 			remote = append(remote, d)

@@ -292,7 +292,8 @@ func (a *API) inviteDraft(room eventgraph.RoomID, sender, target eventgraph.User
 	return rooms.Draft{Room: room, Sender: sender, Type: "m.room.member", StateKey: &key, Content: content}, err
 }
 
-// sendMembership sends a membership event; an invite of another server's user goes there to be signed first.
+// sendMembership sends a membership event; an invite of another server's user goes there to be signed first, and it is that server which
+// refuses if they block invites.
 func (a *API) sendMembership(ctx context.Context, d rooms.Draft) (eventgraph.EventID, error) {
 	var content struct {
 		Membership string `json:"membership"`
@@ -300,8 +301,13 @@ func (a *API) sendMembership(ctx context.Context, d rooms.Draft) (eventgraph.Eve
 	if err := decodeJSON(d.Content, &content); err != nil {
 		return "", err
 	}
-	if content.Membership == "invite" && eventgraph.UserID(*d.StateKey).Server() != a.Server {
-		return a.remote.Invite(ctx, d)
+	if user := eventgraph.UserID(*d.StateKey); content.Membership == "invite" {
+		if user.Server() != a.Server {
+			return a.remote.Invite(ctx, d)
+		}
+		if err := a.Rooms.RefuseBlocked(user); err != nil {
+			return "", err
+		}
 	}
 	return a.remote.Send(ctx, d)
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/plexus-p2p/plexus/eventgraph/canonicaljson"
 	"github.com/plexus-p2p/plexus/node/push"
 	"github.com/plexus-p2p/plexus/node/pushrules"
+	"github.com/plexus-p2p/plexus/node/rooms"
 	"github.com/plexus-p2p/plexus/store"
 )
 
@@ -59,7 +60,7 @@ type notices struct {
 	since   int64      // where their joining stands, if it was asked for
 }
 
-// notices begins; nil if nothing of the room is told to the user, who is neither joined nor invited.
+// notices begins; nil if nothing of the room is told to the user, who is neither joined nor invited, or is invited and blocks invites.
 func (a *API) notices(r *store.Reader, user eventgraph.UserID, id eventgraph.RoomID) (*notices, error) {
 	n := &notices{}
 	var err error
@@ -68,6 +69,11 @@ func (a *API) notices(r *store.Reader, user eventgraph.UserID, id eventgraph.Roo
 	}
 	if err != nil || n.member.Outside || n.member.Membership != "join" && n.member.Membership != "invite" {
 		return nil, err
+	}
+	if n.member.Membership == "invite" {
+		if blocked, err := rooms.BlocksInvites(r, user); blocked || err != nil {
+			return nil, err
+		}
 	}
 	if n.unread, err = a.newUnread(r, user); err != nil {
 		return nil, err
@@ -153,6 +159,9 @@ func newNotice(e *pushrules.Event, user eventgraph.UserID, outcome pushrules.Out
 func (a *API) Invitation(r *store.Reader, m *store.Member) (*push.Notice, error) {
 	if !m.Outside || m.Membership != "invite" || m.Stranger {
 		return nil, nil
+	}
+	if blocked, err := rooms.BlocksInvites(r, m.User); blocked || err != nil {
+		return nil, err
 	}
 	var invite strippedFields
 	if json.Unmarshal(m.Invite, &invite) != nil || !invite.valid() {

@@ -8,6 +8,7 @@ import (
 
 	"github.com/plexus-p2p/plexus/eventgraph"
 	"github.com/plexus-p2p/plexus/eventgraph/canonicaljson"
+	"github.com/plexus-p2p/plexus/node/rooms"
 	"github.com/plexus-p2p/plexus/store"
 )
 
@@ -47,7 +48,10 @@ type matched struct {
 // look brings the view up to the snapshot, reading the rooms that have changed, or all. It says whether anything has changed that the lists
 // depend on.
 func (s *slidingRound) look() (bool, error) {
-	if s.view == nil || slices.Contains(s.changes.accountData[""], typeIgnoredList) {
+	hiding := func(dataType string) bool {
+		return dataType == typeIgnoredList || dataType == rooms.InvitePermissionType
+	}
+	if s.view == nil || slices.ContainsFunc(s.changes.accountData[""], hiding) {
 		return true, s.lookAtAll()
 	}
 	changed := false
@@ -179,7 +183,7 @@ func (s *slidingRound) listed(id eventgraph.RoomID, m *store.Member) (*listedRoo
 		if l.sender, err = s.memberSender(m); err != nil || m.Membership != "invite" {
 			return l, err
 		}
-		if ignored, err := s.ignores(l.sender); err != nil || ignored {
+		if hidden, err := s.hidesInvite(l.sender); err != nil || hidden {
 			return nil, err
 		}
 		return l, nil

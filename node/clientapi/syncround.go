@@ -8,6 +8,7 @@ import (
 
 	"github.com/plexus-p2p/plexus/eventgraph"
 	"github.com/plexus-p2p/plexus/node/ephemeral"
+	"github.com/plexus-p2p/plexus/node/rooms"
 	"github.com/plexus-p2p/plexus/store"
 )
 
@@ -48,6 +49,15 @@ func (s *syncRound) begin(r *store.Reader) (present []eventgraph.UserID, err err
 func (s *syncRound) ignores(other eventgraph.UserID) (bool, error) {
 	ignored, err := s.ignoring()
 	return ignored[other], err
+}
+
+// hidesInvite says whether an invite by that user is not shown: the user ignores them, or blocks all invites (CS API, Invite permission: the
+// events "already in the database, or received over federation").
+func (s *syncRound) hidesInvite(sender eventgraph.UserID) (bool, error) {
+	if ignored, err := s.ignores(sender); ignored || err != nil {
+		return ignored, err
+	}
+	return rooms.BlocksInvites(s.r, s.user)
 }
 
 // ignoring is whom the user ignores. It is read when something is there that it could hide.
@@ -254,7 +264,8 @@ func (s *syncRound) room(out *syncRooms, m *store.Member) error {
 		if !moved {
 			return nil
 		}
-		if err := s.parted(m); err != nil { // removed and invited again
+		was, err := s.parted(m) // removed and invited again
+		if err != nil {
 			return err
 		}
 		if !s.filter.room(m.Room) {
@@ -268,10 +279,12 @@ func (s *syncRound) room(out *syncRooms, m *store.Member) error {
 		list.add(stripped.events...)
 		if m.Membership == "knock" {
 			out.Knock[m.Room] = &knockedRoom{list}
-		} else if ignored, err := s.ignores(stripped.sender); err != nil {
+		} else if hidden, err := s.hidesInvite(stripped.sender); err != nil {
 			return err
-		} else if !ignored {
+		} else if !hidden {
 			out.Invite[m.Room] = &invitedRoom{list}
+		} else if was { // the client must not go on showing them as joined
+			out.Leave[m.Room] = s.gone()
 		}
 	case "leave", "ban":
 		if s.since == nil && (!s.filter.Room.IncludeLeave || m.Forgotten) {
@@ -345,16 +358,16 @@ func (s *syncRound) gone() *leftRoom {
 	return room
 }
 
-// parted takes in whom the user shared a room with that they were joined to at the since token.
-func (s *syncRound) parted(m *store.Member) error {
+// parted takes in whom the user shared a room with that they were joined to at the since token; was says whether they were.
+func (s *syncRound) parted(m *store.Member) (was bool, err error) {
 	if s.since == nil || !m.WasJoined {
-		return nil
+		return false, nil
 	}
 	span, err := s.a.span(s.r, m, s.since.pos, s.changes.upTo, s.v)
 	if err != nil || span.fresh {
-		return err
+		return false, err
 	}
-	return s.company.left(span)
+	return true, s.company.left(span)
 }
 
 // left fills in a room that the user has left or was removed from; nil if there is nothing to tell. moved says that this is new.
@@ -379,7 +392,7 @@ func (s *syncRound) left(m *store.Member, moved bool) (*leftRoom, error) {
 		}
 		all = span.fresh
 	} else if moved { // an invite rejected, a knock withdrawn
-		if err := s.parted(m); err != nil {
+		if _, err := s.parted(m); err != nil {
 			return nil, err
 		}
 		if end := outsideEnd(m, s.v.now); end != nil && s.filter.Room.Timeline.limit(usualTimeline, mostTimeline) > 0 {

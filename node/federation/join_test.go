@@ -299,6 +299,76 @@ func TestInviteRefused(t *testing.T) {
 	}
 }
 
+// TestInviteBlocked: who blocks invites is invited by nobody, to whatever room (CS API, Invite permission).
+func TestInviteBlocked(t *testing.T) {
+	t.Parallel()
+	w := newWire()
+	a, b := idleHost(t, w, "a"), idleHost(t, w, "b")
+	for from, to := range map[*host]*host{a: b, b: a} {
+		if _, err := from.identify(t.Context(), to.end.id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	room := a.create("12", "invite", "shared")
+	bob, carol := b.user("bob"), b.user("carol")
+	block := func(content string) {
+		t.Helper()
+		_, err := b.Store.Update(t.Context(), func(tx *store.Tx) error {
+			_, err := tx.PutAccountData(bob, "", &store.AccountData{Type: rooms.InvitePermissionType, Content: json.RawMessage(content)})
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	block(`{"default_action":"block"}`)
+	uninvited := func(what string) {
+		t.Helper()
+		_, err := a.Invite(t.Context(), inviteOf(room, a.user("alice"), bob))
+		wantCode(t, err, "M_INVITE_BLOCKED")
+		for _, h := range []*host{a, b} {
+			if got := h.membership(room, bob); got != "" {
+				t.Errorf("%s: bob is %q", what, got)
+			}
+		}
+	}
+	uninvited("a room that is not held here")
+	v1 := target(v1+"invite", []string{string(room), "$e"}, nil)
+	wantCode(t, a.do(t.Context(), b.server, http.MethodPut, v1, map[string]any{"state_key": bob}, nil), "M_INVITE_BLOCKED")
+	wantCode(t, a.do(t.Context(), b.server, http.MethodPut, v1, map[string]any{"state_key": carol}, nil), "M_INCOMPATIBLE_ROOM_VERSION")
+
+	if _, err := a.Invite(t.Context(), inviteOf(room, a.user("alice"), carol)); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Join(t.Context(), room, carol, nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	uninvited("a room that is held here")
+
+	// An invite that was made while b was away is refused once, and not brought again.
+	other := a.create("12", "invite", "shared")
+	w.setAway(b.end.id, true)
+	if _, err := a.Invite(t.Context(), inviteOf(other, a.user("alice"), bob)); err != nil {
+		t.Fatal(err)
+	}
+	w.setAway(b.end.id, false)
+	if _, err := a.identify(t.Context(), b.end.id); err != nil {
+		t.Fatal(err)
+	}
+	for _, o := range a.outbound(b.server) {
+		if err := a.deliverOutbound(t.Context(), o); o.Kind == kindInvite && err != nil {
+			t.Errorf("the invite will be brought again: %v", err)
+		}
+	}
+	if got := b.membership(other, bob); got != "" {
+		t.Errorf("bob is %q", got)
+	}
+	block(`{"default_action":"ask"}`)
+	if _, err := a.Invite(t.Context(), inviteOf(room, a.user("alice"), bob)); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestInviteAway: an invite to a server that is away is in the room at once, and is delivered later.
 func TestInviteAway(t *testing.T) {
 	t.Parallel()

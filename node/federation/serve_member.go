@@ -380,8 +380,19 @@ type invitation struct {
 	State   []json.RawMessage      `json:"invite_room_state"`
 }
 
-// serveInviteV1 answers that we are in no such room: version 1 of the endpoint is for room versions 1 and 2 alone.
-func (f *Federation) serveInviteV1(*request) (any, error) {
+// serveInviteV1 answers that we are in no such room: version 1 of the endpoint is for room versions 1 and 2 alone. Who blocks invites does so
+// there too (CS API, Invite permission).
+func (f *Federation) serveInviteV1(q *request) (any, error) {
+	var body struct {
+		Invited string `json:"state_key"`
+	}
+	if q.decode(&body) == nil {
+		if user, err := f.localUser(body.Invited); err == nil {
+			if err := f.Rooms.RefuseBlocked(user); err != nil {
+				return nil, err
+			}
+		}
+	}
 	return nil, incompatible("1")
 }
 
@@ -428,6 +439,9 @@ func (f *Federation) serveInvite(q *request) (any, error) {
 	if _, err := f.Local.Profile(q.Context(), user, ""); errors.Is(err, store.ErrNotFound) {
 		return nil, fail(http.StatusForbidden, "M_FORBIDDEN", "there is no such user")
 	} else if err != nil {
+		return nil, err
+	}
+	if err := f.Rooms.RefuseBlocked(user); err != nil {
 		return nil, err
 	}
 	if e, err = e.WithSignature(f.Key); err != nil {

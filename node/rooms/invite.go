@@ -9,6 +9,36 @@ import (
 	"github.com/plexus-p2p/plexus/store"
 )
 
+// InvitePermissionType is the account data in which a user says whether they want to be invited (CS API, Invite permission).
+const InvitePermissionType = "m.invite_permission_config"
+
+// BlocksInvites says whether the user, who is one of this server, lets nobody invite them. What their client has put there that is not
+// understood means that they can be invited, as the spec has it.
+func BlocksInvites(r *store.Reader, user eventgraph.UserID) (bool, error) {
+	data, err := r.AccountData(user, "", InvitePermissionType)
+	if errors.Is(err, store.ErrNotFound) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	var content struct {
+		Default json.RawMessage `json:"default_action"`
+	}
+	return json.Unmarshal(data.Content, &content) == nil && string(content.Default) == `"block"`, nil
+}
+
+// RefuseBlocked is asked before a local user is invited, from here or from elsewhere: a Refusal M_INVITE_BLOCKED if they block invites.
+func (r *Rooms) RefuseBlocked(user eventgraph.UserID) error {
+	return r.store.View(func(read *store.Reader) error {
+		blocked, err := BlocksInvites(read, user)
+		if err == nil && blocked {
+			return refuse("M_INVITE_BLOCKED", "%s does not want to be invited", user)
+		}
+		return err
+	})
+}
+
 // maxStripped bounds the stripped state kept with an invite; the spec recommends some eight events.
 const maxStripped = 64 << 10
 
