@@ -1,0 +1,153 @@
+package search
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"math"
+	"time"
+
+	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/store"
+)
+
+const (
+	// startAfter is when a run looks through all rooms for what has no segment: late enough not to be in the way of a start.
+	startAfter = time.Minute
+	// settle is for how long rooms that have got many events are let be: so a burst of them makes one segment.
+	settle = 10 * time.Second
+	// share is the part of a core that making segments takes: after each it rests for so many times as long as that took.
+	share = 20
+	// leastRest is the shortest rest between segments, and betweenLooks that after rooms in which there was nothing to do; looks is how
+	// many of them come between two, of some 50 µs each.
+	leastRest    = 10 * time.Millisecond
+	betweenLooks = 20 * time.Millisecond
+	looks        = 20
+)
+
+// Indexer makes segments. It waits for no writer of a room, and none waits for it: a segment of what has changed while it was made is not written
+// (store.Tx.PutSegment).
+type Indexer struct {
+	store *store.Store
+	log   *slog.Logger
+}
+
+// NewIndexer makes an indexer; it does nothing before Run. There may be one for a store.
+func NewIndexer(s *store.Store, log *slog.Logger) *Indexer {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	return &Indexer{s, log}
+}
+
+// Run makes segments until ctx ends: some time after the start of what all rooms have without one, and then of what comes. While nothing comes it
+// sleeps.
+func (x *Indexer) Run(ctx context.Context) {
+	if !rest(ctx, startAfter) {
+		return
+	}
+	var rooms []eventgraph.RoomID
+	err := x.store.View(func(r *store.Reader) error {
+		return r.RoomIDs(func(room eventgraph.RoomID) (bool, error) { rooms = append(rooms, room); return true, nil })
+	})
+	for err == nil {
+		x.indexAll(ctx, rooms)
+		if rooms, err = x.store.Unindexed(ctx); err == nil && !rest(ctx, settle) {
+			return
+		}
+	}
+	if ctx.Err() == nil && !errors.Is(err, store.ErrClosed) {
+		x.log.Error("there will be no index for search of what comes", "err", err)
+	}
+}
+
+// indexAll makes the segments that rooms lack. What it cannot make a search reads through, so it goes on.
+func (x *Indexer) indexAll(ctx context.Context, rooms []eventgraph.RoomID) {
+	for i, room := range rooms {
+		err := x.index(ctx, room, true)
+		switch {
+		case ctx.Err() != nil || errors.Is(err, store.ErrClosed):
+			return
+		case errors.Is(err, store.ErrDiskFull):
+			x.log.Warn("the index for search waits for room on the disk")
+			return
+		case err != nil:
+			x.log.Error("the index for search of a room is incomplete", "room", room, "err", err)
+		}
+		if i%looks == looks-1 && !rest(ctx, betweenLooks) {
+			return
+		}
+	}
+}
+
+// Index makes the segments that a room lacks, at once.
+func (x *Indexer) Index(ctx context.Context, room eventgraph.RoomID) error {
+	return x.index(ctx, room, false)
+}
+
+// index makes the segments that a room lacks, from the newest on; gently: with rests between them.
+func (x *Indexer) index(ctx context.Context, room eventgraph.RoomID, gently bool) error {
+	left := 0 // events in a row
+	for from := int64(math.MaxInt64); ; {
+		var stretch *store.Stretch
+		began := time.Now()
+		err := x.store.View(func(r *store.Reader) error {
+			next, few, err := r.NextStretch(room, from)
+			stretch, left = next, max(left, few)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		if stretch == nil {
+			break
+		}
+		from = stretch.Low - 1
+		for stretch != nil { // of much text
+			if stretch, err = x.make(ctx, stretch); err != nil {
+				return err
+			}
+			if gently && !rest(ctx, max(leastRest, (share-1)*time.Since(began))) {
+				return ctx.Err()
+			}
+			began = time.Now()
+		}
+	}
+	x.store.LeftUnindexed(room, left)
+	return ctx.Err()
+}
+
+// make makes a segment of a stretch, and returns what of it is for another.
+func (x *Indexer) make(ctx context.Context, s *store.Stretch) (rest *store.Stretch, err error) {
+	made := newSegment()
+	err = x.store.View(func(r *store.Reader) error {
+		rest, err = r.Said(s, func(e *store.StoredEvent) (bool, error) {
+			if _, text := Said(e.Shown()); text != "" {
+				made.add(e.Order, text)
+			}
+			return !made.full(), ctx.Err()
+		})
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	index := made.encode()
+	_, err = x.store.Update(ctx, func(tx *store.Tx) error {
+		_, err := tx.PutSegment(s, index) // what has changed meanwhile is named by Unindexed
+		return err
+	})
+	return rest, err
+}
+
+// rest waits; false if ctx has ended.
+func rest(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
