@@ -26,9 +26,10 @@ var layers = map[string]struct {
 	"node/appservice":          {[]string{"eventgraph", "store", "node/ephemeral", "node/outgoing"}, "services are told what is committed; what they may do is said in the client API"},
 	"node/outgoing":            {nil, "which addresses may be called depends on nothing of ours"},
 	"node/push":                {[]string{"eventgraph", "store", "node/outgoing"}, "push reads the store's changes and declares whom it asks what they mean to a user"},
+	"node/search":              {[]string{"eventgraph", "store"}, "the index depends on what was said alone; who may see it is asked above"},
 	"node/rooms":               {[]string{"eventgraph/canonicaljson", "eventgraph", "eventgraph/auth", "eventgraph/stateres", "store"}, "rooms never knows the network: Accept asks, others fetch"},
 	"node/federation":          {[]string{"eventgraph/canonicaljson", "eventgraph", "eventgraph/auth", "eventgraph/stateres", "store", "node/ephemeral", "node/media", "node/rooms"}, "federation declares the transport it needs and knows no clients"},
-	"node/clientapi":           {[]string{"eventgraph/canonicaljson", "eventgraph", "eventgraph/auth", "eventgraph/stateres", "store", "node/appservice", "node/ephemeral", "node/media", "node/outgoing", "node/push", "node/pushrules", "node/rooms", "node/federation"}, "the client API asks the layers below and no transport"},
+	"node/clientapi":           {[]string{"eventgraph/canonicaljson", "eventgraph", "eventgraph/auth", "eventgraph/stateres", "store", "node/appservice", "node/ephemeral", "node/media", "node/outgoing", "node/push", "node/pushrules", "node/rooms", "node/search", "node/federation"}, "the client API asks the layers below and no transport"},
 }
 
 // literal and specdata are imported by tests alone.

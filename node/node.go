@@ -25,6 +25,7 @@ import (
 	"github.com/plexus-p2p/plexus/node/media"
 	"github.com/plexus-p2p/plexus/node/push"
 	"github.com/plexus-p2p/plexus/node/rooms"
+	"github.com/plexus-p2p/plexus/node/search"
 	"github.com/plexus-p2p/plexus/p2ptransport"
 	"github.com/plexus-p2p/plexus/store"
 )
@@ -352,6 +353,7 @@ func (n *Node) Run(ctx context.Context) error {
 	group.Go(func() error { return n.rooms.RunMerging(ctx) })
 	group.Go(func() error { return n.api.RunDelayed(ctx) })
 	group.Go(func() error { n.api.FinishDeactivations(ctx); return nil })
+	group.Go(func() error { search.NewIndexer(n.store, n.log).Run(ctx); return nil })
 	group.Go(func() error { collectTrieNodes(ctx, n.store, n.config.Now, n.log); return nil })
 	group.Go(n.writeNodeFile) // all listeners are open
 	defer os.Remove(filepath.Join(n.config.Dir, nodeFile))

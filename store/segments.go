@@ -248,37 +248,42 @@ func (r *Reader) rowsBetween(room eventgraph.RoomID, low, high int64) (*Stretch,
 }
 
 // Said calls f for the accepted events of a stretch, purged ones left out, the newest first. Once f wants no more, the stretch ends with the
-// event that it was called for. It does not push other events out of the cache.
-func (r *Reader) Said(s *Stretch, f func(*StoredEvent) (more bool, err error)) error {
+// event that it was called for, and rest is what is left of it; else nil. It does not push other events out of the cache.
+func (r *Reader) Said(s *Stretch, f func(*StoredEvent) (more bool, err error)) (rest *Stretch, err error) {
 	prefix := key(tableOrder).str(string(s.Room))
-	rows, order := 0, s.High
-	err := r.scan(prefix, append(dbKey(nil), prefix...).i64(s.High), true, func(k, v []byte) (more bool, err error) {
+	rows, last := 0, s.High
+	more := true
+	err = r.scan(prefix, append(dbKey(nil), prefix...).i64(s.High), true, func(k, v []byte) (bool, error) {
 		p := parts(k)
 		p.str()
-		if order = p.i64(); !p.ok || len(v) < 2 {
+		order := p.i64()
+		if !p.ok || len(v) < 2 {
 			return false, errCutOff
 		}
 		if order < s.Low {
 			return false, nil
 		}
-		rows++
+		if !more {
+			rest = &Stretch{Room: s.Room, Low: s.Low, High: order, Rows: s.Rows - rows, asOf: s.asOf}
+			return false, nil
+		}
+		rows, last = rows+1, order
 		if Verdict(v[0]) != Accepted {
 			return true, nil
 		}
 		id := eventgraph.EventID(v[1:])
-		err = r.read(eventKey(id), func(record []byte) error {
+		return true, r.read(eventKey(id), func(record []byte) error {
 			e, err := decodeEvent(id, record)
 			if err == nil {
 				more, err = f(e)
 			}
 			return err
 		})
-		return more, err
 	})
-	if err == nil {
-		s.Low, s.Rows = max(s.Low, order), rows
+	if rest != nil {
+		s.Low, s.Rows = last, rows
 	}
-	return err
+	return rest, err
 }
 
 // PutSegment writes the segment of a stretch, in the place of those that it covers. False: something of the stretch has been written since it was found,

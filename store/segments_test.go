@@ -88,10 +88,11 @@ func makeSegment(s *Store, from int64) (stretch *Stretch, put bool, err error) {
 		if stretch, _, err = r.NextStretch(segmentRoom, from); stretch == nil {
 			return err
 		}
-		return r.Said(stretch, func(e *StoredEvent) (bool, error) {
+		_, err = r.Said(stretch, func(e *StoredEvent) (bool, error) {
 			bodies = append(bodies, fmt.Sprintf("%d:%s", e.Order, e.Content()))
 			return true, nil
 		})
+		return err
 	})
 	if err != nil || stretch == nil {
 		return nil, false, err

@@ -2,26 +2,38 @@ package clientapi
 
 import (
 	"cmp"
+	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"math"
 	"slices"
+	"sort"
 	"strconv"
 	"strings"
-	"unicode"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/node/search"
 	"github.com/plexus-p2p/plexus/store"
 )
 
-// Bounds of a search. There is no index: each request looks through the newest events of the rooms.
+// Bounds of a search, which looks at the newest of each room first. What is behind them is not found, and not in the count.
 const (
-	maxSearchedEvents = 60_000 // of all rooms together, at some 15 µs each
-	minSearchedEvents = 1000   // of each room, however many there are
-	maxSearchWords    = 20
-	usualResults      = 10
-	mostResults       = 100
-	usualContext      = 5 // events before, and as many after
-	mostContext       = 50
+	// maxSearchedEvents is how many events that are in no segment of the index are read, of all rooms together, at some 15 µs each.
+	maxSearchedEvents = 60_000
+	// maxCandidates is how many of those are read that the index names, at some 20 µs each. A word of which there are more is one that nobody
+	// finds anything by.
+	maxCandidates = 30_000
+	// maxSearchedSegments is how many segments are looked through, at some 0.1 ms each: five million events.
+	maxSearchedSegments = 5000
+	// A room has a fair part of what those before it have left of these, and no less than this many events, candidates and segments, however many
+	// rooms there are.
+	minSearchedEvents, minCandidates, minSearchedSegments = 1000, 200, 20
+
+	maxSearchWords = 20
+	usualResults   = 10
+	mostResults    = 100
+	usualContext   = 5 // events before, and as many after
+	mostContext    = 50
 )
 
 // searchQuery is what is searched for (CS API, POST /search, room_events).
@@ -45,8 +57,8 @@ type searchQuery struct {
 	words []string // of Term, in lower case
 }
 
-// searchedKeys says where a key of the request is found, and all that may be asked for.
-var searchedKeys = map[string]string{"content.body": "body", "content.name": "name", "content.topic": "topic"}
+// searchedKeys are all that may be asked for; search.Said says of which events.
+var searchedKeys = []string{"content.body", "content.name", "content.topic"}
 
 // found is an event that a search has found.
 type found struct {
@@ -74,10 +86,9 @@ func (a *API) search(q *request) (any, error) {
 	if err := s.check(); err != nil {
 		return nil, err
 	}
-	skip := 0
+	var after *found
 	if token := q.URL.Query().Get("next_batch"); token != "" {
-		var err error
-		if skip, err = strconv.Atoi(token); err != nil || skip < 0 {
+		if after = parseSearchToken(token); after == nil {
 			return nil, invalidParam("next_batch is not a token of this server.")
 		}
 	}
@@ -87,18 +98,16 @@ func (a *API) search(q *request) (any, error) {
 		if err != nil {
 			return err
 		}
-		slices.SortFunc(all, func(x, y found) int {
-			newest := cmp.Or(cmp.Compare(y.ts, x.ts), cmp.Compare(x.id, y.id))
-			if s.Order == "recent" {
-				return newest
-			}
-			return cmp.Or(cmp.Compare(y.rank, x.rank), newest)
-		})
+		slices.SortFunc(all, s.before)
+		shown := all
+		if after != nil {
+			shown = all[sort.Search(len(all), func(i int) bool { return s.before(*after, all[i]) < 0 }):]
+		}
 		limit := min(max(s.Filter.limit(usualResults, mostResults), 1), mostResults)
-		shown := all[min(skip, len(all)):min(skip+limit, len(all))]
+		shown = shown[:min(limit, len(shown))]
 		answer["count"], answer["highlights"] = len(all), highlights
 		if len(shown) == limit { // that it was the last page is found out with the next
-			answer["next_batch"] = strconv.Itoa(skip + limit)
+			answer["next_batch"] = shown[limit-1].token()
 		}
 		if groups := s.groups(shown); len(groups) > 0 {
 			answer["groups"] = groups
@@ -106,6 +115,37 @@ func (a *API) search(q *request) (any, error) {
 		return a.showFound(q, r, s, shown, answer)
 	})
 	return map[string]any{"search_categories": map[string]any{"room_events": answer}}, err
+}
+
+// before says in which order results stand.
+func (s *searchQuery) before(x, y found) int {
+	newest := cmp.Or(cmp.Compare(y.ts, x.ts), cmp.Compare(x.id, y.id))
+	if s.Order == "recent" {
+		return newest
+	}
+	return cmp.Or(cmp.Compare(y.rank, x.rank), newest)
+}
+
+// token names the place of a result among all, whether it is there or not: so a next page does not shift with what is said meanwhile, nor does the
+// server remember anything.
+func (f found) token() string {
+	place := strconv.FormatFloat(f.rank, 'g', -1, 64) + " " + strconv.FormatInt(f.ts, 10) + " " + string(f.id)
+	return base64.RawURLEncoding.EncodeToString([]byte(place))
+}
+
+// parseSearchToken is nil for what token did not make.
+func parseSearchToken(token string) *found {
+	place, err := base64.RawURLEncoding.DecodeString(token)
+	rank, rest, _ := strings.Cut(string(place), " ")
+	ts, id, ok := strings.Cut(rest, " ")
+	f := &found{id: eventgraph.EventID(id)}
+	var badRank, badTime error
+	f.rank, badRank = strconv.ParseFloat(rank, 64)
+	f.ts, badTime = strconv.ParseInt(ts, 10, 64)
+	if !ok || errors.Join(err, badRank, badTime) != nil || math.IsNaN(f.rank) {
+		return nil
+	}
+	return f
 }
 
 // check refuses what cannot be searched for, and splits the term.
@@ -117,23 +157,18 @@ func (s *searchQuery) check() error {
 		return invalidParam("order_by must be rank or recent.")
 	}
 	if s.Keys == nil {
-		s.Keys = []string{"content.body", "content.name", "content.topic"}
+		s.Keys = searchedKeys
 	}
 	for _, key := range s.Keys {
-		if searchedKeys[key] == "" {
+		if !slices.Contains(searchedKeys, key) {
 			return invalidParam("There is no key " + strconv.Quote(key) + ".")
 		}
 	}
-	s.words = words(s.Term)
+	s.words = search.Words(s.Term)
 	if len(s.words) > maxSearchWords {
 		return invalidParam("There are too many words in the search term.")
 	}
 	return nil
-}
-
-// words splits text into runs of letters and digits, in lower case.
-func words(text string) []string {
-	return strings.FieldsFunc(strings.ToLower(text), func(c rune) bool { return !unicode.IsLetter(c) && !unicode.IsNumber(c) && !unicode.IsMark(c) })
 }
 
 // find looks through the rooms that the user is or was in.
@@ -154,37 +189,41 @@ func (a *API) find(q *request, r *store.Reader, s *searchQuery) (all []found, hi
 	}
 	highlighted := map[string]bool{}
 	v := a.newViewer(q.user, q.device)
-	for _, room := range in {
-		left := max(minSearchedEvents, maxSearchedEvents/len(in))
-		err := r.Timeline(room, math.MaxInt64, true, func(e *store.StoredEvent) (bool, error) {
-			left--
+	events, candidates, segments := maxSearchedEvents, maxCandidates, maxSearchedSegments
+	for i, room := range in {
+		part := func(left, least int) int { return max(least, left/(len(in)-i)) }
+		w := &searchWalk{
+			ctx: q.Context(), read: r, room: room, words: s.words,
+			events: part(events, minSearchedEvents), candidates: part(candidates, minCandidates), segments: part(segments, minSearchedSegments),
+		}
+		had := *w
+		err := w.walk(func(e *store.StoredEvent) error {
 			if v.hides(r, e) {
-				return left > 0, nil
+				return nil
 			}
 			shown, err := a.Rooms.ShownToUser(q.user, e)
 			if err != nil {
-				return false, err
+				return err
 			}
 			rank, matched := s.match(shown)
-			if rank > 0 {
-				see, err := a.Rooms.MaySeeUser(q.user, e)
-				if err != nil {
-					return false, err
-				}
-				if see {
-					for _, word := range matched {
-						if len(highlighted) < mostResults {
-							highlighted[word] = true
-						}
-					}
-					all = append(all, found{e.ID(), room, e.Sender(), e.OriginServerTS(), rank})
+			if rank == 0 {
+				return nil
+			}
+			if see, err := a.Rooms.MaySeeUser(q.user, e); !see || err != nil {
+				return err
+			}
+			for _, word := range matched {
+				if len(highlighted) < mostResults {
+					highlighted[word] = true
 				}
 			}
-			return left > 0, q.Context().Err()
+			all = append(all, found{e.ID(), room, e.Sender(), e.OriginServerTS(), rank})
+			return nil
 		})
 		if err != nil {
 			return nil, nil, err
 		}
+		events, candidates, segments = events-had.events+w.events, candidates-had.candidates+w.candidates, segments-had.segments+w.segments
 	}
 	for word := range highlighted {
 		highlights = append(highlights, word)
@@ -196,30 +235,16 @@ func (a *API) find(q *request, r *store.Reader, s *searchQuery) (all []found, hi
 // match says how well the event fits, 0 if not, and by which of its words: all words of the term must be in it, each as the beginning of a word. What
 // of the event was redacted is not looked at.
 func (s *searchQuery) match(shown *eventgraph.Event) (rank float64, matched []string) {
-	var key string
-	switch shown.Type() {
-	case "m.room.name", "m.room.topic":
-		key = "content." + strings.TrimPrefix(shown.Type(), "m.room.")
-	case "m.room.message":
-		key = "content.body"
-	default:
+	key, text := search.Said(shown)
+	if key == "" || !slices.Contains(s.Keys, "content."+key) || !s.Filter.event(shown) {
 		return 0, nil
 	}
-	if !slices.Contains(s.Keys, key) || !s.Filter.event(shown) {
-		return 0, nil
-	}
-	var content map[string]json.RawMessage
-	var text string
-	if json.Unmarshal(shown.Content(), &content) != nil || json.Unmarshal(content[searchedKeys[key]], &text) != nil {
-		return 0, nil
-	}
-	in := words(text)
+	in := search.Words(text)
 	hits := 0
 	for _, word := range s.words {
 		before := hits
 		for _, w := range in {
-			// Scripts that put no spaces between words have the word anywhere.
-			if strings.HasPrefix(w, word) || word[0] >= 0xE2 && strings.Contains(w, word) {
+			if search.Fits(w, word) {
 				hits++
 				matched = append(matched, w)
 			}
