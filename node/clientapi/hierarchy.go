@@ -22,6 +22,15 @@ const (
 	deepest        = 20 // levels; the root is on level 0
 	// maxHierarchyWalk rooms of a space are looked at for all pages together: each page begins at the root again.
 	maxHierarchyWalk = 2000
+	// maxWalkStack rooms wait to be looked at, of each maxWalkVia servers to be asked; who is first in a space is kept.
+	maxWalkStack = 4 * maxHierarchyWalk
+	maxWalkVia   = 10
+	// maxWalkTold bytes of what other servers say of rooms are kept during a walk, and maxWalkClosed rooms that they say are closed; of the others they
+	// are asked again.
+	maxWalkTold   = 4 << 20
+	maxWalkClosed = 10_000
+	// maxHierarchyPage ends a page, in bytes, after the room that reaches it.
+	maxHierarchyPage = 4 << 20
 	// hierarchyPatience is how long other servers are waited for. Rooms of which nothing has come by then are left out.
 	hierarchyPatience = 15 * time.Second
 )
@@ -70,6 +79,7 @@ type spaceWalk struct {
 	stack  []branch // the next one last
 	seen   map[eventgraph.RoomID]bool
 	told   map[eventgraph.RoomID]*rooms.Summary // by the server of a space that they are in
+	size   int                                  // bytes of told
 	closed map[eventgraph.RoomID]bool           // nobody of us gets in, as that server says
 }
 
@@ -96,7 +106,11 @@ func (w *spaceWalk) next() (*rooms.SpaceRoom, error) {
 		}
 		if b.depth < w.maxDepth {
 			for _, c := range slices.Backward(s.Children) {
-				w.stack = append(w.stack, branch{c.Room, b.depth + 1, c.Via()})
+				via := c.Via()
+				w.stack = append(w.stack, branch{c.Room, b.depth + 1, slices.Clone(via[:min(len(via), maxWalkVia)])})
+			}
+			if more := len(w.stack) - maxWalkStack; more > 0 {
+				w.stack = slices.Delete(w.stack, 0, more)
 			}
 		}
 		return s, nil
@@ -124,10 +138,16 @@ func (w *spaceWalk) look(b branch) (*rooms.SpaceRoom, error) {
 		return nil, nil
 	}
 	for _, s := range answer.Children {
+		if w.size+s.Size() > maxWalkTold {
+			break
+		}
 		w.told[s.RoomID] = s
+		w.size += s.Size()
 	}
 	for _, room := range answer.Inaccessible {
-		w.closed[room] = true
+		if len(w.closed) < maxWalkClosed {
+			w.closed[room] = true
+		}
 	}
 	room := answer.Room
 	return &room, nil
@@ -167,8 +187,8 @@ func (a *API) getHierarchy(q *request) (any, error) {
 		stack: []branch{{room: room, via: roomIDServers(room)}},
 		seen:  map[eventgraph.RoomID]bool{}, told: map[eventgraph.RoomID]*rooms.Summary{}, closed: map[eventgraph.RoomID]bool{},
 	}
-	page := []*rooms.SpaceRoom{}
-	for at := 0; len(page) < limit; at++ {
+	page, size := []*rooms.SpaceRoom{}, 0
+	for at := 0; len(page) < limit && size < maxHierarchyPage; at++ {
 		s, err := w.next()
 		if err != nil {
 			return nil, err
@@ -181,13 +201,14 @@ func (a *API) getHierarchy(q *request) (any, error) {
 		}
 		if at >= skip {
 			page = append(page, s)
+			size += s.Size()
 		}
 	}
 	if len(page) == 0 && skip == 0 {
 		return nil, forbidden("You may not view that room.")
 	}
 	answer := map[string]any{"rooms": page}
-	if len(page) == limit && len(w.stack) > 0 && len(w.seen) < maxHierarchyWalk {
+	if (len(page) == limit || size >= maxHierarchyPage) && len(w.stack) > 0 && len(w.seen) < maxHierarchyWalk {
 		answer["next_batch"] = fmt.Sprintf("%d_%t_%d", skip+len(page), suggested, depth)
 	}
 	return answer, nil

@@ -133,6 +133,7 @@ func (f *Federation) runCarrying(ctx context.Context) error {
 		tick := time.NewTicker(sweepEvery)
 		defer tick.Stop()
 		for {
+			f.hierarchies.dropOld(f.Now())
 			if err := f.sweepKept(ctx); err != nil && ctx.Err() == nil {
 				f.Log.Error("what is kept for others is not readable", "err", err)
 			}

@@ -12,6 +12,9 @@ import (
 // maxTheirRooms bounds the rooms of an answer about rooms of another server; no client asks for as many at once.
 const maxTheirRooms = 500
 
+// maxTheirSummary bounds one room in such an answer, in bytes. What it is made of, events of the room, cannot be larger.
+const maxTheirSummary = 64 << 10
+
 // PublicRooms asks a server for a page of its directory. What comes is its word for rooms that need not be its own.
 func (f *Federation) PublicRooms(ctx context.Context, server eventgraph.ServerName, q rooms.PublicQuery) (*rooms.PublicPage, error) {
 	var page rooms.PublicPage
@@ -22,14 +25,14 @@ func (f *Federation) PublicRooms(ctx context.Context, server eventgraph.ServerNa
 	return &page, nil
 }
 
-// wellFormed leaves out of another server's summaries what names no room, and what no client asked for.
+// wellFormed leaves out of another server's summaries what names no room or is too large, and what no client asked for.
 func wellFormed(list []*rooms.Summary) []*rooms.Summary {
 	list = slices.DeleteFunc(list, func(s *rooms.Summary) bool {
 		if s == nil {
 			return true
 		}
 		_, err := eventgraph.ParseRoomID(string(s.RoomID))
-		return err != nil
+		return err != nil || s.Size() > maxTheirSummary
 	})
 	return append([]*rooms.Summary{}, list[:min(len(list), maxTheirRooms)]...)
 }

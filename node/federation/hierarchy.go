@@ -18,7 +18,9 @@ const (
 	// space asks for its rooms again with each page.
 	hierarchyKept    = time.Minute
 	maxHierarchies   = 256       // answers kept
-	maxHierarchyKept = 128 << 10 // bytes of content in one that is kept
+	maxHierarchyKept = 128 << 10 // bytes of one that is kept: 32 MiB in all
+	// maxHierarchy is the bytes of one answer; of more, the first rooms are taken. A space of 500 rooms with three servers each has some 200 KiB.
+	maxHierarchy = 512 << 10
 	// maxHierarchyVia servers are asked in turn about one room: a person waits.
 	maxHierarchyVia = 3
 )
@@ -42,11 +44,29 @@ func newHierarchies() *hierarchies {
 	return &hierarchies{c}
 }
 
+// fresh finds an answer that is not too old.
+func (h hierarchies) fresh(key hierarchyKey, now time.Time) (*Hierarchy, bool) {
+	h.dropOld(now)
+	kept, ok := h.Peek(key) // Get would change the order, which is that of their age
+	return kept.answer, ok
+}
+
+// dropOld frees what is too old to be used again.
+func (h hierarchies) dropOld(now time.Time) {
+	for {
+		key, oldest, ok := h.GetOldest()
+		if !ok || now.Sub(oldest.at) < hierarchyKept {
+			return
+		}
+		h.Remove(key)
+	}
+}
+
 // Hierarchy asks servers of a room that we are not in for it and its children. What comes is their word, and not to be changed.
 func (f *Federation) Hierarchy(ctx context.Context, room eventgraph.RoomID, via []eventgraph.ServerName, suggested bool) (*Hierarchy, error) {
 	key := hierarchyKey{room, suggested}
-	if kept, ok := f.hierarchies.Get(key); ok && f.Now().Sub(kept.at) < hierarchyKept {
-		return kept.answer, nil
+	if answer, ok := f.hierarchies.fresh(key, f.Now()); ok {
+		return answer, nil
 	}
 	via = slices.DeleteFunc(f.connectedFirst(slices.Clone(via)), func(s eventgraph.ServerName) bool {
 		_, err := eventgraph.ParseServerName(string(s))
@@ -65,24 +85,52 @@ func (f *Federation) Hierarchy(ctx context.Context, room eventgraph.RoomID, via 
 		if answer.Room.RoomID != room {
 			return malformed(server, "the hierarchy is that of another room")
 		}
+		if answer.Room.Summary.Size() > maxTheirSummary {
+			return malformed(server, "the room's summary is larger than any event")
+		}
 		return nil
 	})
 	if err != nil {
 		return nil, err
 	}
-	answer.Children = wellFormed(answer.Children)
-	answer.Room.Children = slices.DeleteFunc(answer.Room.Children, func(c rooms.SpaceChild) bool {
-		_, err := eventgraph.ParseRoomID(string(c.Room))
-		return err != nil || c.Type != "m.space.child" || len(c.Via()) == 0 || suggested && !c.Suggested()
-	})
-	answer.Room.Children = append([]rooms.SpaceChild{}, answer.Room.Children[:min(len(answer.Room.Children), maxTheirRooms)]...)
-	rooms.SortSpaceChildren(answer.Room.Children)
-	size := 0
-	for _, c := range answer.Room.Children {
-		size += len(c.Content)
-	}
-	if size <= maxHierarchyKept {
+	if size := answer.trim(suggested); size <= maxHierarchyKept {
 		f.hierarchies.Add(key, keptHierarchy{answer, f.Now()})
 	}
 	return answer, nil
+}
+
+// trim leaves out of another server's answer what is not well formed or beyond the bounds, and says how many bytes are left.
+func (h *Hierarchy) trim(suggested bool) (size int) {
+	size = h.Room.Summary.Size()
+	fits := func(n int) bool {
+		if size+n > maxHierarchy {
+			return false
+		}
+		size += n
+		return true
+	}
+	children := []rooms.SpaceChild{}
+	for _, c := range h.Room.Children {
+		if len(children) == maxTheirRooms {
+			break
+		}
+		_, err := eventgraph.ParseRoomID(string(c.Room))
+		if err != nil || c.Type != "m.space.child" || c.Size() > maxTheirSummary || len(c.Via()) == 0 || suggested && !c.Suggested() {
+			continue
+		}
+		if !fits(c.Size()) {
+			break
+		}
+		children = append(children, c)
+	}
+	rooms.SortSpaceChildren(children)
+	h.Room.Children = children
+	h.Inaccessible = slices.DeleteFunc(h.Inaccessible, func(id eventgraph.RoomID) bool {
+		_, err := eventgraph.ParseRoomID(string(id))
+		return err != nil || !fits(len(id))
+	})
+	h.Inaccessible = slices.Clone(h.Inaccessible[:min(len(h.Inaccessible), maxTheirRooms)])
+	// Those left out are asked for by themselves.
+	h.Children = slices.DeleteFunc(wellFormed(h.Children), func(s *rooms.Summary) bool { return !fits(s.Size()) })
+	return size
 }

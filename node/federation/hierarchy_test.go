@@ -1,10 +1,14 @@
 package federation
 
 import (
+	"encoding/json"
+	"fmt"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
 	"github.com/plexus-p2p/plexus/node/rooms"
@@ -116,5 +120,86 @@ func TestHierarchyIsChecked(t *testing.T) {
 		if len(got.Room.Children) != 1 || string(got.Room.Children[0].Room) != child || len(got.Children) != 1 || string(got.Children[0].RoomID) != child {
 			t.Errorf("taken in: %+v", got)
 		}
+	}
+}
+
+// What a server answers is bounded before it is used or kept, whatever part of it is large, and what is too old is freed.
+func TestHierarchyIsBounded(t *testing.T) {
+	t.Parallel()
+	w := newWire()
+	hosts := newHosts(t, w, "a", "b")
+	a, b := hosts[0], hosts[1]
+	room := "!" + strings.Repeat("A", 43)
+	id := func(i int) string { return fmt.Sprintf("!%039dAAAA", i) }
+	list := func(n int, item func(i int) string) string {
+		var all []string
+		for i := range n {
+			all = append(all, item(i))
+		}
+		return strings.Join(all, ",")
+	}
+	long := strings.Repeat("t", 70<<10)
+	large := strings.Repeat("t", 60<<10)
+	frame := func(room, about, state, children, closed string) string {
+		return `{"room":{"room_id":"` + room + `"` + about + `,"children_state":[` + state + `]},"children":[` + children + `],"inaccessible_children":[` + closed + `]}`
+	}
+	child := func(i int, more string) string {
+		return `{"type":"m.space.child","state_key":"` + id(i) + `","sender":"@a:b","content":{"via":["a"],"x":"` + more + `"}}`
+	}
+	for name, c := range map[string]struct {
+		answer string
+		good   bool
+		most   int // bytes
+	}{
+		"a topic":           {frame(room, `,"topic":"`+long+`"`, "", "", ""), false, 0},
+		"a join rule":       {frame(room, `,"join_rule":"`+long+`"`, "", "", ""), false, 0},
+		"allowed rooms":     {frame(room, `,"allowed_room_ids":[`+list(5000, func(int) string { return `""` })+`]`, "", "", ""), false, 0},
+		"large children":    {frame(room, "", list(100, func(i int) string { return child(i, large) }), "", ""), true, maxHierarchy},
+		"too large a child": {frame(room, "", child(1, long), "", ""), true, 4096},
+		"many children":     {frame(room, "", list(2000, func(i int) string { return child(i, "") }), "", ""), true, maxHierarchy},
+		"large summaries": {frame(room, "", "", list(100, func(i int) string { return `{"room_id":"` + id(i) + `","name":"` + large + `"}` }), ""),
+			true, maxHierarchy},
+		"too large a summary": {frame(room, "", "", `{"room_id":"`+id(1)+`","avatar_url":"`+long+`"}`, ""), true, 4096},
+		"closed rooms":        {frame(room, "", "", "", list(100_000, func(i int) string { return `"` + id(i) + `"` })), true, maxTheirRooms * 64},
+		"long closed rooms":   {frame(room, "", "", "", list(100, func(i int) string { return `"` + long + `"` })), true, 4096},
+	} {
+		w.mu.Lock()
+		a.end.handler = http.HandlerFunc(func(out http.ResponseWriter, req *http.Request) { out.Write([]byte(c.answer)) })
+		w.mu.Unlock()
+		b.hierarchies.Purge()
+		got, err := b.Hierarchy(t.Context(), eventgraph.RoomID(room), []eventgraph.ServerName{a.server}, false)
+		if (err == nil) != c.good {
+			t.Errorf("%s: %v", name, err)
+		}
+		if err != nil {
+			continue
+		}
+		raw, err := json.Marshal(got)
+		if err != nil || len(raw) > c.most {
+			t.Errorf("%s: %d bytes are used, %v", name, len(raw), err)
+		}
+		if kept := b.hierarchies.Len() > 0; kept && len(raw) > maxHierarchyKept+1024 {
+			t.Errorf("%s: %d bytes are kept", name, len(raw))
+		}
+	}
+
+	// A topic of 60 KiB is an event's, and kept; after its time it is freed by the next question, whatever that is about.
+	w.mu.Lock()
+	a.end.handler = http.HandlerFunc(func(out http.ResponseWriter, req *http.Request) {
+		asked, _ := url.PathUnescape(strings.Split(req.URL.EscapedPath(), "/")[5])
+		out.Write([]byte(frame(asked, `,"topic":"`+large+`"`, "", "", "")))
+	})
+	w.mu.Unlock()
+	b.hierarchies.Purge()
+	for i := range 3 {
+		if _, err := b.Hierarchy(t.Context(), eventgraph.RoomID(id(i)), []eventgraph.ServerName{a.server}, false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := b.hierarchies.Len(); n != 3 {
+		t.Errorf("%d answers are kept, not 3", n)
+	}
+	if _, ok := b.hierarchies.fresh(hierarchyKey{}, b.Now().Add(hierarchyKept+time.Second)); ok || b.hierarchies.Len() != 0 {
+		t.Errorf("%d answers are kept beyond their time", b.hierarchies.Len())
 	}
 }

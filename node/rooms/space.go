@@ -24,10 +24,25 @@ type SpaceChild struct {
 	TS      int64             `json:"origin_server_ts"`
 }
 
+// Size is about how many bytes of memory the event takes.
+func (c *SpaceChild) Size() int {
+	const fixed = 96
+	return fixed + len(c.Type) + len(c.Room) + len(c.Content) + len(c.Sender)
+}
+
 // SpaceRoom is a room in the hierarchy of a space. Children is never nil, and empty where the room is no space.
 type SpaceRoom struct {
 	Summary
 	Children []SpaceChild `json:"children_state"`
+}
+
+// Size is about how many bytes of memory the room takes with its children.
+func (s *SpaceRoom) Size() int {
+	size := s.Summary.Size()
+	for i := range s.Children {
+		size += s.Children[i].Size()
+	}
+	return size
 }
 
 // Via lists the servers that the event names; a child without any is none (CS API, m.space.child).

@@ -32,6 +32,17 @@ type Summary struct {
 	Version        eventgraph.RoomVersion `json:"room_version,omitempty"`
 }
 
+// Size is about how many bytes of memory the summary takes.
+func (s *Summary) Size() int {
+	const fixed, perString = 256, 16
+	size := fixed + len(s.RoomID) + len(s.Name) + len(s.Topic) + len(s.CanonicalAlias) + len(s.AvatarURL) + len(s.JoinRule) + len(s.RoomType) +
+		len(s.Encryption) + len(s.Version)
+	for _, room := range s.Allowed {
+		size += perString + len(room)
+	}
+	return size
+}
+
 // Open says whether somebody who is not in the room, nor invited, may look at it, join it or knock on it (CS API, GET hierarchy); in says
 // what other rooms they are in. A join rule that was not said means public (public_rooms_chunk.yaml).
 func (s *Summary) Open(in func(eventgraph.RoomID) bool) bool {
