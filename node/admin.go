@@ -125,6 +125,7 @@ func (n *Node) adminHandler() http.Handler {
 	n.adminMedia(mux)
 	n.adminInvites(mux)
 	n.adminBlock(mux)
+	n.adminNotices(mux)
 	return mux
 }
 

@@ -22,6 +22,8 @@ type Account struct {
 	Erased       Position `json:",omitzero"` // newest change when the user erased themself; 0: they have not
 	Locked       bool     `json:",omitzero"` // cannot be used until it is unlocked (CS API, Account locking)
 	Swept        bool     `json:",omitzero"` // Deactivated, and a start of the node since has seen that no uploads or backups are left that should go
+	// NoticeRoom is where this server tells the user something (CS API, Server Notices); "": it has not yet.
+	NoticeRoom eventgraph.RoomID `json:",omitzero"`
 }
 
 // Account reads a local account; ErrNotFound.

@@ -26,6 +26,7 @@ const usage = `plexus is a Matrix homeserver for this device. It finds others on
   plexus room purge ROOM --before TIME|EVENT   remove old messages from this device
   plexus media stats [--by-user]  how much is stored; purge [--unused TIME] removes what can be fetched again
   plexus reports                  what users have reported; delete NUMBER… removes some
+  plexus notice USER TEXT         tell a user something, in a room of this server with them; --all in USER's place tells all
   plexus invite [--room ROOM]     make a link, also as a QR code, by which another device finds this one
   plexus invite --list            the links that are valid; --revoke ID ends one
   plexus join LINK [--user NAME]  act on such a link: connect, and join the room if it is of one
@@ -75,6 +76,8 @@ func command(ctx context.Context, args []string, in io.Reader, out, errOut io.Wr
 		return mediaCommand(ctx, args, out)
 	case "reports":
 		return reports(ctx, args, out)
+	case "notice":
+		return notice(ctx, args, out)
 	case "invite":
 		return invite(ctx, args, out)
 	case "join":

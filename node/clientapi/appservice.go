@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"strconv"
 	"strings"
@@ -43,6 +44,9 @@ func (a *API) serviceRoutes() {
 // EnsureServiceUsers makes the accounts of the services' senders, where they are not there yet.
 func (a *API) EnsureServiceUsers(ctx context.Context) error {
 	for _, s := range a.Services.All() {
+		if s.Sender == a.serverUser() {
+			return fmt.Errorf("application service %s: sender_localpart %s is the name of this server's own user", s.ID, serverLocalpart)
+		}
 		account, err := a.account(s.Sender)
 		switch {
 		case err == nil:

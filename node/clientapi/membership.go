@@ -308,6 +308,10 @@ func (a *API) sendMembership(ctx context.Context, d rooms.Draft) (eventgraph.Eve
 		if err := a.Rooms.RefuseBlocked(user); err != nil {
 			return "", err
 		}
+	} else if content.Membership == "leave" && user == d.Sender {
+		if err := a.mayLeave(d.Room, user); err != nil {
+			return "", err
+		}
 	}
 	return a.remote.Send(ctx, d)
 }
@@ -323,7 +327,7 @@ func (a *API) setMembership(q *request, room eventgraph.RoomID, target eventgrap
 		return err
 	}
 	key := string(target)
-	_, err = a.remote.Send(q.Context(), rooms.Draft{Room: room, Sender: q.user, Type: "m.room.member", StateKey: &key, Content: raw})
+	_, err = a.sendMembership(q.Context(), rooms.Draft{Room: room, Sender: q.user, Type: "m.room.member", StateKey: &key, Content: raw})
 	return err
 }
 

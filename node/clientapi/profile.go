@@ -49,6 +49,9 @@ func (a *API) Profile(ctx context.Context, user eventgraph.UserID, field string)
 // localProfile reads the profile of an account that can still be used; store.ErrNotFound. An application service may make one that is looked
 // for; appservice.ErrNoAnswer.
 func (a *API) localProfile(ctx context.Context, user eventgraph.UserID) (profile map[string]json.RawMessage, err error) {
+	if user == a.serverUser() {
+		return map[string]json.RawMessage{"displayname": json.RawMessage(serverUserName)}, nil
+	}
 	if err := a.findUser(ctx, user); err != nil {
 		return nil, err
 	}

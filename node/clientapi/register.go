@@ -111,11 +111,14 @@ func (a *API) newUserID(localpart string) (eventgraph.UserID, error) {
 
 var errUserInUse = fail(http.StatusBadRequest, "M_USER_IN_USE", "That user name is taken.")
 
-// available answers M_USER_IN_USE if the account exists, deactivated or not, and M_EXCLUSIVE if an application service other than by, who asks
+// available answers M_USER_IN_USE if the account exists, deactivated or not, or the name is the server's own, and M_EXCLUSIVE if an application service other than by, who asks
 // (nil: a person), alone may make it.
 func (a *API) available(user eventgraph.UserID, by *appservice.Service) error {
 	if a.Services.UserTaken(user, by) != nil {
 		return errUserExclusive
+	}
+	if user == a.serverUser() {
+		return errUserInUse
 	}
 	_, err := a.account(user)
 	switch {
@@ -184,6 +187,9 @@ func (a *API) createAccount(ctx context.Context, user eventgraph.UserID, passwor
 // putNewAccount stores the account, and what comes with it.
 func (a *API) putNewAccount(ctx context.Context, account *store.Account) error {
 	user := account.User
+	if user == a.serverUser() {
+		return errUserInUse
+	}
 	name, err := json.Marshal(user.Localpart())
 	if err != nil {
 		return err

@@ -21,6 +21,7 @@ type CreateRequest struct {
 	// Alias, Published: recorded in the same commit.
 	Alias     eventgraph.RoomAlias
 	Published bool
+	Also      func(*store.Tx, eventgraph.RoomID) error // what else is recorded in the same commit; its error undoes all. It may run again
 }
 
 // Create makes the whole room in one commit. *Refusal: M_UNSUPPORTED_ROOM_VERSION, M_ROOM_IN_USE (the alias), or what Send refuses.
@@ -127,7 +128,12 @@ func (run *run) create(c CreateRequest, create *eventgraph.Event, traits eventgr
 			}
 		}
 		if c.Published {
-			return tx.SetPublished(run.rm.id, true)
+			if err := tx.SetPublished(run.rm.id, true); err != nil {
+				return err
+			}
+		}
+		if c.Also != nil {
+			return c.Also(tx, run.rm.id)
 		}
 		return nil
 	}})

@@ -62,6 +62,19 @@ func (r *Rooms) Build(ctx context.Context, d Draft) (*eventgraph.Event, error) {
 	return e, nil
 }
 
+// Sent is the event that the draft's transaction ID has sent already; "" if none.
+func (r *Rooms) Sent(d Draft) (id eventgraph.EventID, err error) {
+	err = r.store.View(func(read *store.Reader) error {
+		sent, err := read.ClientTxnResult(*d.Txn, txnEndpoint(d.Room, d.Type, d.Redacts))
+		id = eventgraph.EventID(sent)
+		return err
+	})
+	if errors.Is(err, store.ErrNotFound) {
+		err = nil
+	}
+	return id, err
+}
+
 // sentAs is a client's transaction ID in the scope of what it was used for.
 type sentAs struct {
 	txn      store.ClientTxn
