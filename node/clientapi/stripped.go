@@ -56,14 +56,14 @@ func (s *strippedState) addMember(pdu []byte, user eventgraph.UserID) {
 	}
 }
 
-// outsideEnd is the event by which an invite to a room that we are not in, or a knock on it, has ended; nil if none is held.
-func outsideEnd(m *store.Member, now int64) json.RawMessage {
+// outsideEnd is the event by which an invite to a room that we are not in, or a knock on it, has ended, and its sender; nil if none is held.
+func outsideEnd(m *store.Member, now int64) (json.RawMessage, eventgraph.UserID) {
 	var f strippedFields
 	var sent struct {
 		TS int64 `json:"origin_server_ts"`
 	}
 	if json.Unmarshal(m.Invite, &f) != nil || json.Unmarshal(m.Invite, &sent) != nil || !f.valid() {
-		return nil
+		return nil, ""
 	}
 	raw, err := json.Marshal(struct {
 		strippedFields
@@ -72,9 +72,9 @@ func outsideEnd(m *store.Member, now int64) json.RawMessage {
 		Unsigned map[string]int64   `json:"unsigned"`
 	}{f, m.Event, sent.TS, map[string]int64{"age": now - sent.TS}})
 	if err != nil {
-		return nil
+		return nil, ""
 	}
-	return raw
+	return raw, f.Sender
 }
 
 func (s *strippedState) add(raw json.RawMessage) {

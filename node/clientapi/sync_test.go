@@ -771,6 +771,18 @@ func TestSyncInvitesFromAfar(t *testing.T) {
 	if left := alice.sync("", `filter={"room":{"include_leave":true}}`).Rooms.Leave; len(left) != 2 || len(left[room].Timeline.Events) != 1 {
 		t.Errorf("a first sync with left rooms: %+v", left)
 	}
+	for _, filter := range []string{`{"room":{"include_leave":true}}`, `{"room":{"include_leave":true,"timeline":{"limit":0}}}`} {
+		for _, token := range []string{"", body.NextBatch} {
+			left := alice.sync(token, "filter="+filter, "use_state_after=true").Rooms.Leave[room]
+			if left.StateAfter == nil || !slices.Equal(left.StateAfter.names(), []string{"member/alice"}) {
+				t.Errorf("%s: state_after: %+v", filter, left)
+			}
+		}
+	}
+	unseen := alice.sync(body.NextBatch, `filter={"room":{"timeline":{"types":["m.room.message"]}}}`).Rooms.Leave[room]
+	if len(unseen.Timeline.Events) != 0 || len(unseen.State.Events) != 1 {
+		t.Errorf("hidden from the timeline: %+v", unseen)
+	}
 }
 
 func TestSyncAfterAHealedPartition(t *testing.T) {

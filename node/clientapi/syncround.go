@@ -351,64 +351,6 @@ func (s *syncRound) joined(m *store.Member) (*joinedRoom, error) {
 	return room, s.unread(m.Room, room)
 }
 
-// gone is a room that the user has left, of which there is nothing to show.
-func (s *syncRound) gone() *leftRoom {
-	room := &leftRoom{Timeline: timelineBatch{Events: []json.RawMessage{}}, AccountData: emptyList()}
-	s.stateLists(&room.roomStateLists, nil)
-	return room
-}
-
-// parted takes in whom the user shared a room with that they were joined to at the since token; was says whether they were.
-func (s *syncRound) parted(m *store.Member) (was bool, err error) {
-	if s.since == nil || !m.WasJoined {
-		return false, nil
-	}
-	span, err := s.a.span(s.r, m, s.since.pos, s.changes.upTo, s.v)
-	if err != nil || span.fresh {
-		return false, err
-	}
-	return true, s.company.left(span)
-}
-
-// left fills in a room that the user has left or was removed from; nil if there is nothing to tell. moved says that this is new.
-func (s *syncRound) left(m *store.Member, moved bool) (*leftRoom, error) {
-	room := s.gone()
-	all := s.since == nil
-	if moved && !m.Outside {
-		span, err := s.a.span(s.r, m, s.sincePosition(), s.changes.upTo, s.v)
-		if err != nil {
-			return nil, err
-		}
-		if !span.fresh {
-			if err := s.company.left(span); err != nil {
-				return nil, err
-			}
-		}
-		if m.Forgotten && span.fresh || !s.filter.room(m.Room) {
-			return nil, nil
-		}
-		if _, err = s.events(span, nil, &room.roomStateLists, &room.Timeline); err != nil {
-			return nil, err
-		}
-		all = span.fresh
-	} else if moved { // an invite rejected, a knock withdrawn
-		if _, err := s.parted(m); err != nil {
-			return nil, err
-		}
-		if end := outsideEnd(m, s.v.now); end != nil && s.filter.Room.Timeline.limit(usualTimeline, mostTimeline) > 0 {
-			room.Timeline.Events = append(room.Timeline.Events, end)
-		}
-	}
-	if (!moved || m.Outside) && (m.Forgotten || !s.filter.room(m.Room)) {
-		return nil, nil
-	}
-	err := s.roomAccountData(m.Room, all, &room.AccountData)
-	if err != nil || !moved && len(room.AccountData.Events) == 0 {
-		return nil, err
-	}
-	return room, nil
-}
-
 // events fills in timeline and state; it says whether there are any.
 func (s *syncRound) events(span *roomSpan, sum *roomSummary, lists *roomStateLists, batch *timelineBatch) (bool, error) {
 	f := &s.filter.Room
@@ -427,6 +369,11 @@ func (s *syncRound) events(span *roomSpan, sum *roomSummary, lists *roomStateLis
 	if f.State.room(span.room) && (!span.left || span.gone != nil && span.gone.Position > span.since) {
 		state, err = s.a.state(s.r, span, tl, s.stateWanted(span, tl, sum))
 		if err != nil {
+			return false, err
+		}
+	}
+	if span.left {
+		if state, err = s.withEnd(span, tl, state); err != nil {
 			return false, err
 		}
 	}
