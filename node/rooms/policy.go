@@ -132,6 +132,9 @@ func (r *Rooms) SendSigned(ctx context.Context, d Draft, e *eventgraph.Event) (e
 		if err := run.inTime(d); err != nil {
 			return err
 		}
+		if err := run.mayRedactHere(e); err != nil {
+			return err
+		}
 		return run.accept(incoming{event: e, local: true, txn: d.Txn})
 	})
 	if err != nil {

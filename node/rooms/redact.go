@@ -110,11 +110,16 @@ func mayRedact(before auth.State, redaction *eventgraph.Event, target *store.Sto
 	if target.Sender().Server() == redaction.Sender().Server() {
 		return true, nil
 	}
-	power, err := auth.UserPower(redaction.Sender(), before)
+	return hasRedactLevel(before, redaction.Sender())
+}
+
+// hasRedactLevel says whether the user may redact by their power alone.
+func hasRedactLevel(state auth.State, user eventgraph.UserID) (bool, error) {
+	power, err := auth.UserPower(user, state)
 	if err != nil || power.IsCreator {
 		return power.IsCreator, err
 	}
-	levels, err := auth.PowerLevels(before)
+	levels, err := auth.PowerLevels(state)
 	if err != nil {
 		return false, err
 	}

@@ -109,10 +109,8 @@ func (run *run) send(d Draft) (eventgraph.EventID, error) {
 	if err != nil {
 		return "", err
 	}
-	if d.Type == "m.room.redaction" && e.Redacts() != "" {
-		if err := run.mayRedactHere(e); err != nil {
-			return "", err
-		}
+	if err := run.mayRedactHere(e); err != nil {
+		return "", err
 	}
 	if err := run.accept(incoming{event: e, basis: Basis{Unsigned: d.unsigned}, local: true, txn: d.Txn}); err != nil {
 		return "", err
@@ -161,16 +159,22 @@ func (run *run) inTime(d Draft) error {
 	return nil
 }
 
-// mayRedactHere refuses a redaction by a local user that would not apply: nobody would ever see it.
+// mayRedactHere refuses what a local user may not redact: what another user sent, here or elsewhere, takes the "redact" level (CS API, PUT redact).
+// That servers apply the redaction of an event by any user of its server (mayRedact) is for peers, who cannot ask the user's own server. What is
+// not held may be anybody's. And it refuses a redaction that would not apply: nobody would ever see it.
 func (run *run) mayRedactHere(e *eventgraph.Event) error {
-	target, err := run.stored(e.Redacts())
-	if errors.Is(err, store.ErrNotFound) {
+	if e.Type() != "m.room.redaction" || e.Redacts() == "" {
 		return nil
 	}
-	if err != nil {
-		return err
+	may := false
+	target, err := run.stored(e.Redacts())
+	switch {
+	case err == nil && target.Sender() == e.Sender():
+		may, err = mayRedact(run.state(run.live.State), e, target)
+	case err == nil && (target.RoomID() != e.RoomID() || target.Verdict == store.Rejected):
+	case err == nil || errors.Is(err, store.ErrNotFound):
+		may, err = hasRedactLevel(run.state(run.live.State), e.Sender())
 	}
-	may, err := mayRedact(run.state(run.live.State), e, target)
 	if err != nil {
 		return err
 	}
