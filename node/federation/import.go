@@ -110,6 +110,12 @@ func (j *joins) end() {
 
 // runJoins works on joins until ctx ends, first on those that an earlier run left.
 func (f *Federation) runJoins(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	var working sync.WaitGroup
+	defer working.Wait()
+	defer cancel()
+	defer f.joins.end()
+	f.joins.open(ctx, &working) // before they are read: a join that is given up meanwhile is seen here, or goes on by itself
 	var left []*store.Join
 	err := f.Store.View(func(r *store.Reader) error {
 		return r.Joins(func(j *store.Join) (bool, error) { left = append(left, j); return true, nil })
@@ -117,14 +123,10 @@ func (f *Federation) runJoins(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("read joins: %w", err)
 	}
-	var working sync.WaitGroup
-	f.joins.open(ctx, &working)
 	for _, j := range left {
 		f.joins.begin(j.Room, func(ctx context.Context) { f.goOn(ctx, j.Room, 0) })
 	}
 	<-ctx.Done()
-	f.joins.end()
-	working.Wait()
 	return nil
 }
 

@@ -33,14 +33,16 @@ const (
 // While Run runs that is Run's work, else it is the caller's.
 func (f *Federation) Join(ctx context.Context, room eventgraph.RoomID, user eventgraph.UserID, via []eventgraph.ServerName, content json.RawMessage) error {
 	done := make(chan error, 1)
-	cancel, running := f.joins.begin(room, func(ctx context.Context) {
+	join := func(ctx context.Context) {
 		done <- f.join(ctx, room, user, via, content)
 		if j, err := f.storedJoin(room); err != nil || j != nil {
 			f.joins.begin(room, func(ctx context.Context) { f.goOn(ctx, room, joinRetry) })
 		}
-	})
+	}
+	cancel, running := f.joins.begin(room, join)
 	if !running {
-		return f.join(ctx, room, user, via, content)
+		join(ctx)
+		return <-done
 	}
 	patience := time.NewTimer(joinPatience)
 	defer patience.Stop()

@@ -194,5 +194,16 @@ func (f *Federation) deliverLeave(ctx context.Context, o *store.Outbound) error 
 	if err != nil {
 		return err
 	}
+	// The template may have been long in coming; and until it is known what became of the leave no join begins, which it would end.
+	ctx, cancel := context.WithTimeout(ctx, makeTimeout)
+	defer cancel()
+	unlock, err := f.joining.lock(ctx, p.Room)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if back, err := f.isBack(p.Room, p.User); back || err != nil {
+		return err
+	}
 	return f.do(ctx, o.Server, http.MethodPut, target(v2+"send_leave", []string{string(p.Room), string(e.ID())}, nil), json.RawMessage(e.Raw()), nil)
 }

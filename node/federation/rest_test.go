@@ -3,10 +3,12 @@ package federation
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -117,6 +119,37 @@ func TestJoinGoesOnAlone(t *testing.T) {
 	sameState(t, room, a, b)
 }
 
+// TestJoinFromBeforeStartGoesOn: so does one that was asked for before Run ran, and of which nothing was stored when Run read which joins are under way.
+func TestJoinFromBeforeStartGoesOn(t *testing.T) {
+	t.Parallel()
+	hosts := newMemHosts(t, memnet.New(), "a", "b")
+	a, b := hosts[0], hosts[1]
+	room := a.create("12", "public", "shared")
+	ctx, cancel := context.WithCancel(t.Context())
+	var working sync.WaitGroup
+	running, end := context.WithCancel(t.Context())
+	defer working.Wait()
+	defer end()
+	b.joins.end() // as before Run
+	a.on(func(w http.ResponseWriter, r *http.Request, _ []byte) bool {
+		switch {
+		case strings.Contains(r.RequestURI, "/make_join/"):
+			b.joins.open(running, &working)
+		case strings.Contains(r.RequestURI, "/send_join/"):
+			(*a.handler.Load()).ServeHTTP(httptest.NewRecorder(), r)
+			cancel()
+			<-r.Context().Done() // nothing is answered
+			panic(http.ErrAbortHandler)
+		}
+		return false
+	})
+	if err := b.Join(ctx, room, b.user("bob"), names([]*host{a.host}), nil); err == nil {
+		t.Fatal("joined, though nothing was answered")
+	}
+	b.wait("the room", func() bool { return b.membership(room, b.user("bob")) == "join" })
+	sameState(t, room, a, b)
+}
+
 // TestListsOfJoinAreReplaced: the state of a room that is being joined is as one server lists it, and what nobody gives does not heap up.
 func TestListsOfJoinAreReplaced(t *testing.T) {
 	t.Parallel()
@@ -198,16 +231,29 @@ func TestMetWhileJoining(t *testing.T) {
 // TestLeaveIsOvertakenByJoin: who gave up a join, and has joined since, is not thrown out when the server that is to be told of the first is met.
 func TestLeaveIsOvertakenByJoin(t *testing.T) {
 	t.Parallel()
+	for _, late := range []bool{false, true} { // the template of the leave is not given, or too late
+		t.Run(fmt.Sprintf("late=%t", late), func(t *testing.T) {
+			t.Parallel()
+			leaveIsOvertaken(t, late)
+		})
+	}
+}
+
+func leaveIsOvertaken(t *testing.T, late bool) {
 	hosts := newMemHosts(t, memnet.New(), "a", "b", "c")
 	a, b, c := hosts[0], hosts[1], hosts[2]
 	room := a.create("12", "public", "shared")
 	c.join(room, c.user("carol"), a.host)
 	var open atomic.Bool
+	asked, opened := make(chan struct{}, 100), make(chan struct{})
 	a.on(func(w http.ResponseWriter, r *http.Request, _ []byte) bool {
 		switch {
 		case open.Load():
 		case strings.Contains(r.RequestURI, "/send_join/"):
 			cutAfter(*a.handler.Load(), w, r, 100)
+		case late && strings.Contains(r.RequestURI, "/make_leave/"):
+			asked <- struct{}{}
+			<-opened
 		case strings.Contains(r.RequestURI, "/state"), strings.Contains(r.RequestURI, "/make_leave/"):
 			panic(http.ErrAbortHandler)
 		}
@@ -232,10 +278,18 @@ func TestLeaveIsOvertakenByJoin(t *testing.T) {
 	if len(b.outbound(a.server)) == 0 { // before the join: what it overtakes may go at once
 		t.Fatal("nothing waits: the test does not test")
 	}
+	if late {
+		<-asked
+	}
 	b.join(room, bob, c.host)
 	open.Store(true)
+	close(opened)
 	b.waitUntil("the queue to be empty", func() bool { return len(b.outbound(a.server)) == 0 })
-	sameState(t, room, a, b)
+	b.waitUntil("both to have the same state", func() bool {
+		here, err := b.Rooms.CurrentState(room)
+		there, failed := a.Rooms.CurrentState(room)
+		return errors.Join(err, failed) == nil && here.Root() == there.Root()
+	})
 	if is := a.membership(room, bob); is != "join" {
 		t.Errorf("bob: %s", is)
 	}
