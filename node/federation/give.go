@@ -267,7 +267,7 @@ func (f *Federation) mayGive(r *store.Reader, server eventgraph.ServerName, then
 		}
 	}
 	then[e.RoomID()] = state
-	if !f.Rooms.ServerAllowed(e.RoomID(), server) || !f.owedSince(server, e, c, state) {
+	if !f.allows(e.RoomID(), server) || !f.owedSince(server, e, c, state) {
 		return false, nil
 	}
 	return f.Rooms.MaySeeServer(server, e)
@@ -334,7 +334,7 @@ func (f *Federation) wanted(g *gift, want []eventgraph.EventID, limit int) (*mee
 			if err != nil {
 				return err
 			}
-			if !f.Rooms.ServerAllowed(e.RoomID(), g.Server) {
+			if !f.allows(e.RoomID(), g.Server) {
 				continue
 			}
 			shown, err := f.seen(g.Server, e)

@@ -185,7 +185,7 @@ func (f *Federation) refreshGossip() error {
 			continue
 		}
 		for _, s := range c.servers {
-			if s != f.server && f.Rooms.ServerAllowed(c.id, s) {
+			if s != f.server && f.allows(c.id, s) {
 				members[i] = append(members[i], s)
 			}
 		}

@@ -213,7 +213,7 @@ func (f *Federation) parsePDUs(origin eventgraph.ServerName, pdus []json.RawMess
 			continue
 		}
 		e, err := eventgraph.ParseEvent(version, raw)
-		if err == nil && !f.Rooms.ServerAllowed(frame.Room, origin) {
+		if err == nil && !f.allows(frame.Room, origin) {
 			err = errors.New("the room's server ACL denies the origin")
 		}
 		if err == nil && !f.Rooms.InRoom(frame.Room, origin) && (e.Sender().Server() != origin || !f.fromOutside.Allow()) {
@@ -386,7 +386,7 @@ func (f *Federation) receiveEDU(ctx context.Context, origin eventgraph.ServerNam
 		if json.Unmarshal(e.Content, &c) != nil || c.User.Server() != origin {
 			return drop("not of the origin's user")
 		}
-		if !f.Rooms.ServerAllowed(c.Room, origin) || !f.isJoined(c.Room, c.User) {
+		if !f.allows(c.Room, origin) || !f.isJoined(c.Room, c.User) {
 			return drop("not in the room")
 		}
 		timeout := time.Duration(0)
@@ -471,7 +471,7 @@ func (f *Federation) allowedReceipts(origin eventgraph.ServerName, content json.
 		return nil, false
 	}
 	for room, types := range c {
-		if !f.Rooms.ServerAllowed(room, origin) {
+		if !f.allows(room, origin) {
 			delete(c, room)
 			continue
 		}

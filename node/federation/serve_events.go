@@ -63,7 +63,7 @@ func (f *Federation) room(q *request) (*store.Room, error) {
 	} else if err != nil {
 		return nil, err
 	}
-	if !f.Rooms.ServerAllowed(id, q.origin) {
+	if !f.allows(id, q.origin) {
 		return nil, errDenied
 	}
 	return room, nil
@@ -97,7 +97,7 @@ func (f *Federation) serveEvent(q *request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !f.Rooms.ServerAllowed(e.RoomID(), q.origin) {
+	if !f.allows(e.RoomID(), q.origin) {
 		return nil, errNoEvent
 	}
 	// State events that make up a state are asked for one by one, by who has its IDs; messages that are hidden are of no use by themselves.

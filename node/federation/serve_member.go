@@ -73,7 +73,7 @@ func (f *Federation) resident(q *request) (*store.Room, error) {
 	if room == nil || !f.Rooms.InRoom(id, f.server) {
 		return nil, fail(http.StatusNotFound, "M_NOT_FOUND", "this server is not in that room")
 	}
-	if !f.Rooms.ServerAllowed(id, q.origin) {
+	if !f.allows(id, q.origin) {
 		return nil, errDenied
 	}
 	return room, nil
@@ -416,7 +416,7 @@ func (f *Federation) serveInvite(q *request) (any, error) {
 		return nil, fail(http.StatusBadRequest, "M_INVALID_PARAM", err.Error())
 	}
 	inRoom := f.Rooms.InRoom(room, f.server)
-	if inRoom && !f.Rooms.ServerAllowed(room, q.origin) {
+	if inRoom && !f.allows(room, q.origin) {
 		return nil, errDenied
 	}
 	stranger := !inRoom && !f.sharesRoom(q.origin) && !f.invited(q.origin)

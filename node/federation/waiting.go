@@ -454,7 +454,7 @@ func (f *Federation) holders(w *waiting) holders {
 	}
 	h := holders{outside: map[eventgraph.ServerName]bool{}}
 	for s := range w.letIn {
-		if !slices.Contains(servers, s) && f.peers.isConnected(s) && f.Rooms.ServerAllowed(w.room, s) && !f.Rooms.Banned(w.room, s) {
+		if !slices.Contains(servers, s) && f.peers.isConnected(s) && f.allows(w.room, s) && !f.Rooms.Banned(w.room, s) {
 			h.outside[s] = true
 		}
 	}
