@@ -31,7 +31,7 @@ func (a *API) slidingSync(q *request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &syncRequest{user: q.user, device: q.device, conn: "c" + req.ConnID, filter: &syncFilter{}, timeout: timeout}
+	s := &syncRequest{user: q.user, device: q.device, ended: q.Context().Err, conn: "c" + req.ConnID, filter: &syncFilter{}, timeout: timeout}
 	var pos slidingToken
 	if param := q.URL.Query().Get("pos"); param != "" {
 		if pos, err = a.parsePos(s, req, param); err != nil {
@@ -55,6 +55,7 @@ func (a *API) slidingSync(q *request) (any, error) {
 	under, cancel := context.WithCancel(q.Context())
 	defer cancel()
 	call := &slidingCall{cancel}
+	s.ended = under.Err
 	round := &slidingRound{req: req, had: pos.had}
 	round.view = a.sliding.begin(s.deviceKey(), call, pos.pos)
 	defer func() { a.sliding.end(s.deviceKey(), call, round.view) }()

@@ -202,6 +202,7 @@ func (s *slidingRound) insideRoom(m *matched, sent sentRoom, next *sentRoom, upT
 		if s.counts, err = s.a.newUnread(s.r, s.user); err != nil {
 			return false, err
 		}
+		s.counts.ended = s.ended
 	}
 	counts, _, err := s.counts.room(l.id, false)
 	room.unreadCounts = &counts

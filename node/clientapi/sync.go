@@ -30,7 +30,8 @@ const (
 type syncRequest struct {
 	user          eventgraph.UserID
 	device        store.DeviceID
-	conn          string // of sliding sync, as in deviceKey
+	ended         func() error // an error once the client does not wait any more
+	conn          string       // of sliding sync, as in deviceKey
 	filter        *syncFilter
 	since         *syncToken // nil: from the beginning
 	restarted     bool       // since is of an earlier process: who typed then does no more
@@ -44,7 +45,7 @@ func (s *syncRequest) deviceKey() deviceKey { return deviceKey{s.user, s.device,
 
 func (a *API) parseSync(q *request) (*syncRequest, error) {
 	query := q.URL.Query()
-	s := &syncRequest{user: q.user, device: q.device}
+	s := &syncRequest{user: q.user, device: q.device, ended: q.Context().Err}
 	var err error
 	if s.filter, err = a.filterOf(q.user, query.Get("filter")); err != nil {
 		return nil, err

@@ -449,6 +449,7 @@ func (s *syncRound) unread(id eventgraph.RoomID, room *joinedRoom) (err error) {
 		if s.counts, err = s.a.newUnread(s.r, s.user); err != nil {
 			return err
 		}
+		s.counts.ended = s.ended
 	}
 	room.Unread, room.UnreadThread, err = s.counts.room(id, s.filter.Room.Timeline.UnreadThreadNotifications)
 	return err

@@ -111,6 +111,8 @@ type unread struct {
 	rules   *pushrules.Ruleset
 	ignored map[eventgraph.UserID]bool
 	sums    ruleSums
+	budget  pushrules.Budget
+	ended   func() error // nil, or says that nobody waits for the counts any more
 }
 
 // newUnread reads the user's rules from the snapshot.
@@ -300,6 +302,11 @@ func (u *unread) evaluated(room *store.Room, read int64) (*notified, error) {
 		if e.Position == 0 {
 			return true, nil // of a time when nobody here was in the room
 		}
+		if u.ended != nil {
+			if err := u.ended(); err != nil {
+				return false, err
+			}
+		}
 		return true, u.evaluate(next, room, e, context)
 	})
 	if err != nil {
@@ -365,6 +372,7 @@ func (u *unread) outcome(room *store.Room, e *pushrules.Event, context pushrules
 	if room != nil {
 		context.Permission = func(key string) bool { return u.mayNotify(room, sender, key) }
 	}
+	context.Budget = &u.budget
 	return u.rules.Evaluate(e, context)
 }
 

@@ -21,6 +21,7 @@ type Event struct {
 
 	parsed  bool
 	content any
+	texts   map[string]*text // by path
 }
 
 // Context is what must be known of the user and the room.
@@ -30,6 +31,7 @@ type Context struct {
 	Members     int    // joined to the room
 	// Permission says whether the sender has the power level that notifications of this key ("room") need.
 	Permission func(key string) bool
+	Budget     *Budget // nil: each evaluation may cost as much as any
 }
 
 // Outcome is what the first matching rule makes of an event.
@@ -40,15 +42,33 @@ type Outcome struct {
 	Actions   []Action
 }
 
-// Evaluate finds the first enabled rule that matches, in the order of kinds and of the rules of a kind.
+// Evaluate finds the first enabled rule that matches, in the order of kinds and of the rules of a kind. It takes maxWork steps at most.
 func (s *Ruleset) Evaluate(e *Event, c Context) Outcome {
+	w := &work{left: maxWork}
+	if c.Budget != nil {
+		w.left = min(w.left, keptWork+usualWork+max(maxExtra-c.Budget.spent, 0))
+	}
+	full := w.left
+	o := s.evaluate(e, c, w)
+	if c.Budget != nil {
+		c.Budget.spent += max(full-w.left-usualWork, 0)
+	}
+	return o
+}
+
+func (s *Ruleset) evaluate(e *Event, c Context, w *work) Outcome {
 	if e.Sender == c.User {
 		return Outcome{}
 	}
 	for _, k := range []Kind{Override, Content, Room, Sender, Underride} {
 		rules := *s.of(k)
 		for i := range rules {
-			if r := &rules[i]; r.Enabled && r.matches(k, e, c) {
+			r := &rules[i]
+			w.floor = keptWork
+			if r.Default {
+				w.floor = 0
+			}
+			if r.Enabled && r.matches(k, e, c, w) {
 				return r.outcome()
 			}
 		}
@@ -79,18 +99,21 @@ func (o *Outcome) Tweaks() map[string]json.RawMessage {
 	return tweaks
 }
 
-func (r *Rule) matches(k Kind, e *Event, c Context) bool {
+func (r *Rule) matches(k Kind, e *Event, c Context, w *work) bool {
 	switch k {
 	case Content:
-		body, ok := e.property("content.body").(string)
-		return ok && r.Pattern != nil && matchWords(*r.Pattern, body)
+		if r.Pattern == nil {
+			return false
+		}
+		body := e.text("content.body", w)
+		return body != nil && w.words(*r.Pattern, body)
 	case Room:
 		return r.ID == e.RoomID
 	case Sender:
 		return r.ID == e.Sender
 	}
 	for i := range r.Conditions {
-		if !r.Conditions[i].holds(e, c) {
+		if !r.Conditions[i].holds(e, c, w) {
 			return false
 		}
 	}
@@ -118,32 +141,44 @@ func (r *Rule) outcome() Outcome {
 	return o
 }
 
-// holds says whether the condition is true of the event (CS API, Conditions). Unknown kinds never hold.
-func (c *Condition) holds(e *Event, in Context) bool {
+// holds says whether the condition is true of the event (CS API, Conditions). Unknown kinds never hold, nor does what is not looked at for its cost.
+func (c *Condition) holds(e *Event, in Context, w *work) bool {
+	if !w.take(8 + len(c.Key)/4) {
+		return false
+	}
 	switch c.Kind {
 	case "event_match":
-		value, ok := e.property(c.Key).(string)
-		if !ok || c.Pattern == nil {
+		if c.Pattern == nil {
+			return false
+		}
+		value := e.text(c.Key, w)
+		if value == nil {
 			return false
 		}
 		if c.Key == "content.body" {
-			return matchWords(*c.Pattern, value)
+			return w.words(*c.Pattern, value)
 		}
-		return matchGlob(*c.Pattern, value)
+		return w.glob(*c.Pattern, value)
 	case "event_property_is":
 		value := scalar(e.property(c.Key))
 		return value != unsupported{} && value == c.Value
 	case "event_property_contains":
 		values, _ := e.property(c.Key).([]any)
 		for _, v := range values {
+			if !w.take(4) {
+				return false
+			}
 			if v := scalar(v); v != (unsupported{}) && v == c.Value {
 				return true
 			}
 		}
 		return false
 	case "contains_display_name":
-		body, ok := e.property("content.body").(string)
-		return ok && in.DisplayName != "" && containsWords(strings.ToLower(body), strings.ToLower(in.DisplayName))
+		if in.DisplayName == "" || !w.take(len(in.DisplayName)) {
+			return false
+		}
+		body := e.text("content.body", w)
+		return body != nil && w.plainWords(body.lower, strings.ToLower(in.DisplayName))
 	case "room_member_count":
 		return countHolds(c.Is, in.Members)
 	case "sender_notification_permission":
@@ -176,6 +211,25 @@ func countHolds(is string, n int) bool {
 
 // unsupported stands for what conditions do not compare: absent, arrays, objects, numbers that are no integers.
 type unsupported struct{}
+
+// text returns the text at a path, to match patterns with; nil if there is none, or no work left to make it.
+func (e *Event) text(path string, w *work) *text {
+	if t := e.texts[path]; t != nil {
+		return t
+	}
+	value, ok := e.property(path).(string)
+	if !ok || !w.take(min(len(value), maxText)) {
+		return nil
+	}
+	t := newText(value)
+	if len(e.texts) < maxTexts {
+		if e.texts == nil {
+			e.texts = map[string]*text{}
+		}
+		e.texts[path] = t
+	}
+	return t
+}
 
 // property returns the decoded value at a dot-separated path (appendices, Dot-separated property paths);
 // unsupported{} if there is none.

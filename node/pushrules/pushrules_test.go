@@ -3,6 +3,7 @@ package pushrules
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -163,11 +164,15 @@ func TestConditions(t *testing.T) {
 		if err := json.Unmarshal([]byte(test.condition), &c); err != nil {
 			t.Fatal(err)
 		}
-		if got := c.holds(message(test.content), in(3)); got != test.want {
+		if got := c.holds(message(test.content), in(3), &work{left: maxWork}); got != test.want {
 			t.Errorf("%s of %s: %v", test.condition, test.content, got)
 		}
 	}
 }
+
+func matchWords(pattern, s string) bool { return (&work{left: maxWork}).words(pattern, newText(s)) }
+
+func matchGlob(pattern, s string) bool { return (&work{left: maxWork}).glob(pattern, newText(s)) }
 
 func TestMatchWords(t *testing.T) {
 	t.Parallel()
@@ -407,10 +412,10 @@ func TestTopLevelProperties(t *testing.T) {
 		if err := json.Unmarshal([]byte(test.condition), &c); err != nil {
 			t.Fatal(err)
 		}
-		if got := c.holds(e, Context{}); got != test.want {
+		if got := c.holds(e, Context{}, &work{left: maxWork}); got != test.want {
 			t.Errorf("%s: %v", test.condition, got)
 		}
-		if c.holds(bare, Context{}) {
+		if c.holds(bare, Context{}, &work{left: maxWork}) {
 			t.Errorf("%s holds of an event without it", test.condition)
 		}
 	}
@@ -429,5 +434,130 @@ func TestTweaks(t *testing.T) {
 	o.Actions = []Action{Action(`{"set_tweak":"highlight","value":false}`)}
 	if got, _ := json.Marshal(o.Tweaks()); string(got) != `{"highlight":false}` {
 		t.Errorf("a highlight that is none: %s", got)
+	}
+}
+
+// hostileRules are as many of the user's own as there may be, of a kind and condition that costs as much as it can.
+func hostileRules(t testing.TB, name string) *Ruleset {
+	t.Helper()
+	rules := Default(me)
+	pattern := "*" + strings.Repeat("a", 240) + "b"
+	condition, kind := "", Override
+	switch name {
+	case "glob":
+		condition = `{"kind":"event_match","key":"content.x","pattern":"` + pattern + `"}`
+	case "words":
+		condition = `{"kind":"event_match","key":"content.body","pattern":"` + pattern + `"}`
+	case "plain words":
+		condition = `{"kind":"event_match","key":"content.body","pattern":"` + strings.Repeat("a", 250) + `"}`
+	case "list":
+		condition = `{"kind":"event_property_contains","key":"content.list","value":"no"}`
+	case "deep":
+		condition = `{"kind":"event_match","key":"content` + strings.Repeat(".d", 400) + `","pattern":"?"}`
+	case "not there":
+		condition = `{"kind":"event_match","key":"content.none","pattern":"?"}`
+	case "name":
+		condition = `{"kind":"contains_display_name"}`
+	case "content":
+		kind = Content
+	}
+	for i := range maxRules - 30 {
+		r := Rule{ID: fmt.Sprint("r", i), Actions: []Action{Action(`"notify"`)}}
+		if kind == Content {
+			r.Pattern = &pattern
+		} else {
+			var c Condition
+			if err := json.Unmarshal([]byte(condition), &c); err != nil {
+				t.Fatal(err)
+			}
+			r.Conditions = []Condition{c}
+			if name == "not there" { // false ones end a rule, so these alone are looked at
+				r.Conditions = slices.Repeat(r.Conditions, maxConditions)
+			}
+		}
+		if err := rules.Put(kind, r, "", ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return rules
+}
+
+func hostileEvent() *Event {
+	long := strings.Repeat("a", 60_000)
+	list := strings.Repeat(`"",`, 20_000)
+	deep := strings.Repeat(`{"d":`, 400) + `"` + long + `"` + strings.Repeat("}", 400)
+	return message(`{"body":"` + long + `","x":"` + long + `","list":[` + list + `""],"d":` + deep[len(`{"d":`):len(deep)-1] + `}`)
+}
+
+// Whatever a user's rules and an event are, an evaluation takes no more than maxWork steps, and what the specification's rules say of the event
+// still holds.
+func TestRulesAreBounded(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"glob", "words", "plain words", "list", "deep", "not there", "name", "content"} {
+		rules, event := hostileRules(t, name), hostileEvent()
+		context := in(3)
+		context.DisplayName = strings.Repeat("a", 250)
+		w := &work{left: maxWork}
+		if o := rules.evaluate(event, context, w); o.Rule != ".m.rule.message" || !o.Notify {
+			t.Errorf("%s: the rule is %q", name, o.Rule)
+		}
+		if w.left < 0 {
+			t.Errorf("%s: %d steps", name, maxWork-w.left)
+		}
+		if len(event.texts) > maxTexts {
+			t.Errorf("%s: %d texts are kept", name, len(event.texts))
+		}
+		for path, text := range event.texts {
+			if len(text.lower) > maxText {
+				t.Errorf("%s: %d bytes of %s are looked at", name, len(text.lower), path)
+			}
+		}
+	}
+}
+
+// Many evaluations share a budget; where it is spent, rules as people have them are still evaluated.
+func TestRulesShareABudget(t *testing.T) {
+	t.Parallel()
+	var budget Budget
+	context := in(3)
+	context.Budget = &budget
+	rules := hostileRules(t, "glob")
+	for range 3 * maxExtra / maxWork {
+		rules.Evaluate(hostileEvent(), context)
+	}
+	if budget.spent > maxExtra+maxWork {
+		t.Errorf("%d steps were taken from a budget of %d", budget.spent, maxExtra)
+	}
+	word := "c*ke"
+	usual := Default(me)
+	if err := usual.Put(Content, Rule{ID: "cake", Pattern: &word, Actions: []Action{Action(`"notify"`)}}, "", ""); err != nil {
+		t.Fatal(err)
+	}
+	if o := usual.Evaluate(message(`{"body":"the cake is here, and here is some more to read"}`), context); o.Rule != "cake" {
+		t.Errorf("with nothing left the rule is %q", o.Rule)
+	}
+}
+
+func BenchmarkHostileRules(b *testing.B) {
+	for _, name := range []string{"glob", "words", "content"} {
+		rules := hostileRules(b, name)
+		b.Run(name, func(b *testing.B) {
+			for b.Loop() {
+				rules.Evaluate(hostileEvent(), in(3))
+			}
+		})
+	}
+}
+
+func BenchmarkUsualRules(b *testing.B) {
+	rules := Default(me)
+	for i := range 20 {
+		word := fmt.Sprint("keyword", i, "*")
+		if err := rules.Put(Content, Rule{ID: word, Pattern: &word, Actions: []Action{Action(`"notify"`)}}, "", ""); err != nil {
+			b.Fatal(err)
+		}
+	}
+	for b.Loop() {
+		rules.Evaluate(message(`{"msgtype":"m.text","body":"`+strings.Repeat("A message as people write them. ", 4)+`"}`), in(3))
 	}
 }
