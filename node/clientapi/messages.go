@@ -300,6 +300,9 @@ func limitOf(s string, usual, most int) (int, error) {
 // visibleEvent is an event of the room that the user may see; M_NOT_FOUND.
 func (a *API) visibleEvent(r *store.Reader, room eventgraph.RoomID, user eventgraph.UserID, id eventgraph.EventID) (*store.StoredEvent, error) {
 	missing := notFound("There is no such event, or you may not see it.")
+	if err := a.notForgotten(r, room, user, missing); err != nil {
+		return nil, err
+	}
 	e, err := r.Event(id)
 	if errors.Is(err, store.ErrNotFound) {
 		return nil, missing
@@ -315,6 +318,27 @@ func (a *API) visibleEvent(r *store.Reader, room eventgraph.RoomID, user eventgr
 		err = missing
 	}
 	return e, err
+}
+
+// notForgotten answers with the error if the user has forgotten the room, unless anybody may read it now: "a user will no longer be able to
+// retrieve history for this room" (CS API, POST forget).
+func (a *API) notForgotten(r *store.Reader, room eventgraph.RoomID, user eventgraph.UserID, refusal error) error {
+	m, err := memberOf(r, room, user)
+	if err != nil || m == nil || !m.Forgotten || isJoined(m) {
+		return err
+	}
+	held, err := r.Room(room)
+	if errors.Is(err, store.ErrNotFound) {
+		return refusal
+	}
+	if err != nil {
+		return err
+	}
+	readable, err := worldReadable(r, held.State)
+	if err == nil && !readable {
+		err = refusal
+	}
+	return err
 }
 
 // getEvent is GET /rooms/{roomId}/event/{eventId}.
@@ -402,7 +426,14 @@ func (a *API) getContext(q *request) (any, error) {
 			}
 			wanted = func(t eventgraph.StateTuple) bool { return t.Type != "m.room.member" || senders[t.Key] }
 		}
-		answer["state"], err = a.stateEvents(r, stateRoot(last), v, wanted)
+		root, may, err := stateSeen(r, q.user, last)
+		if err != nil {
+			return err
+		}
+		if !may {
+			wanted = func(eventgraph.StateTuple) bool { return false }
+		}
+		answer["state"], err = a.stateEvents(r, root, v, wanted)
 		return err
 	})
 	return answer, err

@@ -76,6 +76,30 @@ func leaving(r *store.Reader, m *store.Member) (*store.StoredEvent, error) {
 	return nil, nil
 }
 
+// stateSeen is the state as of an event that the user may see, as far as it is theirs to read: after their leaving it stays as it was then, and
+// who was never joined sees none, though their own membership is shown to them, unless anybody may read there.
+func stateSeen(r *store.Reader, user eventgraph.UserID, e *store.StoredEvent) (root eventgraph.Hash, may bool, err error) {
+	root = stateRoot(e)
+	m, err := memberOf(r, e.RoomID(), user)
+	if err != nil || isJoined(m) {
+		return root, err == nil, err
+	}
+	if readable, err := worldReadable(r, root); err != nil || readable {
+		return root, readable, err
+	}
+	if m == nil || m.Forgotten {
+		return root, false, nil
+	}
+	gone, err := leaving(r, m)
+	if err != nil || gone == nil {
+		return root, false, err
+	}
+	if e.Order > gone.Order {
+		root = stateRoot(gone)
+	}
+	return root, true, nil
+}
+
 // worldReadable says whether by the state at root anybody may read the room.
 func worldReadable(r *store.Reader, root eventgraph.Hash) (bool, error) {
 	e, err := stateEvent(r, root, "m.room.history_visibility", "")
@@ -202,7 +226,7 @@ func (a *API) getMembers(q *request) (any, error) {
 // the creator's joining.
 const maxBeforeMembers = 10
 
-// rootAt is the state at a token, for a user who may see the event there; else otherwise. At a point before all events here it is that
+// rootAt is the state at a token, for a user who may see the event there and its state (stateSeen); else otherwise. At a point before all events here it is that
 // of the first members: a client that has got the whole timeline asks so, and a room has never been without any.
 func (a *API) rootAt(r *store.Reader, room eventgraph.RoomID, user eventgraph.UserID, token string, otherwise eventgraph.Hash) (eventgraph.Hash, error) {
 	order, err := a.parseToken(r, room, token)
@@ -210,13 +234,20 @@ func (a *API) rootAt(r *store.Reader, room eventgraph.RoomID, user eventgraph.Us
 		return eventgraph.Hash{}, err
 	}
 	root, before := otherwise, true
+	seenAt := func(e *store.StoredEvent) error {
+		see, err := a.Rooms.MaySeeUser(user, e)
+		if err != nil || !see {
+			return err
+		}
+		at, may, err := stateSeen(r, user, e)
+		if may {
+			root = at
+		}
+		return err
+	}
 	err = r.Timeline(room, order, true, func(e *store.StoredEvent) (bool, error) {
 		before = false
-		see, err := a.Rooms.MaySeeUser(user, e)
-		if see {
-			root = stateRoot(e)
-		}
-		return false, err
+		return false, seenAt(e)
 	})
 	if err != nil || !before {
 		return root, err
@@ -227,11 +258,7 @@ func (a *API) rootAt(r *store.Reader, room eventgraph.RoomID, user eventgraph.Us
 		if e.Type() != "m.room.member" {
 			return looked < maxBeforeMembers, nil
 		}
-		see, err := a.Rooms.MaySeeUser(user, e)
-		if see {
-			root = stateRoot(e)
-		}
-		return false, err
+		return false, seenAt(e)
 	})
 }
 
