@@ -281,6 +281,12 @@ func TestThumbnailEndpoint(t *testing.T) {
 		wantError(t, "no method", alice.raw("GET", prefix+drawn+"?width=1&height=32&method=bend", "", ""), 400, "M_INVALID_PARAM")
 		wantError(t, "unknown", alice.raw("GET", prefix+"/"+string(s.Server)+"/unknown?width=1&height=1", "", ""), 404, "M_NOT_FOUND")
 	}
+	for _, said := range []string{"application/octet-stream", "image/svg+xml", ""} {
+		a := alice.raw("GET", "/_matrix/client/v1/media/thumbnail"+alice.uploaded(said, "a.png", picture.String())+"?width=500&height=500", "", "")
+		if a.raw != picture.String() || a.header.Get("Content-Type") != "image/png" || !strings.HasPrefix(a.header.Get("Content-Disposition"), "inline") {
+			t.Errorf("a small picture that was uploaded as %q: %v", said, a.header)
+		}
+	}
 	wantError(t, "no token", client{s: s}.raw("GET", "/_matrix/client/v1/media/thumbnail"+drawn, "", ""), 401, "M_MISSING_TOKEN")
 }
 

@@ -28,6 +28,13 @@ func countFrames(format string, in *bufio.Reader) (frames int, costly bool) {
 	return 1, false
 }
 
+// interlaced says whether a PNG is (PNG, Third Edition, IHDR). What breaks off there is no picture.
+func interlaced(in io.Reader) bool {
+	head := make([]byte, 29)
+	_, err := io.ReadFull(in, head)
+	return err != nil || head[28] != 0
+}
+
 // countPNG says whether there is a chunk acTL before the first IDAT (PNG, Third Edition, Animation).
 func countPNG(in *bufio.Reader) int {
 	if _, err := in.Discard(8); err != nil {
@@ -57,8 +64,9 @@ func countGIF(in *bufio.Reader) (frames int, costly bool) {
 		return 1, false
 	}
 	skipTable(in, head[10])
-	// Frames may be small parts, but each is drawn on the whole.
+	// Frames may be small parts, but each is drawn on the whole, of which there are two at times, 4 bytes a pixel.
 	whole, pixels := int64(binary.LittleEndian.Uint16(head[6:]))*int64(binary.LittleEndian.Uint16(head[8:])), int64(0)
+	tooLarge := whole > maxDecoded/8
 	for {
 		kind, err := in.ReadByte()
 		if err != nil {
@@ -74,7 +82,7 @@ func countGIF(in *bufio.Reader) (frames int, costly bool) {
 			}
 			frames++
 			pixels += whole
-			if frames > maxFrames || pixels > maxFramePixels {
+			if frames > maxFrames || pixels > maxFramePixels || tooLarge && frames > 1 {
 				return frames, true
 			}
 			skipTable(in, frame[8])
@@ -154,27 +162,32 @@ func (o orientation) apply(m *image.RGBA) *image.RGBA {
 // jpegHead is what the segments before the first scan tell.
 type jpegHead struct {
 	orientation orientation
-	progressive bool
+	sequential  bool // it says so: else all coefficients are kept while it is decoded
 }
 
-// readJPEGHead reads up to the first scan; of a file that breaks off, what it has seen.
+// readJPEGHead reads up to the first scan; of a file that breaks off, what it has seen. It passes over what is between segments as image/jpeg does, so that
+// both see the same.
 func readJPEGHead(in *bufio.Reader) (head jpegHead) {
 	head.orientation = 1
 	if _, err := in.Discard(2); err != nil {
 		return head
 	}
 	for {
-		marker := make([]byte, 4)
-		if _, err := io.ReadFull(in, marker); err != nil || marker[0] != 0xff {
+		marker, err := nextMarker(in)
+		if err != nil {
 			return head
 		}
-		length := int(binary.BigEndian.Uint16(marker[2:])) - 2
+		size := make([]byte, 2)
+		if _, err := io.ReadFull(in, size); err != nil {
+			return head
+		}
+		length := int(binary.BigEndian.Uint16(size)) - 2
 		if length < 0 {
 			return head
 		}
-		switch marker[1] {
-		case 0xc2: // SOF2
-			head.progressive = true
+		switch marker {
+		case 0xc0, 0xc1: // SOF0, SOF1
+			head.sequential = true
 		case 0xda: // SOS
 			return head
 		case 0xe1: // APP1
@@ -189,6 +202,25 @@ func readJPEGHead(in *bufio.Reader) (head jpegHead) {
 		}
 		if _, err := in.Discard(length); err != nil {
 			return head
+		}
+	}
+}
+
+// nextMarker finds the next segment's: any bytes may stand before it, and fill bytes (ISO 10918-1, B.1.1.2); RST0 to RST7 have no segment.
+func nextMarker(in *bufio.Reader) (marker byte, err error) {
+	for {
+		for marker != 0xff {
+			if marker, err = in.ReadByte(); err != nil {
+				return 0, err
+			}
+		}
+		for marker == 0xff {
+			if marker, err = in.ReadByte(); err != nil {
+				return 0, err
+			}
+		}
+		if marker != 0 && (marker < 0xd0 || marker > 0xd7) {
+			return marker, nil
 		}
 	}
 }

@@ -339,6 +339,9 @@ func (p *Repository) makeThumbnail(ctx context.Context, id store.MediaID, origin
 	contentType, err := thumbnail(original, w, want)
 	if err != nil {
 		w.Abort()
+		if errors.Is(err, errOriginal) {
+			original.ContentType = contentType // what it is, and not what was said: a thumbnail is a picture
+		}
 		return nil, err
 	}
 	t, err := w.Reopen()

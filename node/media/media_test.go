@@ -13,6 +13,7 @@ import (
 	"image/jpeg"
 	"image/png"
 	"io"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -205,7 +206,23 @@ func TestBombs(t *testing.T) {
 	if _, err := thumbnail(bytes.NewReader(large), io.Discard, Wanted{Width: 32, Height: 32}); !errors.Is(err, ErrLargePicture) {
 		t.Errorf("a large PNG: %v", err)
 	}
+	if _, err := thumbnail(bytes.NewReader(grayPNG(t, 9000, false, "tRNS")), io.Discard, Wanted{Width: 32, Height: 32}); !errors.Is(err, ErrLargePicture) {
+		t.Errorf("a large gray PNG that is transparent in part: %v", err)
+	}
+	if _, err := thumbnail(bytes.NewReader(grayPNG(t, 5000, true, "")), io.Discard, Wanted{Width: 32, Height: 32}); !errors.Is(err, ErrLargePicture) {
+		t.Errorf("an interlaced PNG: %v", err)
+	}
+	for name, before := range map[string]string{"none": "", "a fill byte": "\xff", "RST0": "\xff\xd0", "any": "any", "an escaped ff": "\xff\x00", "a comment": "\xff\xfe\x00\x03\xff"} {
+		if _, err := thumbnail(strings.NewReader(progressiveJPEG(before, 6600)), io.Discard, Wanted{Width: 32, Height: 32}); !errors.Is(err, ErrLargePicture) {
+			t.Errorf("a large progressive JPEG, before whose frame header there is %s: %v", name, err)
+		}
+	}
 	one := animation(t, 200, 100)
+	wide := bytes.Clone(one) // its canvas says to be
+	copy(wide[6:], "\x88\x13\x88\x13")
+	if contentType, err := thumbnail(bytes.NewReader(wide), io.Discard, Wanted{Width: 32, Height: 32, Animated: true}); contentType == "image/gif" {
+		t.Errorf("an animation on a canvas of 5000 by 5000 was made: %v", err)
+	}
 	many := append(bytes.TrimSuffix(one, []byte{0x3b}), bytes.Repeat([]byte{0x2c, 0, 0, 0, 0, 1, 0, 1, 0, 0, 2, 2, 0x44, 1, 0}, maxFrames)...)
 	var out bytes.Buffer
 	contentType, err := thumbnail(bytes.NewReader(append(many, 0x3b)), &out, Wanted{Width: 32, Height: 32, Animated: true})
@@ -217,6 +234,32 @@ func TestBombs(t *testing.T) {
 			t.Errorf("%q: %v", c, err)
 		}
 	}
+}
+
+// grayPNG has nothing but its head, and a chunk of that type.
+func grayPNG(t *testing.T, side uint32, interlaced bool, chunk string) []byte {
+	t.Helper()
+	file := pngOf(t, image.NewGray(image.Rect(0, 0, 10, 10)))
+	binary.BigEndian.PutUint32(file[16:], side)
+	binary.BigEndian.PutUint32(file[20:], side)
+	if interlaced {
+		file[28] = 1
+	}
+	fixPNG(file)
+	if chunk == "" {
+		return file
+	}
+	added := append([]byte{0, 0, 0, 2}, chunk+"\x00\x00"...)
+	added = binary.BigEndian.AppendUint32(added, crc32.ChecksumIEEE(added[4:]))
+	return slices.Insert(file, 33, added...)
+}
+
+// progressiveJPEG has three components; before is what stands before its frame header.
+func progressiveJPEG(before string, side uint16) string {
+	size := string(binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(nil, side), side))
+	return "\xff\xd8" + before + "\xff\xc2\x00\x11\x08" + size + "\x03\x01\x11\x00\x02\x11\x00\x03\x11\x00" +
+		"\xff\xc4\x00\x14\x00\x01" + strings.Repeat("\x00", 16) +
+		"\xff\xda\x00\x0c\x03\x01\x00\x02\x00\x03\x00\x00\x00\x00"
 }
 
 func TestUpload(t *testing.T) {

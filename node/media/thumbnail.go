@@ -44,8 +44,8 @@ type Wanted struct {
 	Animated      bool // an animation, if the picture is one
 }
 
-// thumbnail writes a thumbnail of the picture to w. It never enlarges: errOriginal says that the picture itself is to be given. Other errors: ErrNoPicture,
-// ErrLargePicture, those of in and w.
+// thumbnail writes a thumbnail of the picture to w. It never enlarges: errOriginal says that the picture itself is to be given, of the
+// type returned. Other errors: ErrNoPicture, ErrLargePicture, those of in and w.
 func thumbnail(in io.ReadSeeker, w io.Writer, want Wanted) (contentType string, err error) {
 	config, format, err := image.DecodeConfig(bufio.NewReader(in))
 	if err != nil || config.Width <= 0 || config.Height <= 0 {
@@ -54,15 +54,20 @@ func thumbnail(in io.ReadSeeker, w io.Writer, want Wanted) (contentType string, 
 	if _, err := in.Seek(0, io.SeekStart); err != nil {
 		return "", err
 	}
-	turned := orientation(1)
-	if format == "jpeg" {
+	turned, perPixel := orientation(1), decodedBytes(format, config.ColorModel)
+	switch format {
+	case "jpeg":
 		head := readJPEGHead(bufio.NewReader(in))
 		turned = head.orientation
-		if head.progressive {
-			config.ColorModel = progressive{config.ColorModel}
+		if !head.sequential {
+			perPixel += 4 * perPixel // the decoder keeps all coefficients, 4 bytes for each sample
+		}
+	case "png":
+		if interlaced(in) {
+			perPixel *= 2 // the passes are pictures, too
 		}
 	}
-	if int64(config.Width)*int64(config.Height) > maxDecoded/decodedBytes(config.ColorModel) {
+	if int64(config.Width)*int64(config.Height) > maxDecoded/perPixel {
 		return "", ErrLargePicture
 	}
 	frames, costly := 1, false
@@ -82,11 +87,11 @@ func thumbnail(in io.ReadSeeker, w io.Writer, want Wanted) (contentType string, 
 	animate := moves && want.Animated && !costly
 	switch {
 	case same && (!moves || want.Animated):
-		return "", errOriginal
+		return "image/" + format, errOriginal
 	case animate && format == "gif":
 		return "image/gif", scaleAnimation(in, w, to, from)
 	case animate:
-		return "", errOriginal // of these only stills can be made; larger than asked for is allowed, a still is not what was asked for
+		return "image/" + format, errOriginal // of these only stills can be made; larger than asked for is allowed, a still is not what was asked for
 	}
 	picture, _, err := image.Decode(bufio.NewReader(in))
 	if err != nil {
@@ -190,25 +195,19 @@ func reduced(frame *image.RGBA, palette color.Palette) *image.Paletted {
 	return out
 }
 
-// progressive is the colour model of a progressive JPEG, of which the decoder keeps all coefficients, 4 bytes for each sample.
-type progressive struct{ color.Model }
-
-// decodedBytes is how much memory a pixel takes at most.
-func decodedBytes(m color.Model) int64 {
-	switch m := m.(type) {
-	case progressive:
-		return 5 * decodedBytes(m.Model)
-	case color.Palette:
+// decodedBytes is how much memory a pixel takes at most while the file is decoded.
+func decodedBytes(format string, m color.Model) int64 {
+	if _, ok := m.(color.Palette); ok {
 		return 1
 	}
-	switch m {
-	case color.GrayModel, color.AlphaModel:
+	switch {
+	case m == color.Gray16Model || m == color.RGBA64Model || m == color.NRGBA64Model: // a gray PNG may name a colour that is transparent, and has four samples then
+		return 8
+	case m == color.GrayModel && format != "png":
 		return 1
-	case color.Gray16Model, color.Alpha16Model:
-		return 2
-	case color.YCbCrModel:
+	case m == color.YCbCrModel:
 		return 3
-	case color.RGBA64Model, color.NRGBA64Model:
+	case format == "jpeg", format == "webp": // RGB or CMYK; without loss: the decoder makes a second picture of the first
 		return 8
 	}
 	return 4
