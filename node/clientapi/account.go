@@ -56,9 +56,13 @@ func (a *API) accountRoutes() {
 	a.pushRuleRoutes()
 }
 
-// whoami is GET /account/whoami.
+// whoami is GET /account/whoami. An application service that names no device has none.
 func (a *API) whoami(q *request) (any, error) {
-	return map[string]any{"user_id": q.user, "device_id": q.device, "is_guest": false}, nil
+	return struct {
+		User    eventgraph.UserID `json:"user_id"`
+		Device  store.DeviceID    `json:"device_id,omitempty"`
+		IsGuest bool              `json:"is_guest"`
+	}{q.user, q.device, false}, nil
 }
 
 // changePassword is POST /account/password. The caller's own device stays logged in, if there is an access token of it.

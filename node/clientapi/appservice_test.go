@@ -203,6 +203,9 @@ func TestServiceActsAsItsUsers(t *testing.T) {
 		if a.status != c.status || a.code() != c.code || c.status == 200 && (a.text("user_id") != c.user || a.text("device_id") != c.device) {
 			t.Errorf("%s: %d %s", c.what, a.status, a.raw)
 		}
+		if _, has := a.body["device_id"]; has != (c.device != "") { // left out where there is none
+			t.Errorf("%s: %s", c.what, a.raw)
+		}
 	}
 	// A person's token gives nobody else's voice, whatever the query says.
 	if a := alice.call(200, "GET", "/v3/account/whoami?"+as(nick), nil); a.text("user_id") != string(alice.user) {
@@ -220,6 +223,9 @@ func TestServiceActsAsItsUsers(t *testing.T) {
 	}
 	if a := b.call(400, "POST", "/v3/keys/upload?"+as(nick), map[string]any{}); a.code() != "M_MISSING_PARAM" {
 		t.Errorf("keys without a device: %s", a.raw)
+	}
+	if a := b.call(400, "POST", "/v3/pushers/set?"+as(nick), pusher("k", nil)); a.code() != "M_MISSING_PARAM" {
+		t.Errorf("a pusher without a device: %s", a.raw)
 	}
 	// A person cannot make a device so.
 	alice.call(404, "PUT", "/v3/devices/BRIDGE", map[string]any{"display_name": "x"})

@@ -38,6 +38,9 @@ func missingParam(message string) error {
 	return fail(http.StatusBadRequest, "M_MISSING_PARAM", message)
 }
 
+// errNoDevice is the answer to an application service about what only a device has (AS API, Identity assertion).
+var errNoDevice = missingParam("An application service must say for which device: device_id is missing.")
+
 var errUnrecognized = fail(http.StatusNotFound, "M_UNRECOGNIZED", "There is no such endpoint here.")
 
 // refusalStatus is the HTTP status of each rooms.Refusal.Code that a client may see. Some refusals come from other

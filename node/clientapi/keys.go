@@ -50,7 +50,7 @@ func (a *API) uploadKeys(q *request) (any, error) {
 		return nil, fail(http.StatusRequestEntityTooLarge, "M_TOO_LARGE", "Too many keys in one upload.")
 	}
 	if q.device == "" {
-		return nil, missingParam("An application service must say for which device: device_id is missing.")
+		return nil, errNoDevice
 	}
 	var held json.RawMessage
 	err := a.Store.View(func(r *store.Reader) (err error) {

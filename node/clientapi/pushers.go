@@ -92,6 +92,9 @@ func (a *API) setPusher(q *request) (any, error) {
 		_, err := a.Store.Update(q.Context(), func(tx *store.Tx) error { return tx.DeletePusher(key) })
 		return nil, err
 	}
+	if q.device == "" {
+		return nil, errNoDevice
+	}
 	p, err := a.checkPusher(&body)
 	if err != nil {
 		return nil, err
