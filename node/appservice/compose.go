@@ -68,7 +68,7 @@ func (w *sending) compose(ctx context.Context, r *store.Reader, upTo store.Posit
 		case store.ChangeEvent:
 			err = w.addEvent(r, c, change)
 		case store.ChangeMembership:
-			err = w.addInvite(r, c, change)
+			err = w.addInvite(r, c, pos, change)
 		case store.ChangeReceipt:
 			err = w.addReceipt(r, c, change, receipts)
 		}
@@ -100,13 +100,14 @@ func (w *sending) addEvent(r *store.Reader, c *composed, change store.Change) er
 	return err
 }
 
-// addInvite tells of an invite to a room that is not held here. That the invite has been dropped meanwhile, nobody need know.
-func (w *sending) addInvite(r *store.Reader, c *composed, change store.Change) error {
+// addInvite tells of an invite to a room that is not held here, and of the end of one: the last change that the member's record has seen
+// stands for those before it.
+func (w *sending) addInvite(r *store.Reader, c *composed, pos store.Position, change store.Change) error {
 	if !w.HasUser(change.User) {
 		return nil
 	}
 	m, err := r.Member(change.Room, change.User)
-	if err != nil {
+	if err != nil || m.Position != pos {
 		return err
 	}
 	raw, err := w.sender.Local.ServiceInvite(r, m)

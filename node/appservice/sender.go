@@ -36,7 +36,7 @@ const (
 type Local interface {
 	// ServiceEvent is an event as clients see it; nil for one that they are not shown.
 	ServiceEvent(r *store.Reader, e *store.StoredEvent) (json.RawMessage, error)
-	// ServiceInvite is the invite by which somebody is invited to a room not held here; nil if m is none.
+	// ServiceInvite is the invite by which somebody is invited to a room not held here, or the event that ended it; nil if m is neither.
 	ServiceInvite(r *store.Reader, m *store.Member) (json.RawMessage, error)
 	// ServiceReceipts is an m.receipt event of the room.
 	ServiceReceipts(room eventgraph.RoomID, receipts []*store.Receipt) (json.RawMessage, error)

@@ -472,10 +472,11 @@ func plainJSON(v any) (json.RawMessage, error) {
 
 // ServiceInvite answers appservice.Local.
 func (a *API) ServiceInvite(r *store.Reader, m *store.Member) (json.RawMessage, error) {
-	if !m.Outside || m.Membership != "invite" {
+	invited := m.Membership == "invite"
+	if !m.Outside || !invited && (m.Membership != "leave" || len(m.Invite) == 0 || m.Forgotten) {
 		return nil, nil
 	}
-	// The invite itself came from its server; of it go the members that clients see.
+	// The event itself came from its server; of it go the members that clients see.
 	var invite struct {
 		Content  json.RawMessage    `json:"content"`
 		Sender   eventgraph.UserID  `json:"sender"`
@@ -490,8 +491,8 @@ func (a *API) ServiceInvite(r *store.Reader, m *store.Member) (json.RawMessage, 
 	}
 	invite.Room, invite.ID = m.Room, m.Event
 	raw, err := plainJSON(invite)
-	if err != nil {
-		return nil, err
+	if err != nil || !invited {
+		return raw, err
 	}
 	return a.withInviteState(r, raw, m)
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/plexus-p2p/plexus/eventgraph"
 	"github.com/plexus-p2p/plexus/node/appservice"
 	"github.com/plexus-p2p/plexus/node/rooms"
+	"github.com/plexus-p2p/plexus/store"
 )
 
 // transaction is one attempt of a transaction, which waits for its answer.
@@ -343,4 +344,63 @@ func TestServicesAreToldOfTheMoment(t *testing.T) {
 	// The service's own users' private receipts are its business.
 	bot.call(200, "POST", path+"/receipt/m.read.private/"+string(id), map[string]any{})
 	r.collect(t, `"m.read.private"`)
+}
+
+// A service is told of an invite of its user to a room that is not held here, and that it was taken back or rejected (AS API, transactions: all
+// that concerns its users); once, also if a change came on top before the service was asked.
+func TestServicesAreToldOfTheEndOfInvites(t *testing.T) {
+	t.Parallel()
+	r, bot := newReceiver(t, "")
+	ghost := bridge{client: bot}.ghost("irc_nick")
+	put := func(m store.Member) {
+		t.Helper()
+		_, err := r.Store.Update(t.Context(), func(tx *store.Tx) (err error) {
+			m.User, m.Outside = ghost, true
+			if m.Position, err = tx.Log(store.Change{Kind: store.ChangeMembership, Room: m.Room, User: m.User}); err != nil {
+				return err
+			}
+			return tx.PutMember(&m)
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	event := func(membership string) []byte {
+		return fmt.Appendf(nil, `{"type":"m.room.member","state_key":%q,"sender":"@b:far","content":{"membership":%q,"reason":"r"},"origin_server_ts":7}`,
+			ghost, membership)
+	}
+	invite := func(room eventgraph.RoomID) store.Member {
+		return store.Member{Room: room, Membership: "invite", Event: "$invite", Invite: event("invite")}
+	}
+	r.run(t)
+	put(invite("!first"))
+	all := r.collect(t, `"invite"`)
+	put(store.Member{Room: "!first", Membership: "leave", Event: "$kick", Invite: event("leave")})
+	all = append(all, r.collect(t, `"leave"`)...)
+	// Before the service has answered: an invite that comes and goes, one that is dropped, and one that is forgotten.
+	put(invite("!hold"))
+	held := r.next(t)
+	put(invite("!second"))
+	put(store.Member{Room: "!second", Membership: "leave", Event: "$ban", Invite: event("ban")})
+	put(invite("!dropped"))
+	put(store.Member{Room: "!dropped", Membership: "leave", Event: "$invite"})
+	put(store.Member{Room: "!forgotten", Membership: "leave", Event: "$leave", Invite: event("leave"), Forgotten: true})
+	put(invite("!last"))
+	held.answer <- http.StatusOK
+	all = append(all, r.collect(t, `"!last"`)...)
+	var got []string
+	for _, e := range all {
+		content := e["content"].(map[string]any)
+		got = append(got, fmt.Sprint(e["room_id"], " ", e["event_id"], " ", content["membership"]))
+		unsigned, _ := e["unsigned"].(map[string]any)
+		if _, has := unsigned["invite_room_state"]; has != (content["membership"] == "invite") {
+			t.Errorf("%v", e)
+		}
+		if content["reason"] != "r" || e["sender"] != "@b:far" || e["state_key"] != string(ghost) || e["origin_server_ts"] != 7.0 {
+			t.Errorf("%v", e)
+		}
+	}
+	if want := []string{"!first $invite invite", "!first $kick leave", "!second $ban ban", "!last $invite invite"}; !slices.Equal(got, want) {
+		t.Errorf("told of %q, want %q", got, want)
+	}
 }
