@@ -11,17 +11,23 @@ import (
 	"github.com/plexus-p2p/plexus/store"
 )
 
+// userID is the local user whom a person calls name: a user ID as it is, or a name, whose capitals are small letters in accounts.
+func (n *Node) userID(name string) eventgraph.UserID {
+	if strings.HasPrefix(name, "@") {
+		return eventgraph.UserID(name)
+	}
+	return eventgraph.UserID("@" + strings.ToLower(name) + ":" + string(n.keys.server))
+}
+
 // account finds a local account by name or ID, a deactivated one too.
 func (n *Node) account(name string) (account *store.Account, err error) {
-	if !strings.HasPrefix(name, "@") {
-		name = "@" + name + ":" + string(n.keys.server)
-	}
+	user := n.userID(name)
 	err = n.store.View(func(r *store.Reader) error {
-		account, err = r.Account(eventgraph.UserID(name))
+		account, err = r.Account(user)
 		return err
 	})
 	if errors.Is(err, store.ErrNotFound) {
-		return nil, fmt.Errorf("this node has no user %s", name)
+		return nil, fmt.Errorf("this node has no user %s", user)
 	}
 	return account, err
 }

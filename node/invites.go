@@ -95,12 +95,9 @@ func (n *Node) linkTo(about string) (l Link, err error) {
 
 // localUser finds the account of a user given by name or ID.
 func (n *Node) localUser(r *store.Reader, name string) (eventgraph.UserID, error) {
-	if !strings.HasPrefix(name, "@") {
-		name = "@" + name + ":" + string(n.keys.server)
-	}
-	user := eventgraph.UserID(name)
+	user := n.userID(name)
 	if a, err := r.Account(user); errors.Is(err, store.ErrNotFound) || err == nil && a.Deactivated {
-		return "", fmt.Errorf("this node has no user %s", name)
+		return "", fmt.Errorf("this node has no user %s", user)
 	} else if err != nil {
 		return "", err
 	}

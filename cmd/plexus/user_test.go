@@ -54,6 +54,8 @@ func TestUserCommands(t *testing.T) {
 	}
 	plexus(0, "", "device list "+alice, string(devices[0].ID), "127.0.0.1")
 
+	plexus(0, "a password\n", "user add BigName", "@bigname:"+string(f.ServerName))
+	plexus(0, "", "device list BigName", "no device is logged in")
 	plexus(0, "", "user disable alice", "is disabled")
 	plexus(0, "", "user disable alice", "nothing has changed")
 	plexus(0, "", "user list", "disabled")

@@ -85,9 +85,9 @@ func (a *API) registered(q *request, user eventgraph.UserID, d newDevice, inhibi
 	return a.logIn(q, user, d)
 }
 
-// CreateUser makes an account without a client (plexus user add).
+// CreateUser makes an account without a client (plexus user add). Capitals become small letters, as with /register.
 func (a *API) CreateUser(ctx context.Context, localpart, password string) (eventgraph.UserID, error) {
-	user, err := a.newUserID(localpart)
+	user, err := a.newUserID(strings.ToLower(localpart))
 	if err != nil {
 		return "", err
 	}
