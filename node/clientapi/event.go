@@ -17,7 +17,7 @@ type viewer struct {
 	withoutRoom bool  // /sync implies the room (ClientEventWithoutRoomID)
 	federation  bool  // filter's event_format: the event as peers have it
 	because     bool  // inside a redacted_because
-	bare        bool  // state beside a timeline: without what was replaced and the viewer's membership
+	bare        bool  // state beside a timeline: without the content of what was replaced, and the viewer's membership
 
 	service bool // for an application service: without what is a user's own, and with whatever was replaced
 	bundle  bool // with aggregations of child events
@@ -145,11 +145,9 @@ func (a *API) appendUnsigned(b []byte, r *store.Reader, e *store.StoredEvent, v 
 		b = append(b, `,"org.matrix.msc4140.delay_id":`...)
 		b = appendString(b, t.TxnID)
 	}
-	if !v.bare {
-		var err error
-		if b, err = a.appendContext(b, r, e, v); err != nil {
-			return nil, err
-		}
+	b, err := a.appendContext(b, r, e, v)
+	if err != nil {
+		return nil, err
 	}
 	if v.bundle && !v.because && v.nested < 2 {
 		children, err := a.aggregated(r, e, v)
@@ -185,9 +183,12 @@ func (a *API) appendUnsigned(b []byte, r *store.Reader, e *store.StoredEvent, v 
 
 // appendContext writes those parts of UnsignedData that follow from the room's state around the event.
 func (a *API) appendContext(b []byte, r *store.Reader, e *store.StoredEvent, v *viewer) ([]byte, error) {
+	if v.bare && e.Type() == "m.room.member" {
+		return b, nil // thousands, each with a state of its own to look into
+	}
 	var membership string
 	var err error
-	if !v.service {
+	if !v.service && !v.bare {
 		if membership, err = v.membershipAt(r, e); err != nil {
 			return nil, err
 		}
@@ -196,12 +197,22 @@ func (a *API) appendContext(b []byte, r *store.Reader, e *store.StoredEvent, v *
 		b = append(b, `,"membership":`...)
 		b = appendString(b, membership)
 	}
-	replaced, err := replacedState(r, e)
-	if err != nil || replaced == nil {
+	id, err := replacedID(r, e)
+	if err != nil || id == "" {
 		return b, err
 	}
 	b = append(b, `,"replaces_state":`...)
-	b = appendString(b, string(replaced.ID()))
+	b = appendString(b, string(id))
+	if v.bare {
+		return b, nil
+	}
+	replaced, err := r.Event(id)
+	if errors.Is(err, store.ErrNotFound) {
+		return b, nil
+	}
+	if err != nil {
+		return nil, err
+	}
 	see := v.service
 	if !see {
 		see, err = a.Rooms.MaySeeUser(v.user, replaced)
@@ -258,12 +269,8 @@ func (v *viewer) membershipIn(r *store.Reader, root eventgraph.Hash) (string, er
 
 // replacedState is the state event in whose place e stepped; nil if none is known.
 func replacedState(r *store.Reader, e *store.StoredEvent) (*store.StoredEvent, error) {
-	tuple, ok := e.Tuple()
-	if !ok || e.StateBefore == (eventgraph.Hash{}) {
-		return nil, nil
-	}
-	id, ok, err := eventgraph.OpenTrie(r, e.StateBefore).Get(tuple)
-	if err != nil || !ok || id == e.ID() {
+	id, err := replacedID(r, e)
+	if err != nil || id == "" {
 		return nil, err
 	}
 	replaced, err := r.Event(id)
@@ -271,6 +278,19 @@ func replacedState(r *store.Reader, e *store.StoredEvent) (*store.StoredEvent, e
 		return nil, nil
 	}
 	return replaced, err
+}
+
+// replacedID is the ID of the state event in whose place e stepped; "" if none is known.
+func replacedID(r *store.Reader, e *store.StoredEvent) (eventgraph.EventID, error) {
+	tuple, ok := e.Tuple()
+	if !ok || e.StateBefore == (eventgraph.Hash{}) {
+		return "", nil
+	}
+	id, ok, err := eventgraph.OpenTrie(r, e.StateBefore).Get(tuple)
+	if err != nil || !ok || id == e.ID() {
+		return "", err
+	}
+	return id, nil
 }
 
 // strippedEvent is the event as stripped state (CS API, Stripped state).

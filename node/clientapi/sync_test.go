@@ -70,8 +70,9 @@ type (
 		Content  map[string]any
 		Unsigned struct {
 			Age           *int64
-			TransactionID string `json:"transaction_id"`
-			PrevContent   map[string]any
+			TransactionID string             `json:"transaction_id"`
+			PrevContent   map[string]any     `json:"prev_content"`
+			Replaces      eventgraph.EventID `json:"replaces_state"`
 			Membership    string
 			Because       *syncedEvent `json:"redacted_because"`
 			Relations     struct {
@@ -621,6 +622,35 @@ func TestSyncUnsigned(t *testing.T) {
 	}
 	if id := second.sync(since).Rooms.Join[room].Timeline.Events[0].Unsigned.TransactionID; id != "" {
 		t.Errorf("another device is told transaction ID %q", id)
+	}
+}
+
+// State beside a timeline names what it replaced, too (CS API, UnsignedData, replaces_state).
+func TestSyncReplacedState(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, nil)
+	alice := s.newClient("alice")
+	room := alice.room()
+	first := alice.state(room, "m.room.topic", "", `{"topic":"first"}`)
+	alice.state(room, "m.room.topic", "", `{"topic":"second"}`)
+	alice.state(room, "m.room.avatar", "", `{}`)
+	since := alice.sync("").NextBatch
+	last := alice.state(room, "m.room.avatar", "", `{"url":"mxc://x/y"}`)
+	const one = `filter={"room":{"timeline":{"limit":1}}}`
+	if e := alice.sync(since).Rooms.Join[room].Timeline.Events; len(e) != 1 || e[0].ID != last || e[0].Unsigned.Replaces == "" {
+		t.Errorf("in the timeline: %+v", e)
+	}
+	alice.say(room, "after it")
+	list := alice.sync("", one).Rooms.Join[room].State
+	for eventType, want := range map[string]bool{"m.room.topic": true, "m.room.avatar": true, "m.room.create": false} {
+		e := list.find(eventType)
+		if e == nil || (e.Unsigned.Replaces != "") != want || eventType == "m.room.topic" && e.Unsigned.Replaces != first || len(e.Unsigned.PrevContent) > 0 {
+			t.Errorf("%s: %+v", eventType, e)
+		}
+	}
+	slid := alice.slide("", window(0, 9, 1, `["m.room.topic",""]`, "")).Rooms[room]
+	if len(slid.State) != 1 || slid.State[0].Unsigned.Replaces != first {
+		t.Errorf("sliding sync: %+v", slid.State)
 	}
 }
 
