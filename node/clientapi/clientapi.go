@@ -95,6 +95,7 @@ type API struct {
 	sliding  *slidingConnections
 	delayed  *delayedSending
 	coming   comingWaits
+	open     openSends
 }
 
 // New makes the API; SetRemote must be called before Handler serves (federation and the API know each other).

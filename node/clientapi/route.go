@@ -146,6 +146,7 @@ type call struct {
 	need    access
 	inside  insideCall // of a room, which may be still coming
 	locked  bool       // serves locked accounts too
+	sends   bool       // makes events
 	handler handler
 }
 
@@ -153,7 +154,7 @@ type call struct {
 // given as v3 answers under r0 too. A parameter never matches an empty segment, so a path with a slash at its end is a
 // route of its own.
 func (a *API) route(method, path string, need access, h handler) {
-	t, c := &a.routes, &call{need: need, inside: whileJoining(method, path), locked: whileLocked(path), handler: h}
+	t, c := &a.routes, &call{need: need, inside: whileJoining(method, path), locked: whileLocked(path), sends: makesEvents(method, path), handler: h}
 	for _, segment := range strings.Split(path[1:], "/") {
 		if name, ok := strings.CutPrefix(segment, "{"); ok {
 			c.names = append(c.names, strings.TrimSuffix(name, "}"))
@@ -269,6 +270,9 @@ func (a *API) serve(w http.ResponseWriter, r *http.Request) {
 		a.writeError(w, r, err)
 		return
 	}
+	if c.sends {
+		defer a.open.begin(q)()
+	}
 	var answer any
 	var answered bool
 	var err error
@@ -282,9 +286,14 @@ func (a *API) serve(w http.ResponseWriter, r *http.Request) {
 		a.writeError(w, r, err)
 		return
 	}
-	if _, ok := answer.(written); !ok {
-		a.writeJSON(w, http.StatusOK, answer)
+	if _, ok := answer.(written); ok {
+		return
 	}
+	if c.sends {
+		a.writeAtOnce(w, answer)
+		return
+	}
+	a.writeJSON(w, http.StatusOK, answer)
 }
 
 // whileLocked says whether a route serves a locked account too: it can log out, and nothing else (CS API, Account locking).

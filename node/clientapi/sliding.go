@@ -115,6 +115,7 @@ func (a *API) slidingRounds(under context.Context, q *request, s *syncRequest, r
 			return nil, err
 		}
 	}
+	round.awaitAnswers(under)
 	return round.finish(under)
 }
 

@@ -117,6 +117,7 @@ func (a *API) sync(q *request) (any, error) {
 			return nil, err
 		}
 		if s.since == nil || s.fullState || !round.empty() || s.timeout == 0 {
+			round.awaitAnswers(q.Context())
 			return a.writeSync(q.w, round.finish())
 		}
 		if err := a.waitForChange(ctx, gathered.upTo, round.counter); err != nil {
