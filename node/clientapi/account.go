@@ -14,6 +14,9 @@ import (
 func (a *API) accountRoutes() {
 	a.route("GET", "/_matrix/client/v3/login", public, a.loginFlows)
 	a.route("POST", "/_matrix/client/v3/login", public, a.login)
+	a.route("GET", "/_matrix/static/client/login/", public, a.loginPage)
+	a.route("GET", "/_matrix/client/v3/auth/{authType}/fallback/web", public, a.authPage)
+	a.route("POST", "/_matrix/client/v3/auth/{authType}/fallback/web", public, a.authForm)
 	a.route("POST", "/_matrix/client/v3/refresh", public, a.refresh)
 	a.route("POST", "/_matrix/client/v1/login/get_token", authed, a.getLoginToken)
 	a.route("POST", "/_matrix/client/v3/user/{userId}/openid/request_token", authed, a.requestOpenIDToken)

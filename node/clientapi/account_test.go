@@ -310,9 +310,9 @@ func TestDeleteDevices(t *testing.T) {
 func TestAuthSessionsAreBounded(t *testing.T) {
 	t.Parallel()
 	s := newAuthSessions(func() time.Time { return time.UnixMilli(0) })
-	first := s.begin("x")
+	first := s.begin("x", stageDummy, "")
 	for range maxSessions {
-		s.begin("x")
+		s.begin("x", stageDummy, "")
 	}
 	if s.valid(first, "x") || s.open.Len() != maxSessions {
 		t.Errorf("%d sessions are open", s.open.Len())

@@ -64,19 +64,25 @@ func (a *API) page(w http.ResponseWriter, r *http.Request) {
 		a.writeError(w, r, fail(http.StatusMethodNotAllowed, "M_UNRECOGNIZED", "Here is only a page to read."))
 		return
 	}
-	header := w.Header()
-	header.Set("Content-Type", "text/html; charset=utf-8")
-	header.Set("Content-Security-Policy", "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
-	header.Set("X-Frame-Options", "DENY")
-	header.Set("X-Content-Type-Options", "nosniff")
-	header.Set("Referrer-Policy", "no-referrer")
-	header.Set("Cross-Origin-Resource-Policy", "same-origin")
-	header.Set("Cache-Control", "no-store")
+	pageHeader(w.Header(), "form-action 'none'")
 	connected := a.PeersConnected != nil && a.PeersConnected() > 0
 	pageTemplate.Execute(w, struct {
 		Address   string
 		Connected bool
 	}{"http://" + r.Host, connected}) // an error here means that the browser has gone
+}
+
+// pageHeader sets the header of a page of ours: it loads and runs nothing, but for what more of the policy allows, and no page may
+// frame or read it.
+func pageHeader(header http.Header, more string) {
+	header.Set("Content-Type", "text/html; charset=utf-8")
+	header.Set("Content-Security-Policy", "default-src 'none'; base-uri 'none'; frame-ancestors 'none'; "+more)
+	header.Set("X-Frame-Options", "DENY")
+	header.Set("X-Content-Type-Options", "nosniff")
+	header.Set("Referrer-Policy", "no-referrer")
+	header.Set("Cross-Origin-Resource-Policy", "same-origin")
+	header.Set("Cache-Control", "no-store")
+	header.Del("Access-Control-Allow-Origin") // no other page reads it
 }
 
 var pageTemplate = template.Must(template.New("page").Parse(`<!DOCTYPE html>

@@ -64,7 +64,7 @@ func (a *API) register(q *request) (any, error) {
 	if a.Registration == RegistrationToken {
 		stage, check = stageToken, func(d *authData) error { return a.checkRegistrationToken(d.Token) }
 	}
-	if err := a.interactive(body.Auth, "register", stage, check); err != nil {
+	if _, err := a.interactive(body.Auth, "register", stage, "", check); err != nil {
 		return nil, err
 	}
 

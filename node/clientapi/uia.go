@@ -1,12 +1,14 @@
 package clientapi
 
 import (
+	"cmp"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/subtle"
 	"errors"
 	"net/http"
 	"strings"
+	"sync"
 	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
@@ -56,75 +58,116 @@ const (
 // authSession is an authentication under way, for one operation only.
 type authSession struct {
 	operation [sha256.Size]byte // its hash: a client chooses how long it is
+	stage     string
+	purpose   string            // in words for whoever is to prove it
+	user      eventgraph.UserID // who is; "": any user, or nobody in particular
 	expires   time.Time
+
+	mu     sync.Mutex
+	proven bool              // on the fallback page
+	prover eventgraph.UserID // by password
 }
 
 // authSessions is for concurrent use.
 type authSessions struct {
 	now  func() time.Time
-	open *lru.Cache[string, authSession]
+	open *lru.Cache[string, *authSession]
 }
 
 func newAuthSessions(now func() time.Time) *authSessions {
 	s := &authSessions{now: now}
-	s.open, _ = lru.New[string, authSession](maxSessions) // fails only on a size below 1
+	s.open, _ = lru.New[string, *authSession](maxSessions) // fails only on a size below 1
 	return s
 }
 
 // begin opens a session for the operation.
-func (s *authSessions) begin(operation string) string {
+func (s *authSessions) begin(operation, stage string, user eventgraph.UserID) string {
 	id := rand.Text()
-	s.open.Add(id, authSession{sha256.Sum256([]byte(operation)), s.now().Add(sessionExpires)})
+	s.open.Add(id, &authSession{
+		operation: sha256.Sum256([]byte(operation)), stage: stage, purpose: purposeOf(operation), user: user, expires: s.now().Add(sessionExpires),
+	})
 	return id
+}
+
+// get is the session, if it is open; nil if not.
+func (s *authSessions) get(id string) *authSession {
+	session, ok := s.open.Get(id)
+	if !ok || !s.now().Before(session.expires) {
+		return nil
+	}
+	return session
 }
 
 // valid says whether the session is open and was begun for that operation.
 func (s *authSessions) valid(id, operation string) bool {
-	session, ok := s.open.Get(id)
-	return ok && session.operation == sha256.Sum256([]byte(operation)) && s.now().Before(session.expires)
+	session := s.get(id)
+	return session != nil && session.operation == sha256.Sum256([]byte(operation))
 }
 
-func (s *authSessions) end(id string) { s.open.Remove(id) }
+// end ends the session, and says whether it was open: what was proven on the fallback page counts once.
+func (s *authSessions) end(id string) bool { return s.open.Remove(id) }
 
-// interactive lets a request for the operation pass if auth proves the stage; else it answers the 401 that asks for it.
-// check returns nil, an error with M_FORBIDDEN that the client may answer by trying again, or what failed.
-// The operation names what is done to what by whom, so that a proof serves nothing else.
-func (a *API) interactive(auth *authData, operation, stage string, check func(*authData) error) error {
+// prove notes that the stage was passed, by the user if it asks for one.
+func (s *authSession) prove(user eventgraph.UserID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.proven, s.prover = true, user
+}
+
+// proof says whether the stage was passed, and by whom if it asks for a user.
+func (s *authSession) proof() (proven bool, user eventgraph.UserID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.proven, s.prover
+}
+
+// interactive lets a request for the operation pass if auth proves the stage, or names a session in which it was proven on the fallback page; else it
+// answers the 401 that asks for it. check returns nil, an error with M_FORBIDDEN that the client may answer by trying again, or what failed.
+// The operation names what is done to what by whom, so that a proof serves nothing else; user is who must prove it, "" if that is open. prover is who has proven a
+// password on the fallback page, "" if check was called.
+func (a *API) interactive(auth *authData, operation, stage string, user eventgraph.UserID, check func(*authData) error) (prover eventgraph.UserID, err error) {
 	ask := &matrixError{Status: http.StatusUnauthorized, Extra: map[string]any{
 		"flows":  []any{map[string]any{"stages": []string{stage}}},
 		"params": map[string]any{},
 	}}
 	if auth == nil || (auth.Type == "" && auth.Session == "") {
-		ask.Extra["session"] = a.auths.begin(operation)
-		return ask
+		ask.Extra["session"] = a.auths.begin(operation, stage, user)
+		return "", ask
 	}
 	// A client that skips the first request has no session to name.
 	if auth.Session != "" && !a.auths.valid(auth.Session, operation) {
 		ask.Code, ask.Message = "M_UNKNOWN", "That session is not known, or no more: start again."
-		ask.Extra["session"] = a.auths.begin(operation)
-		return ask
+		ask.Extra["session"] = a.auths.begin(operation, stage, user)
+		return "", ask
 	}
 	if auth.Session == "" {
-		auth.Session = a.auths.begin(operation)
+		auth.Session = a.auths.begin(operation, stage, user)
 	}
 	ask.Extra["session"] = auth.Session
+	if auth.Type == "" { // "an auth dict with just the session ID"
+		if session := a.auths.get(auth.Session); session != nil {
+			if proven, prover := session.proof(); proven && a.auths.end(auth.Session) {
+				return prover, nil
+			}
+		}
+	}
 	if auth.Type != stage {
 		if auth.Type != "" {
 			ask.Code, ask.Message = "M_UNRECOGNIZED", "That authentication type is not offered here."
 		}
-		return ask
+		return "", ask
 	}
-	err := check(auth)
+	err = check(auth)
 	var refused *matrixError
 	switch {
 	case err == nil:
 		a.auths.end(auth.Session)
-		return nil
+		return "", nil
 	case errors.As(err, &refused) && refused.Code == "M_FORBIDDEN":
 		ask.Code, ask.Message = refused.Code, refused.Message
-		return ask
+		return "", ask
 	default:
-		return err
+		return "", err
 	}
 }
 
@@ -139,10 +182,11 @@ func (a *API) confirm(q *request, auth *authData, operation string) error {
 			return forbidden("That is another user: only the one logged in here can confirm this.")
 		}
 	}
-	return a.interactive(auth, operation+" "+string(q.user), stagePassword, func(d *authData) error {
+	_, err := a.interactive(auth, operation+" "+string(q.user), stagePassword, q.user, func(d *authData) error {
 		_, err := a.checkPassword(q, q.user, d.Password)
 		return err
 	})
+	return err
 }
 
 // confirmUser is confirm for requests that need no access token: without one the proof says who the caller is.
@@ -153,14 +197,14 @@ func (a *API) confirmUser(q *request, auth *authData, operation string) (user ev
 	if q.user != "" {
 		return q.user, a.confirm(q, auth, operation)
 	}
-	err = a.interactive(auth, operation, stagePassword, func(d *authData) error {
+	prover, err := a.interactive(auth, operation, stagePassword, "", func(d *authData) error {
 		account, err := a.checkPassword(q, a.userNamed(d.named()), d.Password)
 		if err == nil {
 			user = account.User
 		}
 		return err
 	})
-	return user, err
+	return cmp.Or(prover, user), err
 }
 
 var (
