@@ -1,7 +1,9 @@
 package clientapi
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"strings"
@@ -543,5 +545,34 @@ func TestRoomMentionNeedsPower(t *testing.T) {
 	bob.message(room, `{"body":"all","m.mentions":{"room":true}}`)
 	if got, _ := carol.unread(room, false); got != (unreadCounts{1, 2}) {
 		t.Errorf("where nobody needs power: %+v", got)
+	}
+}
+
+// Counting ends when nobody waits for it any more.
+func TestCountingEnds(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, nil)
+	alice, bob := s.newClient("alice"), s.newClient("bob")
+	room := alice.room()
+	bob.join(room)
+	bob.message(room, `{"msgtype":"m.text","body":"1"}`)
+	bob.message(room, `{"msgtype":"m.text","body":"2"}`)
+	err := s.Store.View(func(r *store.Reader) error {
+		u, err := s.newUnread(r, alice.user)
+		if err != nil {
+			return err
+		}
+		calls := 0
+		u.ended = func() error {
+			if calls++; calls > 1 {
+				return context.Canceled
+			}
+			return nil
+		}
+		_, _, err = u.room(room, false)
+		return err
+	})
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("counting ended with %v", err)
 	}
 }

@@ -29,6 +29,9 @@ func (a *API) publicRooms(q *request) (any, error) {
 	if ask.Limit < 0 {
 		return nil, invalidParam("limit must not be less than zero.")
 	}
+	if err := ask.Check(); err != nil {
+		return nil, err
+	}
 	server := query.Get("server")
 	if server == "" || server == string(a.Server) {
 		return a.Rooms.Public(ask)

@@ -164,3 +164,20 @@ func TestPublicRoomsElsewhere(t *testing.T) {
 		t.Errorf("without a token: %d %s", a.status, a.raw)
 	}
 }
+
+// A term or types of a length that nobody asks for are refused, whether for our directory or another's.
+func TestPublicRoomsBounds(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, nil)
+	c := s.newClient("alice")
+	for _, server := range []string{"", "?server=elsewhere"} {
+		for _, filter := range []string{
+			`"generic_search_term":"` + strings.Repeat("É", 600) + `"`, `"room_types":[` + strings.Repeat(`"a",`, 100) + `"a"]`,
+		} {
+			a := s.send("POST", "/_matrix/client/v3/publicRooms"+server, c.token, `{"filter":{`+filter+`}}`)
+			if a.status != 400 || a.code() != "M_INVALID_PARAM" {
+				t.Errorf("%q, %.30s: %d %s", server, filter, a.status, a.raw)
+			}
+		}
+	}
+}

@@ -618,6 +618,23 @@ func TestSlidingRefusals(t *testing.T) {
 	}
 	lists, _ := json.Marshal(map[string]any{"lists": many})
 	subscriptions, _ := json.Marshal(map[string]any{"room_subscriptions": many})
+	names := func(n int) string { return `["` + strings.Repeat(`x","`, n-1) + `x"]` }
+	for _, filter := range []string{"room_types", "not_room_types", "spaces", "tags", "not_tags"} {
+		body := `{"lists":{"a":{"timeline_limit":1,"required_state":[],"filters":{"` + filter + `":`
+		if a := alice.trySlide(400, "", body+names(maxFilterNames+1)+`}}}}`); a.code() != "M_INVALID_PARAM" {
+			t.Errorf("%s: %s", filter, a.raw)
+		}
+		alice.trySlide(200, "", body+names(maxFilterNames)+`}}}}`)
+	}
+	for _, extension := range []string{"account_data", "receipts", "typing"} {
+		for _, list := range []string{"lists", "rooms"} {
+			body := `{"extensions":{"` + extension + `":{"enabled":true,"` + list + `":`
+			if a := alice.trySlide(400, "", body+names(maxCovered+1)+`}}}`); a.code() != "M_INVALID_PARAM" {
+				t.Errorf("%s %s: %s", extension, list, a.raw)
+			}
+			alice.trySlide(200, "", body+names(maxCovered)+`}}}`)
+		}
+	}
 	for body, code := range map[string]string{
 		`{`:                                     "M_NOT_JSON",
 		`{"lists":[]}`:                          "M_BAD_JSON",

@@ -128,6 +128,9 @@ func (s *slidingRound) e2eeExtension() error {
 // of which changed says so.
 func (s *slidingRound) eachRoom(e *roomExtension, which extensionSet, changed func(eventgraph.RoomID) bool, tell func(m *matched, anew bool) error) error {
 	for _, id := range slices.Sorted(maps.Keys(s.found)) {
+		if err := s.ended(); err != nil {
+			return err
+		}
 		m, sent := s.found[id], s.conn.rooms[id]
 		if !e.covers(id, m) {
 			continue

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"slices"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
@@ -240,23 +241,26 @@ func (s *slidingRound) match() (map[eventgraph.RoomID]*matched, error) {
 	}
 	slices.SortFunc(order, func(x, y *listedRoom) int { return cmp.Or(cmp.Compare(y.active, x.active), cmp.Compare(x.id, y.id)) })
 	found := map[eventgraph.RoomID]*matched{}
-	add := func(l *listedRoom, config *roomConfig) *matched {
-		if m := found[l.id]; m != nil {
-			m.config.add(config)
-			return m
+	add := func(l *listedRoom) *matched {
+		m := found[l.id]
+		if m == nil {
+			m = &matched{room: l}
+			found[l.id] = m
 		}
-		m := &matched{room: l, config: *config}
-		found[l.id] = m
 		return m
 	}
+	reads := &filterReads{children: map[eventgraph.RoomID]map[eventgraph.RoomID]bool{}, tags: map[eventgraph.RoomID]tags{}}
 	for _, name := range s.req.listNames() {
 		list := s.req.Lists[name]
-		passes, err := s.passing(&list.Filters)
+		passes, err := s.passing(&list.Filters, reads)
 		if err != nil {
 			return nil, err
 		}
 		count := 0
 		for _, l := range order {
+			if err := s.ended(); err != nil {
+				return nil, err
+			}
 			ok, err := passes(l)
 			if err != nil {
 				return nil, err
@@ -265,7 +269,7 @@ func (s *slidingRound) match() (map[eventgraph.RoomID]*matched, error) {
 				continue
 			}
 			if list.has(count) {
-				m := add(l, &list.config)
+				m := add(l)
 				m.lists = append(m.lists, name)
 			}
 			count++
@@ -274,10 +278,45 @@ func (s *slidingRound) match() (map[eventgraph.RoomID]*matched, error) {
 	}
 	for room, subscription := range s.req.Subscriptions {
 		if l := s.view.rooms[room]; l != nil && s.isIn(l) {
-			add(l, &subscription.config).subscribed = true
+			m := add(l)
+			m.subscribed, m.config = true, subscription.config
 		}
 	}
-	return found, nil
+	return found, s.configure(found)
+}
+
+// configure puts together what is sent of each room. Most rooms are in the same lists as others, whose union is made once.
+func (s *slidingRound) configure(found map[eventgraph.RoomID]*matched) error {
+	unions := map[string]*roomConfig{}
+	for _, m := range found {
+		if len(m.lists) == 0 {
+			continue
+		}
+		key := fmt.Sprintf("%q", m.lists)
+		union := unions[key]
+		if union == nil {
+			union = &roomConfig{}
+			for _, name := range m.lists {
+				if err := s.ended(); err != nil {
+					return err
+				}
+				union.add(&s.req.Lists[name].config)
+			}
+			unions[key] = union
+		}
+		if m.subscribed {
+			m.config.add(union)
+		} else {
+			m.config = *union
+		}
+	}
+	return nil
+}
+
+// filterReads is what the filters of several lists have read of one snapshot.
+type filterReads struct {
+	children map[eventgraph.RoomID]map[eventgraph.RoomID]bool // of a space
+	tags     map[eventgraph.RoomID]tags
 }
 
 // has says whether the index is in the list's windows.
@@ -286,17 +325,21 @@ func (l *slidingList) has(index int) bool {
 }
 
 // passing makes the test that rooms of a list pass (MSC4186, SlidingRoomFilter).
-func (s *slidingRound) passing(f *slidingFilters) (func(*listedRoom) (bool, error), error) {
-	children, err := s.children(f.Spaces)
-	if err != nil {
-		return nil, err
+func (s *slidingRound) passing(f *slidingFilters, reads *filterReads) (func(*listedRoom) (bool, error), error) {
+	for _, space := range f.Spaces {
+		if err := s.children(space, reads); err != nil {
+			return nil, err
+		}
+	}
+	inSpace := func(id eventgraph.RoomID) bool {
+		return slices.ContainsFunc(f.Spaces, func(space eventgraph.RoomID) bool { return reads.children[space][id] })
 	}
 	return func(l *listedRoom) (bool, error) {
 		invite := l.member != nil && l.stage == stripped && l.member.Membership == "invite"
 		switch {
 		case f.IsDM != nil && *f.IsDM != s.view.direct[l.id],
 			f.IsInvite != nil && *f.IsInvite != invite,
-			f.Spaces != nil && !children[l.id]:
+			f.Spaces != nil && !inSpace(l.id):
 			return false, nil
 		}
 		if f.IsEncrypted != nil || f.RoomTypes != nil || f.NotRoomTypes != nil {
@@ -313,44 +356,52 @@ func (s *slidingRound) passing(f *slidingFilters) (func(*listedRoom) (bool, erro
 		case f.Tags == nil && f.NotTags == nil:
 			return true, nil
 		}
-		held, err := readTags(s.r, s.user, l.id)
+		held, known := reads.tags[l.id]
+		if !known {
+			var err error
+			if held, err = readTags(s.r, s.user, l.id); err != nil {
+				return false, err
+			}
+			reads.tags[l.id] = held
+		}
 		tagged := func(tag string) bool { return held.Tags[tag] != nil }
-		return (f.Tags == nil || slices.ContainsFunc(f.Tags, tagged)) && !slices.ContainsFunc(f.NotTags, tagged), err
+		return (f.Tags == nil || slices.ContainsFunc(f.Tags, tagged)) && !slices.ContainsFunc(f.NotTags, tagged), nil
 	}, nil
 }
 
-// children are the rooms that those of the spaces name that the user is joined to.
-func (s *slidingRound) children(spaces []eventgraph.RoomID) (map[eventgraph.RoomID]bool, error) {
-	children := map[eventgraph.RoomID]bool{}
-	for _, space := range spaces {
-		l := s.view.rooms[space]
-		if l == nil || !isJoined(l.member) {
-			continue
-		}
-		room, err := s.r.Room(space)
-		if err != nil {
-			return nil, err
-		}
-		err = eventgraph.OpenTrie(s.r, room.State).Walk(func(t eventgraph.StateTuple, id eventgraph.EventID) error {
-			if t.Type != "m.space.child" || children[eventgraph.RoomID(t.Key)] {
-				return nil
-			}
-			e, err := s.r.Event(id)
-			if err != nil {
-				return err
-			}
-			var content struct {
-				Via []string `json:"via"`
-			}
-			// Without via it is no child any more (CS API, m.space.child).
-			children[eventgraph.RoomID(t.Key)] = json.Unmarshal(e.Content(), &content) == nil && len(content.Via) > 0
-			return nil
-		})
-		if err != nil {
-			return nil, err
-		}
+// children reads which rooms a space names; none if the user is not joined to it.
+func (s *slidingRound) children(space eventgraph.RoomID, reads *filterReads) error {
+	if reads.children[space] != nil {
+		return nil
 	}
-	return children, nil
+	children := map[eventgraph.RoomID]bool{}
+	reads.children[space] = children
+	l := s.view.rooms[space]
+	if l == nil || !isJoined(l.member) {
+		return nil
+	}
+	room, err := s.r.Room(space)
+	if err != nil {
+		return err
+	}
+	return eventgraph.OpenTrie(s.r, room.State).Walk(func(t eventgraph.StateTuple, id eventgraph.EventID) error {
+		if t.Type != "m.space.child" || s.view.rooms[eventgraph.RoomID(t.Key)] == nil {
+			return nil // what the user is not in is in no list
+		}
+		if err := s.ended(); err != nil {
+			return err
+		}
+		e, err := s.r.Event(id)
+		if err != nil {
+			return err
+		}
+		var content struct {
+			Via []string `json:"via"`
+		}
+		// Without via it is no child any more (CS API, m.space.child).
+		children[eventgraph.RoomID(t.Key)] = json.Unmarshal(e.Content(), &content) == nil && len(content.Via) > 0
+		return nil
+	})
 }
 
 // facts reads what filters ask of the room: of its state as the user may know it.

@@ -24,6 +24,8 @@ const (
 	maxRanges        = 20    // of one list; clients have one
 	maxRequiredState = 1_000 // patterns of all rules together; clients name some 20 in each
 	maxConnID        = 255   // bytes; clients use 16
+	maxFilterNames   = 100   // of each part of a list's filters: tags, types of rooms, spaces
+	maxCovered       = 1_000 // lists and rooms that an extension names
 )
 
 // slidingRequest is one call.
@@ -51,15 +53,43 @@ type roomExtension struct {
 	Enabled bool                 `json:"enabled"`
 	Lists   *[]string            `json:"lists"`
 	Rooms   *[]eventgraph.RoomID `json:"rooms"`
+
+	lists map[string]bool // the same, by name
+	rooms map[eventgraph.RoomID]bool
+}
+
+// prepare checks how much the extension names, and makes it ready to be asked.
+func (e *roomExtension) prepare() error {
+	if e.Lists != nil {
+		if len(*e.Lists) > maxCovered {
+			return invalidParam("An extension names too many lists.")
+		}
+		e.lists = setOf(*e.Lists)
+	}
+	if e.Rooms != nil {
+		if len(*e.Rooms) > maxCovered {
+			return invalidParam("An extension names too many rooms.")
+		}
+		e.rooms = setOf(*e.Rooms)
+	}
+	return nil
+}
+
+func setOf[T comparable](list []T) map[T]bool {
+	set := make(map[T]bool, len(list))
+	for _, v := range list {
+		set[v] = true
+	}
+	return set
 }
 
 // covers says whether the extension is about a room of these lists.
 func (e *roomExtension) covers(room eventgraph.RoomID, by *matched) bool {
-	if by.subscribed && (e.Rooms == nil || slices.Contains(*e.Rooms, "*") || slices.Contains(*e.Rooms, room)) {
+	if by.subscribed && (e.Rooms == nil || e.rooms["*"] || e.rooms[room]) {
 		return true
 	}
 	return slices.ContainsFunc(by.lists, func(list string) bool {
-		return e.Lists == nil || slices.Contains(*e.Lists, "*") || slices.Contains(*e.Lists, list)
+		return e.Lists == nil || e.lists["*"] || e.lists[list]
 	})
 }
 
@@ -92,6 +122,11 @@ func (a *API) parseSliding(q *request) (*slidingRequest, time.Duration, error) {
 	case len(s.Subscriptions) > maxSubscriptions:
 		return nil, 0, invalidParam("There are too many room_subscriptions.")
 	}
+	for _, e := range []*roomExtension{&s.Extensions.AccountData, &s.Extensions.Receipts, &s.Extensions.Typing} {
+		if err := e.prepare(); err != nil {
+			return nil, 0, err
+		}
+	}
 	patterns := 0
 	rule := func(r *slidingRule) error {
 		if r.TimelineLimit < 0 {
@@ -109,6 +144,9 @@ func (a *API) parseSliding(q *request) (*slidingRequest, time.Duration, error) {
 		}
 		if len(list.Ranges) > maxRanges {
 			return nil, 0, invalidParam("A list has too many ranges.")
+		}
+		if f := &list.Filters; max(len(f.RoomTypes), len(f.NotRoomTypes), len(f.Spaces), len(f.Tags), len(f.NotTags)) > maxFilterNames {
+			return nil, 0, invalidParam("A list's filters name too much.")
 		}
 		for _, r := range list.Ranges {
 			if r[0] < 0 || r[1] < r[0] {

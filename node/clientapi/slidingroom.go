@@ -23,6 +23,9 @@ const maxBumpScan = 100
 // rooms fills in the matched rooms that have something to tell, and notes which are in the windows.
 func (s *slidingRound) rooms() error {
 	for _, id := range slices.Sorted(maps.Keys(s.found)) {
+		if err := s.ended(); err != nil {
+			return err
+		}
 		m, sent := s.found[id], s.conn.rooms[id]
 		room, next, err := s.matchedRoom(m, sent)
 		if err != nil {

@@ -23,7 +23,7 @@ const (
 	strangeSaved = 300
 
 	costRequest   = 1       // its signature
-	costHistory   = 10      // state, auth chains, pages of events
+	costHistory   = 10      // state, auth chains, pages of events, the directory: each published room is looked at
 	costMember    = 10      // templates, joins, leaves, knocks, invites: each builds on the room's state, and most commit
 	costIdentify  = 3       // asking a stranger who it is
 	costBody      = 8 << 10 // bytes that are one unit

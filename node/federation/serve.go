@@ -313,12 +313,12 @@ func (f *Federation) routes() http.Handler {
 	f.sendRoutes(r)
 	f.keyRoutes(r)
 	f.queryRoutes(r)
-	f.directoryRoutes(r)
 	f.mediaRoutes(r)
 	r.cost = costMember
 	f.memberRoutes(r)
 	f.hierarchyRoutes(r)
 	r.cost = costHistory
+	f.directoryRoutes(r)
 	f.eventRoutes(r)
 	return r
 }

@@ -9,6 +9,9 @@ import (
 
 // The directory of published rooms (SS API, Published room directory): our own, for other servers.
 
+// maxDirectoryBody bounds the body of a question: a term and some types.
+const maxDirectoryBody = 64 << 10
+
 func (f *Federation) directoryRoutes(r *router) {
 	r.add(http.MethodGet, v1+"publicRooms", f.servePublicRooms)
 	r.add(http.MethodPost, v1+"publicRooms", f.servePublicRooms)
@@ -17,6 +20,9 @@ func (f *Federation) directoryRoutes(r *router) {
 func (f *Federation) servePublicRooms(q *request) (any, error) {
 	var ask rooms.PublicQuery
 	if q.Method == http.MethodPost {
+		if len(q.body) > maxDirectoryBody {
+			return nil, fail(http.StatusRequestEntityTooLarge, "M_TOO_LARGE", "no question to a directory is so long")
+		}
 		if err := q.decode(&ask); err != nil {
 			return nil, err
 		}

@@ -266,6 +266,12 @@ func TestServesAsTheSpecSays(t *testing.T) {
 	ask.Since = "x"
 	_, err = a.PublicRooms(t.Context(), b.server, ask)
 	wantCode(t, err, "M_INVALID_PARAM")
+	ask.Since, ask.Filter.Term = "", strings.Repeat("x", 2000)
+	_, err = a.PublicRooms(t.Context(), b.server, ask)
+	wantCode(t, err, "M_INVALID_PARAM")
+	ask.Filter.Term = strings.Repeat("x", maxDirectoryBody)
+	_, err = a.PublicRooms(t.Context(), b.server, ask)
+	wantCode(t, err, "M_TOO_LARGE")
 	if list := wellFormed([]*rooms.Summary{nil, {RoomID: "no room"}, {RoomID: room}}); len(list) != 1 || list[0].RoomID != room {
 		t.Errorf("of what is not well formed %v is left", list)
 	}

@@ -134,8 +134,11 @@ func (r *Rooms) summarize(room eventgraph.RoomID, state *State) (*Summary, error
 	return s, nil
 }
 
-// maxPublicRooms bounds one page of the directory.
-const maxPublicRooms = 100
+const (
+	maxPublicRooms = 100     // of one page of the directory
+	maxPublicTerm  = 1 << 10 // bytes to search for in each published room's name, topic and alias
+	maxPublicTypes = 100     // to choose rooms by
+)
 
 // PublicQuery asks for a page of the directory of published rooms: the body of POST /publicRooms in both APIs.
 type PublicQuery struct {
@@ -176,8 +179,22 @@ func listed(r *store.Reader, q PublicQuery) ([]eventgraph.RoomID, error) {
 	return slices.Compact(ids), err
 }
 
+// Check refuses what no client asks for, and would cost much for each published room: *Refusal M_INVALID_PARAM.
+func (q *PublicQuery) Check() error {
+	switch {
+	case len(q.Filter.Term) > maxPublicTerm:
+		return &Refusal{Code: "M_INVALID_PARAM", Reason: "generic_search_term is too long"}
+	case len(q.Filter.RoomTypes) > maxPublicTypes:
+		return &Refusal{Code: "M_INVALID_PARAM", Reason: "there are too many room_types"}
+	}
+	return nil
+}
+
 // Public is a page of our published rooms, the largest first; tokens are the number of rooms before the page. *Refusal M_INVALID_PARAM.
 func (r *Rooms) Public(q PublicQuery) (*PublicPage, error) {
+	if err := q.Check(); err != nil {
+		return nil, err
+	}
 	if q.Limit <= 0 || q.Limit > maxPublicRooms {
 		q.Limit = maxPublicRooms
 	}
@@ -195,6 +212,7 @@ func (r *Rooms) Public(q PublicQuery) (*PublicPage, error) {
 	}); err != nil {
 		return nil, err
 	}
+	term := strings.ToLower(strings.TrimSpace(q.Filter.Term))
 	var found []*Summary
 	for _, id := range ids {
 		s, err := r.Summary(id)
@@ -204,7 +222,7 @@ func (r *Rooms) Public(q PublicQuery) (*PublicPage, error) {
 		if err != nil {
 			return nil, err
 		}
-		if s.mentions(q.Filter.Term) && s.isOneOf(q.Filter.RoomTypes) {
+		if s.mentions(term) && s.isOneOf(q.Filter.RoomTypes) {
 			found = append(found, s)
 		}
 	}
@@ -224,10 +242,9 @@ func (r *Rooms) Public(q PublicQuery) (*PublicPage, error) {
 	return page, nil
 }
 
-// mentions says whether name, topic or alias contain the term.
+// mentions says whether name, topic or alias contain the term, which is in lower case.
 func (s *Summary) mentions(term string) bool {
-	term = strings.ToLower(strings.TrimSpace(term))
-	return slices.ContainsFunc([]string{s.Name, s.Topic, s.CanonicalAlias}, func(text string) bool {
+	return term == "" || slices.ContainsFunc([]string{s.Name, s.Topic, s.CanonicalAlias}, func(text string) bool {
 		return strings.Contains(strings.ToLower(text), term)
 	})
 }
