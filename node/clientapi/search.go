@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"math"
+	"net/http"
 	"slices"
 	"sort"
 	"strconv"
@@ -28,6 +29,10 @@ const (
 	// A room has a fair part of what those before it have left of these, and no less than this many events, candidates and segments, however many
 	// rooms there are.
 	minSearchedEvents, minCandidates, minSearchedSegments = 1000, 200, 20
+
+	// maxSearch bounds the body, in bytes, as maxFilter a filter; maxSearchTypes are patterns of types, tried on each event.
+	maxSearch      = maxFilter
+	maxSearchTypes = 100
 
 	maxSearchWords = 20
 	usualResults   = 10
@@ -76,7 +81,14 @@ func (a *API) search(q *request) (any, error) {
 			Events *searchQuery `json:"room_events"`
 		} `json:"search_categories"`
 	}
-	if err := q.decode(&body); err != nil {
+	raw, err := q.body()
+	if err != nil {
+		return nil, err
+	}
+	if len(raw) > maxSearch {
+		return nil, fail(http.StatusRequestEntityTooLarge, "M_TOO_LARGE", "The search is too large.")
+	}
+	if err := decodeJSON(raw, &body); err != nil {
 		return nil, err
 	}
 	s := body.Categories.Events
@@ -93,7 +105,7 @@ func (a *API) search(q *request) (any, error) {
 		}
 	}
 	answer := map[string]any{}
-	err := a.Store.View(func(r *store.Reader) error {
+	err = a.Store.View(func(r *store.Reader) error {
 		all, highlights, err := a.find(q, r, s)
 		if err != nil {
 			return err
@@ -168,6 +180,10 @@ func (s *searchQuery) check() error {
 	if len(s.words) > maxSearchWords {
 		return invalidParam("There are too many words in the search term.")
 	}
+	if len(s.Filter.Types)+len(s.Filter.NotTypes) > maxSearchTypes {
+		return invalidParam("The filter names too many types.")
+	}
+	s.Keys = slices.Compact(slices.Sorted(slices.Values(s.Keys)))
 	return nil
 }
 

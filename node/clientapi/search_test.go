@@ -137,3 +137,25 @@ func TestSearch(t *testing.T) {
 		t.Errorf("without a token: %d", a.status)
 	}
 }
+
+// A search as large as nobody's is refused before anything is looked at.
+func TestLargeSearches(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, nil)
+	c := s.newClient("alice")
+	body := func(filter string) string {
+		return `{"search_categories":{"room_events":{"search_term":"x","filter":{` + filter + `}}}}`
+	}
+	types := func(n int) string { return `"types":["*x"` + strings.Repeat(`,"*x"`, n-1) + `]` }
+	for _, test := range []struct {
+		body, code string
+	}{
+		{body(types(maxSearchTypes + 1)), "M_INVALID_PARAM"},
+		{body(`"senders":["@` + strings.Repeat("x", maxSearch) + `"]`), "M_TOO_LARGE"},
+		{body(types(maxSearchTypes)), ""},
+	} {
+		if a := s.send("POST", "/_matrix/client/v3/search", c.token, test.body); a.code() != test.code {
+			t.Errorf("%.80s: %d %s", test.body, a.status, a.raw)
+		}
+	}
+}
