@@ -107,3 +107,27 @@ func TestForgottenRoomsAreNotRead(t *testing.T) {
 		t.Error("nothing to read after joining again")
 	}
 }
+
+// Shared history from before the joining stays readable to who has left, whatever is done to them then.
+func TestSharedHistoryAfterLaterBan(t *testing.T) {
+	t.Parallel()
+	s := newTestAPI(t, nil)
+	alice, bob := s.newClient("alice"), s.newClient("bob")
+	room := alice.room()
+	path := "/v3/rooms/" + string(room) + "/event/"
+	before := alice.say(room, "before")
+	bob.join(room)
+	with := alice.say(room, "with bob")
+	bob.call(200, "POST", "/v3/rooms/"+string(room)+"/leave", map[string]any{})
+	after := alice.say(room, "after")
+	for _, membership := range []string{"", "ban", "leave", "invite", "leave"} {
+		if membership != "" {
+			alice.member(room, bob, membership)
+		}
+		for id, want := range map[eventgraph.EventID]int{before: 200, with: 200, after: 404} {
+			if a := s.send("GET", "/_matrix/client"+path+string(id), bob.token, nil); a.status != want {
+				t.Errorf("after %q: %d, want %d", membership, a.status, want)
+			}
+		}
+	}
+}

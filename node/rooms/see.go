@@ -163,22 +163,36 @@ func (r *Rooms) MaySeeUser(user eventgraph.UserID, e *store.StoredEvent) (bool, 
 	return now.Joined && auth.MaySee(before, after, now, own), nil
 }
 
+// maxMemberHops bounds how far back a user's leaving is looked for among their member events: bans, invites, and what ended them.
+const maxMemberHops = 100
+
 // joinedSince says whether a user who has left again was joined at some time after the event: then it is as if they
-// were joined now.
+// were joined now. Later bans, invites and their refusals change nothing in that.
 func (r *Rooms) joinedSince(room eventgraph.RoomID, user eventgraph.UserID, e *store.StoredEvent) (bool, error) {
 	m, err := r.member(room, user)
 	if m == nil || err != nil || !m.WasJoined || m.Event == "" {
 		return false, err
 	}
-	left, err := r.stored(m.Event)
-	if errors.Is(err, store.ErrNotFound) {
-		return false, nil
+	id := m.Event
+	for range maxMemberHops {
+		then, err := r.stored(id)
+		if errors.Is(err, store.ErrNotFound) {
+			return false, nil
+		}
+		if err != nil || !placed(then) || then.Order <= e.Order {
+			return false, err
+		}
+		before, err := r.userSight(then.StateBefore, user)
+		if err != nil || before.Joined {
+			return err == nil, err
+		}
+		replaced, ok, err := newState(r, then.StateBefore).EventID(eventgraph.StateTuple{Type: "m.room.member", Key: string(user)})
+		if err != nil || !ok || replaced == id {
+			return false, err
+		}
+		id = replaced
 	}
-	if err != nil || !placed(left) || left.Order <= e.Order {
-		return false, err
-	}
-	then, err := r.userSight(left.StateBefore, user)
-	return then.Joined, err
+	return false, nil
 }
 
 // seenBy names a state and who looks at it. A state is named by its content, and redaction leaves memberships and visibilities as they are, so
