@@ -439,8 +439,8 @@ func (a *API) getContext(q *request) (any, error) {
 	return answer, err
 }
 
-// timestampToEvent is GET /rooms/{roomId}/timestamp_to_event: the closest event here, or, where what is here begins after the
-// time, the closest that another server has.
+// timestampToEvent is GET /rooms/{roomId}/timestamp_to_event: the closest event here that the user may see, or, where what is here begins
+// after the time, the closest that another server has. Of that nothing is told before it is here, and the user may see it.
 func (a *API) timestampToEvent(q *request) (any, error) {
 	room, err := roomOf(q)
 	if err != nil {
@@ -469,24 +469,16 @@ func (a *API) timestampToEvent(q *request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	near, err := a.Rooms.EventNear(room, ts, forwards)
-	if err != nil && !errors.Is(err, store.ErrNotFound) {
+	near, err := a.eventNear(room, q.user, ts, forwards)
+	if err != nil {
 		return nil, err
 	}
-	if near != nil {
-		see, err := a.Rooms.MaySeeUser(q.user, near)
-		if err != nil {
-			return nil, err
-		}
-		if !see {
-			near = nil
-		}
-	}
 	if history && (near == nil || forwards) {
-		if id, at, err := a.remote.EventNear(q.Context(), room, ts, forwards); err == nil {
-			if near == nil || distance(at, ts) < distance(near.OriginServerTS(), ts) {
-				a.fetchHistory(q.Context(), room, id)
-				return map[string]any{"event_id": id, "origin_server_ts": at}, nil
+		id, at, err := a.remote.EventNear(q.Context(), room, ts, forwards)
+		if err == nil && (near == nil || distance(at, ts) < distance(near.OriginServerTS(), ts)) {
+			a.fetchHistory(q.Context(), room, id)
+			if near, err = a.eventNear(room, q.user, ts, forwards); err != nil {
+				return nil, err
 			}
 		}
 	}
@@ -494,6 +486,15 @@ func (a *API) timestampToEvent(q *request) (any, error) {
 		return nil, fail(http.StatusNotFound, "M_NOT_FOUND", "No event is known near that time.")
 	}
 	return map[string]any{"event_id": near.ID(), "origin_server_ts": near.OriginServerTS()}, nil
+}
+
+// eventNear is the closest event here that the user may see; nil if there is none.
+func (a *API) eventNear(room eventgraph.RoomID, user eventgraph.UserID, ts int64, forwards bool) (*store.StoredEvent, error) {
+	e, err := a.Rooms.EventNear(room, ts, forwards, func(e *store.StoredEvent) (bool, error) { return a.Rooms.MaySeeUser(user, e) })
+	if errors.Is(err, store.ErrNotFound) {
+		return nil, nil
+	}
+	return e, err
 }
 
 // Bounds of fetching history up to an event that another server has found by its time: a room's history has no holes here, so all of it

@@ -556,19 +556,14 @@ func (f *Federation) serveTimestampToEvent(q *request) (any, error) {
 	if dir != "f" && dir != "b" {
 		return nil, fail(http.StatusBadRequest, "M_INVALID_PARAM", "dir is neither f nor b")
 	}
-	e, err := f.Rooms.EventNear(room.ID, ts, dir == "f")
+	e, err := f.Rooms.EventNear(room.ID, ts, dir == "f", func(e *store.StoredEvent) (bool, error) { return f.Rooms.MaySeeServer(q.origin, e) })
 	if errors.Is(err, store.ErrNotFound) {
-		return nil, errNoEvent
-	} else if err != nil {
-		return nil, err
-	}
-	if ok, err := f.Rooms.MaySeeServer(q.origin, e); err != nil {
-		return nil, err
-	} else if !ok {
 		if !f.Rooms.InRoom(room.ID, q.origin) {
 			return nil, errNotSeen
 		}
 		return nil, errNoEvent
+	} else if err != nil {
+		return nil, err
 	}
 	return near{e.ID(), e.OriginServerTS()}, nil
 }

@@ -108,21 +108,21 @@ func oldestFirst(events []aged) []eventgraph.EventID {
 // maxNear is how many events EventNear looks at: their times follow no order that could be searched, and 10,000 take some 50 ms.
 const maxNear = 10_000
 
-// EventNear is the event closest in time to ts (ms), at or after it if forwards, else at or before it (timestamp_to_event), among the
-// newest 10,000 of the timeline; store.ErrNotFound. Of several as close it is the first in the direction asked for.
-func (r *Rooms) EventNear(room eventgraph.RoomID, ts int64, forwards bool) (*store.StoredEvent, error) {
-	var best *store.StoredEvent
+// EventNear is the event closest in time to ts (ms), at or after it if forwards, else at or before it (timestamp_to_event), of those of the
+// newest 10,000 of the timeline that the asker may see; store.ErrNotFound. Of several as close it is the first in the direction asked for.
+func (r *Rooms) EventNear(room eventgraph.RoomID, ts int64, forwards bool, may func(*store.StoredEvent) (bool, error)) (*store.StoredEvent, error) {
+	type candidate struct {
+		id eventgraph.EventID
+		ts int64
+	}
+	var near []candidate
 	looked := 0
 	err := r.store.View(func(read *store.Reader) error {
 		return read.Timeline(room, math.MaxInt64, true, func(e *store.StoredEvent) (bool, error) {
 			looked++
 			at := e.OriginServerTS()
-			switch {
-			case e.Type() == DummyEvent: // tells nobody anything
-			case forwards && at >= ts && (best == nil || at <= best.OriginServerTS()):
-				best = e
-			case !forwards && at <= ts && (best == nil || at > best.OriginServerTS()):
-				best = e
+			if e.Type() != DummyEvent && (forwards && at >= ts || !forwards && at <= ts) { // a dummy tells nobody anything
+				near = append(near, candidate{e.ID(), at})
 			}
 			return looked < maxNear, nil
 		})
@@ -130,10 +130,22 @@ func (r *Rooms) EventNear(room eventgraph.RoomID, ts int64, forwards bool) (*sto
 	if err != nil {
 		return nil, err
 	}
-	if best == nil {
-		return nil, fmt.Errorf("event near %d: %w", ts, store.ErrNotFound)
+	if forwards {
+		slices.Reverse(near)
+		slices.SortStableFunc(near, func(a, b candidate) int { return cmp.Compare(a.ts, b.ts) })
+	} else {
+		slices.SortStableFunc(near, func(a, b candidate) int { return cmp.Compare(b.ts, a.ts) })
 	}
-	return best, nil
+	for _, c := range near {
+		e, err := r.stored(c.id)
+		if err != nil {
+			return nil, err
+		}
+		if ok, err := may(e); err != nil || ok {
+			return e, err
+		}
+	}
+	return nil, fmt.Errorf("event near %d: %w", ts, store.ErrNotFound)
 }
 
 // heightOf counts the height of an event: one more than the greatest of its auth events. One that is not held leads nowhere

@@ -134,6 +134,9 @@ func TestGivenToServer(t *testing.T) {
 	}
 }
 
+// anybody may see any event.
+func anybody(*store.StoredEvent) (bool, error) { return true, nil }
+
 func TestEventNear(t *testing.T) {
 	t.Parallel()
 	a := newServer(t, "a")
@@ -150,12 +153,18 @@ func TestEventNear(t *testing.T) {
 		{at, true, first}, {at, false, first}, {at + 1, true, second}, {at + 999, false, first},
 		{at + time.Hour.Milliseconds(), false, second}, {at + time.Hour.Milliseconds(), true, ""}, {1, false, ""},
 	} {
-		e, err := a.EventNear(room, want.ts, want.forwards)
+		e, err := a.EventNear(room, want.ts, want.forwards, anybody)
 		switch {
 		case want.id == "" && !errors.Is(err, store.ErrNotFound):
 			t.Errorf("near %d: %v, want none", want.ts-at, err)
 		case want.id != "" && (err != nil || e.ID() != want.id):
 			t.Errorf("near %d forwards %v: %v", want.ts-at, want.forwards, err)
+		}
+	}
+	for hidden, want := range map[eventgraph.EventID]eventgraph.EventID{first: second, second: first} {
+		e, err := a.EventNear(room, a.event(hidden).OriginServerTS(), hidden == first, func(e *store.StoredEvent) (bool, error) { return e.ID() != hidden, nil })
+		if err != nil || e.ID() != want {
+			t.Errorf("where the nearest is hidden: %v", err)
 		}
 	}
 }
