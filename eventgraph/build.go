@@ -9,6 +9,9 @@ import (
 	"github.com/plexus-p2p/plexus/eventgraph/canonicaljson"
 )
 
+// errDeep: see canonicaljson.MaxPart.
+var errDeep = fmt.Errorf("nested deeper than %d", canonicaljson.MaxPart)
+
 // Draft is an event before hash and signature.
 type Draft struct {
 	RoomID         RoomID // empty for a v12 create event
@@ -23,7 +26,8 @@ type Draft struct {
 	OriginServerTS int64
 }
 
-// Build makes, hashes and signs an event. Errors as ParseEvent.
+// Build makes, hashes and signs an event. Errors as ParseEvent, and ErrFormat for content nested deeper than canonicaljson.MaxPart: the event
+// has to fit into the requests that bring it to others.
 func Build(v RoomVersion, d Draft, k SigningKey) (*Event, error) {
 	t, err := traitsOf(v)
 	if err != nil {
@@ -59,6 +63,9 @@ func Finish(v RoomVersion, proto json.RawMessage, originServerTS int64, k Signin
 	if len(proto) > maxRawEvent {
 		return nil, fmt.Errorf("%w: template of %d bytes", ErrTooLarge, len(proto))
 	}
+	if canonicaljson.Depth(proto) > canonicaljson.MaxPart {
+		return nil, fmt.Errorf("%w: template: %w", ErrFormat, errDeep)
+	}
 	canonical, err := canonicaljson.CanonicalizeWithout(proto, t.jsonRules(), "unsigned")
 	if err != nil {
 		return nil, fmt.Errorf("%w: template: %v", ErrFormat, err)
@@ -83,6 +90,9 @@ func (d *Draft) members(t *Traits) ([]canonicaljson.Member, error) {
 	}
 	if len(content) > maxRawEvent {
 		return nil, fmt.Errorf("%w: content of %d bytes", ErrTooLarge, len(content))
+	}
+	if canonicaljson.Depth(content) > canonicaljson.MaxPart {
+		return nil, fmt.Errorf("%w: content: %w", ErrFormat, errDeep)
 	}
 	content, err := canonicaljson.Canonicalize(content, t.jsonRules())
 	if err != nil {

@@ -277,7 +277,7 @@ func (tx *Tx) PutCrossSigningKeys(user eventgraph.UserID, keys map[string]json.R
 }
 
 // MergeSignatures returns the object with the signatures added that signers have uploaded for target's key (a device ID
-// or a public key).
+// or a public key). Signatures in the object that are of another form than the specification gives are replaced.
 func (r *Reader) MergeSignatures(object json.RawMessage, target eventgraph.UserID, keyID string, signers ...eventgraph.UserID) (json.RawMessage, error) {
 	var merged map[string]json.RawMessage
 	var signatures map[eventgraph.UserID]map[string]string
@@ -297,10 +297,8 @@ func (r *Reader) MergeSignatures(object json.RawMessage, target eventgraph.UserI
 			if err := json.Unmarshal(object, &merged); err != nil {
 				return nil, err
 			}
-			if s := merged["signatures"]; s != nil {
-				if err := json.Unmarshal(s, &signatures); err != nil {
-					return nil, err
-				}
+			if s := merged["signatures"]; s != nil && json.Unmarshal(s, &signatures) != nil {
+				signatures = nil // nobody could read them: they are not kept
 			}
 			if signatures == nil {
 				signatures = map[eventgraph.UserID]map[string]string{}

@@ -36,9 +36,14 @@ const (
 // MaxInt is the largest integer of canonical JSON; the least is -MaxInt.
 const MaxInt = 1<<53 - 1
 
-// maxDepth bounds nesting. Servers written in Python stop near 1,000 levels (the interpreter's recursion
+// MaxDepth bounds nesting: a value may stand in so many others. Servers written in Python stop near 1,000 levels (the interpreter's recursion
 // limit), encoding/json at 10,000, so deeper events travel nowhere anyway.
-const maxDepth = 1000
+const MaxDepth = 1000
+
+// MaxPart bounds the nesting of what is made here to stand inside something else that is signed: an event in a request, keys in an
+// EDU. Each of these wraps it by a few levels more, and others have read the request on some levels of a stack of their own.
+// Nothing that clients make has ten.
+const MaxPart = MaxDepth / 2
 
 // ErrSyntax is wrapped by every error of this package: the input is not JSON that the rules accept.
 var ErrSyntax = errors.New("not canonical JSON")
@@ -187,8 +192,8 @@ func (p *parser) peek() byte {
 }
 
 func (p *parser) value(depth int) error {
-	if depth > maxDepth {
-		return fmt.Errorf("nested deeper than %d", maxDepth)
+	if depth > MaxDepth {
+		return fmt.Errorf("nested deeper than %d", MaxDepth)
 	}
 	switch c := p.peek(); {
 	case c == '{':

@@ -151,7 +151,7 @@ func TestLook(t *testing.T) {
 // TestDeepUnsorted: objects that all stand in the wrong order, one within another.
 func TestDeepUnsorted(t *testing.T) {
 	t.Parallel()
-	in := strings.Repeat(`{"b":1,"a":`, maxDepth) + `"` + strings.Repeat("x", 1<<20) + `"` + strings.Repeat("}", maxDepth)
+	in := strings.Repeat(`{"b":1,"a":`, MaxDepth) + `"` + strings.Repeat("x", 1<<20) + `"` + strings.Repeat("}", MaxDepth)
 	got, err := Canonicalize([]byte(in), Strict)
 	if err != nil || !bytes.HasPrefix(got, []byte(`{"a":{"a":`)) || !bytes.HasSuffix(got, []byte(`,"b":1},"b":1}`)) {
 		t.Errorf("%.40s…, %v", got, err)

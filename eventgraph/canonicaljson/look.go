@@ -302,6 +302,28 @@ func skipMember(b []byte) (key, end int) {
 	return key, end
 }
 
+// Depth is how many objects and arrays stand in each other in a JSON text, at most: none in 1, one in {"a":1}. None of at most
+// MaxDepth is too deep for Canonicalize. Of what is no JSON it is a number that means nothing.
+func Depth(text []byte) int {
+	depth, deepest := 0, 0
+	for i := 0; i < len(text); i++ {
+		switch text[i] {
+		case '"':
+			n := skipString(text[i:])
+			if n == 0 {
+				return deepest
+			}
+			i += n - 1
+		case '{', '[':
+			depth++
+			deepest = max(deepest, depth)
+		case '}', ']':
+			depth--
+		}
+	}
+	return deepest
+}
+
 // skip returns the length of the value at the start of b, 0 if none ends there.
 func skip(b []byte) int {
 	depth := 0

@@ -25,13 +25,15 @@ type crossSigningObject struct {
 	User  eventgraph.UserID `json:"user_id"`
 	Usage []string          `json:"usage"`
 	Keys  map[string]string `json:"keys"`
+
+	Signatures map[eventgraph.UserID]map[eventgraph.KeyID]string `json:"signatures"`
 }
 
 // checkCrossSigningKey returns the key object in canonical form, and the public key in it.
 func checkCrossSigningKey(raw json.RawMessage, user eventgraph.UserID, usage string) (json.RawMessage, string, error) {
 	canonical, err := canonicaljson.CanonicalizeWithout(raw, canonicaljson.Strict, "unsigned")
-	if err != nil || len(canonical) > maxDeviceKeys {
-		return nil, "", badJSON("A cross-signing key is not canonical JSON, or too large.")
+	if err != nil || len(canonical) > maxDeviceKeys || isDeep(canonical) {
+		return nil, "", badJSON("A cross-signing key is not canonical JSON, or too large, or nested too deep.")
 	}
 	var k crossSigningObject
 	if json.Unmarshal(canonical, &k) != nil {

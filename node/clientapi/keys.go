@@ -110,6 +110,9 @@ func (a *API) uploadKeys(q *request) (any, error) {
 	return map[string]any{"one_time_key_counts": counts.OneTime}, nil
 }
 
+// isDeep says whether a part of what is signed for other servers is nested so deep that nothing could be signed with it.
+func isDeep(part json.RawMessage) bool { return canonicaljson.Depth(part) > canonicaljson.MaxPart }
+
 // checkDeviceKeys returns the keys in canonical form if they name this device and no signature of it is wrong. That there is one is
 // for those to ask who are to trust the keys.
 func checkDeviceKeys(raw json.RawMessage, user eventgraph.UserID, device store.DeviceID) (json.RawMessage, error) {
@@ -119,6 +122,9 @@ func checkDeviceKeys(raw json.RawMessage, user eventgraph.UserID, device store.D
 	}
 	if len(canonical) > maxDeviceKeys {
 		return nil, fail(http.StatusRequestEntityTooLarge, "M_TOO_LARGE", "device_keys is too large.")
+	}
+	if isDeep(canonical) {
+		return nil, badJSON("device_keys is nested too deep.")
 	}
 	var keys deviceKeysObject
 	if err := json.Unmarshal(canonical, &keys); err != nil {
@@ -172,8 +178,8 @@ func checkOneTimeKeys(keys map[string]json.RawMessage, user eventgraph.UserID, d
 			return nil, invalidParam("The name of a key must be <algorithm>:<key_id>.")
 		}
 		canonical, err := canonicaljson.Canonicalize(raw, canonicaljson.Strict)
-		if err != nil || len(canonical) > maxOneTimeKey {
-			return nil, badJSON("A key is not canonical JSON, or too large.")
+		if err != nil || len(canonical) > maxOneTimeKey || isDeep(canonical) {
+			return nil, badJSON("A key is not canonical JSON, or too large, or nested too deep.")
 		}
 		if strings.HasPrefix(algorithm, "signed_") {
 			if signer == nil {

@@ -106,6 +106,9 @@ func (a *API) sendToDevice(q *request) (any, error) {
 	var local []addressed
 	remote := map[eventgraph.ServerName][]addressed{}
 	for _, m := range all {
+		if isDeep(m.content) { // it stands inside a signed request, if it is for another server, and here it is not to be otherwise
+			return nil, badJSON("A message is nested too deep.")
+		}
 		if server := m.user.Server(); server == a.Server {
 			local = append(local, m)
 		} else if _, err := eventgraph.ParseServerName(string(server)); err == nil { // others can never be reached

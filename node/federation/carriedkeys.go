@@ -58,11 +58,7 @@ func (f *Federation) ownBundles(server eventgraph.ServerName, users []eventgraph
 		if !in {
 			continue
 		}
-		raw, err := f.Local.KeyBundle(user)
-		if err != nil {
-			return nil, err
-		}
-		if raw != nil {
+		if raw, _ := f.ownBundle(user); raw != nil {
 			bundles[user] = raw
 		}
 	}

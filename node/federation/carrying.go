@@ -389,13 +389,7 @@ func (k *carrying) toHandOn(by, server eventgraph.ServerName, after uint64, now 
 func carried(o *store.Outbound) bool {
 	var m directMessage
 	return o.Kind == "m.direct_to_device" && len(o.Body) < maxCarriedMessage-requestFrame && json.Unmarshal(o.Body, &m) == nil &&
-		m.Type == "m.room.encrypted" && signable(o.Body, canonicaljson.Strict)
-}
-
-// signable says whether the content has a canonical form by the rules: clients, and events of room versions 3 to 5, may have numbers that have none.
-func signable(content []byte, rules canonicaljson.Rules) bool {
-	_, err := canonicaljson.Canonicalize(content, rules)
-	return err == nil
+		m.Type == "m.room.encrypted" && signable(o.Body, canonicaljson.Strict, wrapsOfEDU)
 }
 
 // sign signs an item for its server. No two are signed at the same time, so that carriers keep their order.

@@ -66,7 +66,8 @@ func (t *draft) add(most int, f func() error) (fits bool, err error) {
 	return true, nil
 }
 
-// composeQueue adds EDUs that are queued for the server, after the one given, until the draft has so many bytes. It returns which it has added.
+// composeQueue adds EDUs that are queued for the server, after the one given, until the draft has so many bytes. It returns which it has added, and
+// those that can never be sent: they go from the queue with them.
 func (f *Federation) composeQueue(server eventgraph.ServerName, after uint64, carried []uint64, t *draft, most int) (queue []uint64, err error) {
 	err = f.Store.View(func(r *store.Reader) error {
 		return r.Outbound(server, after, func(o *store.Outbound) (bool, error) {
@@ -75,11 +76,6 @@ func (f *Federation) composeQueue(server eventgraph.ServerName, after uint64, ca
 			}
 			if len(t.EDUs) >= maxEDUs || t.size >= most {
 				return false, nil
-			}
-			if !signable(o.Body, canonicaljson.Strict) {
-				f.Log.Warn("a queued message is dropped: it has no canonical form, so it can never be sent", "server", server, "type", o.Kind)
-				queue = append(queue, o.Seq)
-				return true, nil
 			}
 			fits, err := t.add(most, func() error { t.addEDU(f, o.Kind, o.Body); return nil })
 			if fits {
@@ -92,7 +88,8 @@ func (f *Federation) composeQueue(server eventgraph.ServerName, after uint64, ca
 }
 
 // composeChanges adds to the draft from the changes after the record's cursor, and returns up to which it has looked.
-func (f *Federation) composeChanges(ctx context.Context, d *store.Destination, next *draft) (scanned store.Position, err error) {
+func (f *Federation) composeChanges(ctx context.Context, courier *courier, next *draft) (scanned store.Position, err error) {
+	d := courier.record
 	scanned = d.Sent
 	before := len(next.PDUs) + len(next.EDUs)
 	upTo := min(f.Store.Position(), f.gossip.reachedBy())
@@ -108,6 +105,10 @@ func (f *Federation) composeChanges(ctx context.Context, d *store.Destination, n
 				fits, err := next.add(next.most, func() error { return f.compose(r, d.Server, at, upTo, c, next) })
 				if errors.Is(err, store.ErrNotFound) {
 					fits, err = true, nil // the room or the event has gone
+				}
+				if err != nil && ctx.Err() == nil && courier.stuck.fails(at) {
+					f.Log.Error("a change is not sent: it cannot be read", "server", d.Server, "position", at, "kind", c.Kind, "err", err)
+					fits, err = true, nil
 				}
 				if full = !fits; fits {
 					scanned = at
@@ -144,6 +145,10 @@ func (f *Federation) compose(r *store.Reader, server eventgraph.ServerName, at, 
 			return err
 		}
 		pdu := shown.Raw()
+		if !shallow(pdu, wrapsOfPDU) {
+			f.Log.Warn("an event is not sent: it is nested too deep for a request, and can be had at meetings and asked for", "event", e.ID(), "room", c.Room)
+			return nil
+		}
 		t.PDUs = append(t.PDUs, pdu)
 		t.size += len(pdu)
 	case store.ChangeReceipt:
@@ -235,10 +240,14 @@ func (f *Federation) composeReceipts(r *store.Reader, c store.Change, t *transac
 	return nil
 }
 
-// addEDU adds an EDU unless the very same is there: several changes may tell the same newest content.
+// addEDU adds an EDU unless the very same is there, for several changes may tell the same newest content, or it can never be sent.
 func (t *transaction) addEDU(f *Federation, kind string, content json.RawMessage) {
 	if len(content) > maxEDU {
 		f.Log.Error("EDU not sent: it is too large", "type", kind, "bytes", len(content))
+		return
+	}
+	if !signable(content, canonicaljson.Strict, wrapsOfEDU) {
+		f.Log.Warn("EDU not sent: it has no canonical form, or is nested too deep", "type", kind, "bytes", len(content))
 		return
 	}
 	for _, e := range t.EDUs {

@@ -223,12 +223,11 @@ func (h *handover) refresh() error {
 		return r.Accounts(func(a *store.Account) (bool, error) {
 			b := bundles[a.User]
 			if b == nil {
-				raw, err := h.f.Local.KeyBundle(a.User)
-				if err != nil {
-					return false, err
-				}
+				raw, ok := h.f.ownBundle(a.User)
 				b = &ownBundle{raw: raw, digest: digestOf(raw)}
-				bundles[a.User] = b
+				if ok {
+					bundles[a.User] = b
+				}
 			}
 			if b.raw == nil {
 				return true, nil
@@ -367,6 +366,20 @@ func (f *Federation) takeBundles(ctx context.Context, x *exchangeStream, peer ev
 		}
 	}
 	return nil
+}
+
+// ownBundle is the bundle of a local user; nil if there is nothing to hand over. One that cannot be read, or not be signed, is not ok: others' keys do
+// not wait for it.
+func (f *Federation) ownBundle(user eventgraph.UserID) (raw json.RawMessage, ok bool) {
+	raw, err := f.Local.KeyBundle(user)
+	if err == nil && raw != nil && !signable(raw, canonicaljson.Strict, wrapsOfBody) {
+		err = errUnsignable
+	}
+	if err != nil {
+		f.Log.Error("a user's keys are not handed over", "user", user, "err", err)
+		return nil, false
+	}
+	return raw, true
 }
 
 // signBundle signs the bundle of a local user.

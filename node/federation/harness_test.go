@@ -221,8 +221,13 @@ type people struct {
 func (p *people) KeyBundle(user eventgraph.UserID) (json.RawMessage, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.bundles[user] == "" {
+	switch p.bundles[user] {
+	case "":
 		return nil, nil
+	case "cannot be read":
+		return nil, errors.New("cannot be read")
+	case "deep":
+		return json.RawMessage(nested(canonicaljson.MaxDepth)), nil
 	}
 	return canonicaljson.Marshal(map[string]any{"of": user, "text": p.bundles[user]})
 }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/plexus-p2p/plexus/eventgraph"
 	"github.com/plexus-p2p/plexus/eventgraph/auth"
+	"github.com/plexus-p2p/plexus/eventgraph/canonicaljson"
 	"github.com/plexus-p2p/plexus/node/rooms"
 	"github.com/plexus-p2p/plexus/store"
 )
@@ -153,6 +154,9 @@ func memberContent(membership string, content, proto json.RawMessage) (json.RawM
 	if len(content) > 0 {
 		if err := json.Unmarshal(content, &whole); err != nil || whole == nil {
 			return nil, &rooms.Refusal{Code: "M_BAD_JSON", Reason: "content is not an object"}
+		}
+		if canonicaljson.Depth(content) >= canonicaljson.MaxPart { // no template is to blame
+			return nil, &rooms.Refusal{Code: "M_BAD_JSON", Reason: "content is nested too deep"}
 		}
 	}
 	var template struct {

@@ -168,6 +168,10 @@ func (f *Federation) deliverOutbound(ctx context.Context, o *store.Outbound) err
 	default:
 		return fmt.Errorf("outbound item of kind %s is not for deliverOutbound", o.Kind)
 	}
+	if errors.Is(err, errUnsignable) {
+		f.Log.Warn("not sent, and never can be", "kind", o.Kind, "server", o.Server, "err", err)
+		return nil
+	}
 	var remote *remoteError
 	if errors.As(err, &remote) && remote.Status < 500 && remote.Status != http.StatusTooManyRequests {
 		f.Log.Info("refused by the server that it is for", "kind", o.Kind, "server", o.Server, "err", err)

@@ -186,6 +186,9 @@ func (f *Federation) policySignature(ctx context.Context, need *rooms.PolicyNeed
 		return nil, declined(server, remote)
 	case errors.Is(ctx.Err(), context.Canceled):
 		return nil, ctx.Err()
+	case errors.Is(err, errUnsignable): // the event alone is to blame, and nobody else is to wait for it
+		return nil, &PolicyError{Server: server, Status: http.StatusBadRequest, Refusal: rooms.Refusal{Code: "M_BAD_JSON",
+			Reason: "the policy server of this room, " + string(server) + ", cannot be asked about the event: it is nested too deep"}}
 	case err != nil:
 		return nil, notAsked(server, err)
 	}

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/eventgraph/canonicaljson"
 	"github.com/plexus-p2p/plexus/node/rooms"
 )
 
@@ -65,7 +66,7 @@ const (
 
 // do sends a signed request to the server: to its connected peers, then by dialling those that its document names. The target goes out
 // and is signed as given, percent-encoded. body may be nil; out may be nil. Errors are *remoteError (a *rooms.Refusal)
-// where the server answered with one, else ErrUnreachable (ErrBlocked), or that of ctx.
+// where the server answered with one, else ErrUnreachable (ErrBlocked), errUnsignable, or that of ctx.
 func (f *Federation) do(ctx context.Context, server eventgraph.ServerName, method, target string, body, out any) error {
 	return f.doLarge(ctx, server, method, target, body, out, maxAnswer)
 }
@@ -205,6 +206,32 @@ func readError(res *http.Response) error {
 	return e
 }
 
+// How many levels of a request, as it is signed, stand around its body, around a PDU or EDU in a transaction or invite, and around what is signed
+// alone: what others have made may be as deep as may be signed, and deeper with these.
+const (
+	wrapsOfBody = 1 // {"content":…}
+	wrapsOfPDU  = 3 // {"content":{"pdus":[…
+	wrapsOfEDU  = 4 // {"content":{"edus":[{"content":…
+)
+
+// errUnsignable: a request cannot be signed, now or later, for what is in it.
+var errUnsignable = errors.New("the request cannot be signed")
+
+// signable says whether the content can be signed within so many levels more: it has a canonical form by the rules, where clients, and events of
+// room versions 3 to 5, may have numbers that have none, and is not too deep.
+func signable(content []byte, rules canonicaljson.Rules, wraps int) bool {
+	if !shallow(content, wraps) {
+		return false
+	}
+	_, err := canonicaljson.Canonicalize(content, rules)
+	return err == nil
+}
+
+// shallow is signable of what has a canonical form.
+func shallow(content []byte, wraps int) bool {
+	return canonicaljson.Depth(content)+wraps <= canonicaljson.MaxDepth
+}
+
 // authorize makes the X-Matrix header of a request (SS API, Request Authentication).
 func (f *Federation) authorize(server eventgraph.ServerName, method, target string, content []byte) (string, error) {
 	object, err := marshal(signedRequest{Method: method, URI: target, Origin: f.server, Destination: server, Content: content})
@@ -213,7 +240,7 @@ func (f *Federation) authorize(server eventgraph.ServerName, method, target stri
 	}
 	signed, err := eventgraph.SignLenient(object, f.Key)
 	if err != nil {
-		return "", fmt.Errorf("sign request: %w", err)
+		return "", fmt.Errorf("%w: %w", errUnsignable, err)
 	}
 	var with signedRequest
 	if err := json.Unmarshal(signed, &with); err != nil {

@@ -51,6 +51,9 @@ const (
 	eduFrame     = 64
 	// maxEDU bounds an EDU that we send; clientapi cuts its own far below. A larger one would hold up all behind it.
 	maxEDU = 256 << 10
+	// composeTries is how often a change is tried of which no transaction can be composed: the store may be in trouble for a moment. Then what is
+	// behind it goes without it.
+	composeTries = 3
 	// maxReceiptThreads bounds the threads of which a change of somebody's receipts tells, those read last: which one has
 	// changed is not said.
 	maxReceiptThreads = 20
@@ -88,10 +91,26 @@ type courier struct {
 	typed  map[eventgraph.RoomID][]eventgraph.UserID // who was said to be typing
 	toldAt time.Time                                 // when
 	denied string                                    // the transaction of which the last attempt was denied, maybe for its numbers
+	stuck  stuckAt                                   // where the last attempts to compose one ended
 
 	mu       sync.Mutex
 	typing   map[eventgraph.RoomID]bool // rooms whose typing has changed
 	presence map[eventgraph.UserID]bool
+}
+
+// stuckAt is a change of which a transaction could not be composed, so many times in a row.
+type stuckAt struct {
+	at    store.Position
+	times int
+}
+
+// fails says whether the change has failed composeTries times in a row, with this time.
+func (s *stuckAt) fails(at store.Position) bool {
+	if s.at != at {
+		*s = stuckAt{at: at}
+	}
+	s.times++
+	return s.times >= composeTries
 }
 
 // signal puts a token into a channel that holds one.
@@ -476,8 +495,8 @@ func (f *Federation) sendAll(ctx context.Context, c *courier) error {
 		if more, failed = f.deliverQueued(ctx, c.server); more && failed == nil {
 			signal(c.poked)
 		}
-		if d.InFlight != nil && !signable(d.InFlight.Body, canonicaljson.Lenient) {
-			d.InFlight = nil // it was never sent, for it cannot be signed: composeQueue leaves out what is to blame
+		if d.InFlight != nil && !signable(d.InFlight.Body, canonicaljson.Lenient, wrapsOfBody) {
+			d.InFlight = nil // it was never sent, for it cannot be signed: what is to blame is left out of the next
 		}
 		for {
 			if d.InFlight == nil {
@@ -569,8 +588,8 @@ func (f *Federation) setAside(ctx context.Context, c *courier) error {
 		return fmt.Errorf("stored transaction: %w", err)
 	}
 	all := len(t.PDUs) + len(t.EDUs)
-	t.PDUs = slices.DeleteFunc(t.PDUs, func(pdu json.RawMessage) bool { return !signable(pdu, canonicaljson.Strict) })
-	t.EDUs = slices.DeleteFunc(t.EDUs, func(e edu) bool { return !signable(e.Content, canonicaljson.Strict) })
+	t.PDUs = slices.DeleteFunc(t.PDUs, func(pdu json.RawMessage) bool { return !signable(pdu, canonicaljson.Strict, wrapsOfPDU) })
+	t.EDUs = slices.DeleteFunc(t.EDUs, func(e edu) bool { return !signable(e.Content, canonicaljson.Strict, wrapsOfEDU) })
 	f.Log.Warn("events whose numbers have no canonical form are not sent to a server that refuses them: it can ask for them",
 		"server", c.server, "txn", next.ID, "events", all-len(t.PDUs)-len(t.EDUs))
 	body, err := marshal(t)
@@ -608,7 +627,7 @@ func (f *Federation) sendAlone(ctx context.Context, c *courier) (again bool, err
 	t := transaction{Origin: f.server, OriginServerTS: f.Now().UnixMilli()}
 	err = f.Store.View(func(r *store.Reader) error {
 		return r.Outbound(c.server, next.Queue[0]-1, func(o *store.Outbound) (bool, error) {
-			if slices.Contains(next.Queue, o.Seq) && signable(o.Body, canonicaljson.Strict) {
+			if slices.Contains(next.Queue, o.Seq) {
 				t.addEDU(f, o.Kind, o.Body)
 			}
 			return o.Seq < next.Queue[len(next.Queue)-1], nil
@@ -642,7 +661,7 @@ func (f *Federation) putTransaction(ctx context.Context, server eventgraph.Serve
 	if err == nil || !errors.As(err, &remote) && ctx.Err() == nil {
 		pace.went(len(body)+requestFrame, f.Now().Sub(began), err != nil)
 	}
-	if errors.As(err, &remote) && !signable(body, canonicaljson.Strict) {
+	if errors.As(err, &remote) && !signable(body, canonicaljson.Strict, wrapsOfBody) {
 		switch remote.Status {
 		case http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden:
 			return fmt.Errorf("%w: %w", errNumbersRefused, err)
@@ -650,6 +669,10 @@ func (f *Federation) putTransaction(ctx context.Context, server eventgraph.Serve
 	}
 	if errors.As(err, &remote) && (remote.Status == http.StatusBadRequest || remote.Status == http.StatusRequestEntityTooLarge) {
 		f.Log.Warn("a server refused a transaction for good", "server", server, "txn", id, "err", err)
+		return fmt.Errorf("%w: %w", errTransactionRefused, err)
+	}
+	if errors.Is(err, errUnsignable) { // nothing that is put into a transaction should make it so
+		f.Log.Error("a transaction cannot be signed and is not sent", "server", server, "txn", id, "err", err)
 		return fmt.Errorf("%w: %w", errTransactionRefused, err)
 	}
 	if err != nil {
@@ -678,7 +701,7 @@ func (f *Federation) fix(ctx context.Context, c *courier) error {
 	if err != nil {
 		return err
 	}
-	scanned, err := f.composeChanges(ctx, d, next)
+	scanned, err := f.composeChanges(ctx, c, next)
 	if err != nil {
 		return fmt.Errorf("compose transaction for %s: %w", d.Server, err)
 	}

@@ -10,6 +10,7 @@ import (
 	"slices"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/eventgraph/canonicaljson"
 	"github.com/plexus-p2p/plexus/node/rooms"
 	"github.com/plexus-p2p/plexus/store"
 )
@@ -137,6 +138,9 @@ func (f *Federation) membershipEvent(q *request, v eventgraph.RoomVersion, raw [
 		return nil, fail(http.StatusRequestEntityTooLarge, "M_TOO_LARGE", err.Error())
 	} else if err != nil {
 		return nil, fail(http.StatusBadRequest, "M_BAD_JSON", err.Error())
+	}
+	if canonicaljson.Depth(raw) > canonicaljson.MaxPart { // it is for us to send on, and in a room it could be as deep as may be
+		return nil, fail(http.StatusBadRequest, "M_BAD_JSON", "the event is nested too deep")
 	}
 	stateKey, isState := e.StateKey()
 	switch {
@@ -361,10 +365,15 @@ func (f *Federation) strippedState(room eventgraph.RoomID, sender eventgraph.Use
 		}
 		err = f.Store.View(func(r *store.Reader) error {
 			e, err := r.Event(id)
-			if err == nil {
-				events = append(events, e.Shown().Raw())
+			if err != nil {
+				return err
 			}
-			return err
+			if shown := e.Shown().Raw(); shallow(shown, wrapsOfPDU) {
+				events = append(events, shown)
+			} else {
+				f.Log.Warn("an invite does not show an event: it is nested too deep for a request", "event", id, "room", room)
+			}
+			return nil
 		})
 		if err != nil {
 			return nil, err
