@@ -222,8 +222,7 @@ func (r *Reader) rowsBetween(room eventgraph.RoomID, low, high int64) (*Stretch,
 	var lows [SegmentRows + segmentAfter + 1]int64
 	prefix := key(tableOrder).str(string(room))
 	err := r.scan(prefix, append(dbKey(nil), prefix...).i64(high), true, func(k, _ []byte) (bool, error) {
-		p := parts(k)
-		p.str()
+		p := keyParts{rest: k[len(prefix):], ok: true}
 		order := p.i64()
 		if !p.ok {
 			return false, errCutOff
@@ -254,8 +253,7 @@ func (r *Reader) Said(s *Stretch, f func(*StoredEvent) (more bool, err error)) (
 	rows, last := 0, s.High
 	more := true
 	err = r.scan(prefix, append(dbKey(nil), prefix...).i64(s.High), true, func(k, v []byte) (bool, error) {
-		p := parts(k)
-		p.str()
+		p := keyParts{rest: k[len(prefix):], ok: true}
 		order := p.i64()
 		if !p.ok || len(v) < 2 {
 			return false, errCutOff

@@ -1,6 +1,7 @@
 package clientapi
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -447,5 +448,80 @@ func BenchmarkSearch(b *testing.B) {
 			}
 			b.ReportMetric(float64(n), "found")
 		})
+	}
+}
+
+// What was redacted or purged is in the index no more once the request is answered, nor found; the rest is, by the index as before it was made.
+func TestRedactedWordsLeaveTheIndex(t *testing.T) {
+	t.Parallel()
+	s := newTestAPI(t, nil)
+	alice := s.newClient("alice")
+	room := alice.room()
+	var ids []eventgraph.EventID
+	for i := range 300 {
+		body := fmt.Sprintf("number %d", i)
+		switch i {
+		case 100:
+			body = "a topsecret word"
+		case 20:
+			body = "an oldsecret word"
+		}
+		ids = append(ids, alice.say(room, body))
+	}
+	indexer := search.NewIndexer(s.Store, nil)
+	inIndex := func(word string) (in, segments int) {
+		t.Helper()
+		if err := s.Store.View(func(r *store.Reader) error {
+			return r.Segments(room, math.MaxInt64, func(seg *store.Segment) (bool, error) {
+				segments++
+				in += bytes.Count(seg.Index, []byte(word))
+				return true, nil
+			})
+		}); err != nil {
+			t.Fatal(err)
+		}
+		return in, segments
+	}
+	finds := func(term string) int {
+		t.Helper()
+		events, _ := searched(alice.call(200, "POST", "/v3/search", `{"search_categories":{"room_events":{"search_term":"`+term+`"}}}`))
+		return int(events["count"].(float64))
+	}
+	check := func(when string, word string, in, segments int) {
+		t.Helper()
+		if gotIn, gotSegments := inIndex(word); gotIn != in || gotSegments != segments {
+			t.Errorf("%s: %q stands %d times in %d segments, want %d, %d", when, word, gotIn, gotSegments, in, segments)
+		}
+	}
+	index := func() {
+		t.Helper()
+		if err := indexer.Index(t.Context(), room); err != nil {
+			t.Fatal(err)
+		}
+	}
+	index()
+	check("at first", "topsecret", 1, 1)
+	alice.call(200, "PUT", fmt.Sprintf("/v3/rooms/%s/redact/%s/1", room, ids[100]), `{}`)
+	check("redacted", "topsecret", 0, 0)
+	if n := finds("topsecret"); n != 0 {
+		t.Errorf("%d redacted events are found", n)
+	}
+	index()
+	check("made anew", "topsecret", 0, 1)
+	check("made anew", "oldsecret", 1, 1)
+	if n := finds("number 29"); n != 11 { // 29, and 290 to 299
+		t.Errorf("%d events are found", n)
+	}
+	if _, err := s.Rooms.Purge(t.Context(), room, rooms.PurgeLimit{Event: ids[50]}, func(rooms.PurgeProgress) {}); err != nil {
+		t.Fatal(err)
+	}
+	check("purged", "oldsecret", 0, 0)
+	if n := finds("oldsecret"); n != 0 {
+		t.Errorf("%d purged events are found", n)
+	}
+	index()
+	check("made anew", "oldsecret", 0, 1)
+	if n := finds("number 29"); n != 10 {
+		t.Errorf("%d events are found", n)
 	}
 }

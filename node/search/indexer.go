@@ -16,13 +16,11 @@ const (
 	startAfter = time.Minute
 	// settle is for how long rooms that have got many events are let be: so a burst of them makes one segment.
 	settle = 10 * time.Second
-	// share is the part of a core that making segments takes: after each it rests for so many times as long as that took.
+	// share is the part of a core that looking at rooms and making segments takes: one of so many. A segment takes some 15 ms, a look at a room in
+	// which there is nothing to do 0.1, and 10 µs more for each of its segments.
 	share = 20
-	// leastRest is the shortest rest between segments, and betweenLooks that after rooms in which there was nothing to do; looks is how
-	// many of them come between two, of some 50 µs each.
-	leastRest    = 10 * time.Millisecond
-	betweenLooks = 20 * time.Millisecond
-	looks        = 20
+	// leastRest is the shortest rest: what is owed is gathered up to that.
+	leastRest = 20 * time.Millisecond
 )
 
 // Indexer makes segments. It waits for no writer of a room, and none waits for it: a segment of what has changed while it was made is not written
@@ -30,6 +28,7 @@ const (
 type Indexer struct {
 	store *store.Store
 	log   *slog.Logger
+	owed  time.Duration // rest, for what Run has done
 }
 
 // NewIndexer makes an indexer; it does nothing before Run. There may be one for a store.
@@ -37,7 +36,7 @@ func NewIndexer(s *store.Store, log *slog.Logger) *Indexer {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Indexer{s, log}
+	return &Indexer{store: s, log: log}
 }
 
 // Run makes segments until ctx ends: some time after the start of what all rooms have without one, and then of what comes. While nothing comes it
@@ -63,8 +62,8 @@ func (x *Indexer) Run(ctx context.Context) {
 
 // indexAll makes the segments that rooms lack. What it cannot make a search reads through, so it goes on.
 func (x *Indexer) indexAll(ctx context.Context, rooms []eventgraph.RoomID) {
-	for i, room := range rooms {
-		err := x.index(ctx, room, true)
+	for _, room := range rooms {
+		err := x.index(ctx, room, x.pace)
 		switch {
 		case ctx.Err() != nil || errors.Is(err, store.ErrClosed):
 			return
@@ -74,19 +73,25 @@ func (x *Indexer) indexAll(ctx context.Context, rooms []eventgraph.RoomID) {
 		case err != nil:
 			x.log.Error("the index for search of a room is incomplete", "room", room, "err", err)
 		}
-		if i%looks == looks-1 && !rest(ctx, betweenLooks) {
-			return
-		}
 	}
 }
 
-// Index makes the segments that a room lacks, at once.
-func (x *Indexer) Index(ctx context.Context, room eventgraph.RoomID) error {
-	return x.index(ctx, room, false)
+// pace rests for what has been done since a time. It returns at once if ctx ends.
+func (x *Indexer) pace(ctx context.Context, since time.Time) {
+	x.owed += (share - 1) * time.Since(since)
+	if x.owed >= leastRest {
+		rest(ctx, x.owed)
+		x.owed = 0
+	}
 }
 
-// index makes the segments that a room lacks, from the newest on; gently: with rests between them.
-func (x *Indexer) index(ctx context.Context, room eventgraph.RoomID, gently bool) error {
+// Index makes the segments that a room lacks, at once. It may be called beside Run.
+func (x *Indexer) Index(ctx context.Context, room eventgraph.RoomID) error {
+	return x.index(ctx, room, func(context.Context, time.Time) {})
+}
+
+// index makes the segments that a room lacks, from the newest on, and calls pace after each step.
+func (x *Indexer) index(ctx context.Context, room eventgraph.RoomID, pace func(ctx context.Context, since time.Time)) error {
 	left := 0 // events in a row
 	for from := int64(math.MaxInt64); ; {
 		var stretch *store.Stretch
@@ -100,16 +105,15 @@ func (x *Indexer) index(ctx context.Context, room eventgraph.RoomID, gently bool
 			return err
 		}
 		if stretch == nil {
+			pace(ctx, began)
 			break
 		}
 		from = stretch.Low - 1
-		for stretch != nil { // of much text
+		for stretch != nil { // more than once if there is much text
 			if stretch, err = x.make(ctx, stretch); err != nil {
 				return err
 			}
-			if gently && !rest(ctx, max(leastRest, (share-1)*time.Since(began))) {
-				return ctx.Err()
-			}
+			pace(ctx, began)
 			began = time.Now()
 		}
 	}

@@ -200,3 +200,24 @@ func TestIndexerRuns(t *testing.T) {
 		stop()
 	})
 }
+
+// BenchmarkLook looks at a room in which there is nothing to do, as each start does with each room: a short one, and one of 50,000 events.
+func BenchmarkLook(b *testing.B) {
+	s := open(b)
+	defer s.Close()
+	say(b, s, "!a:x", 1, 200)
+	say(b, s, "!b:x", 1, 50_000)
+	x := NewIndexer(s, nil)
+	for events, room := range map[string]eventgraph.RoomID{"200": "!a:x", "50000": "!b:x"} {
+		if err := x.Index(b.Context(), room); err != nil {
+			b.Fatal(err)
+		}
+		b.Run(events, func(b *testing.B) {
+			for b.Loop() {
+				if err := x.Index(b.Context(), room); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
