@@ -8,9 +8,11 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/node/federation"
 	"github.com/plexus-p2p/plexus/node/rooms"
 	"github.com/plexus-p2p/plexus/store"
 )
@@ -33,6 +35,11 @@ const (
 	maxHierarchyPage = 4 << 20
 	// hierarchyPatience is how long other servers are waited for. Rooms of which nothing has come by then are left out.
 	hierarchyPatience = 15 * time.Second
+	// roomPatience is how long they are waited for because of one room, so that who does not answer hides no others; and rooms to come are asked for
+	// meanwhile, maxWalkAhead of them, of the next maxAheadSeen of the walk.
+	roomPatience = 7 * time.Second
+	maxWalkAhead = 8
+	maxAheadSeen = 64
 )
 
 // membershipOf is the membership of the user, "" if they never had one.
@@ -81,6 +88,50 @@ type spaceWalk struct {
 	told   map[eventgraph.RoomID]*rooms.Summary // by the server of a space that they are in
 	size   int                                  // bytes of told
 	closed map[eventgraph.RoomID]bool           // nobody of us gets in, as that server says
+
+	asked  map[eventgraph.RoomID]*question // that the walk has not come to yet
+	asking sync.WaitGroup
+}
+
+// question is what servers are asked for one room; done is closed when the answer or err is there.
+type question struct {
+	done   chan struct{}
+	answer *federation.Hierarchy
+	err    error
+}
+
+// far says whether other servers must be asked for the room.
+func (w *spaceWalk) far(b branch) bool {
+	if len(b.via) == 0 || w.closed[b.room] || w.ctx.Err() != nil || w.a.Rooms.InRoom(b.room, w.a.Server) {
+		return false
+	}
+	s := w.told[b.room]
+	return s == nil || s.RoomType == "m.space"
+}
+
+// ask has servers asked for the room, unless they are.
+func (w *spaceWalk) ask(b branch) *question {
+	if q := w.asked[b.room]; q != nil {
+		return q
+	}
+	q := &question{done: make(chan struct{})}
+	w.asked[b.room] = q
+	w.asking.Go(func() {
+		defer close(q.done)
+		ctx, cancel := context.WithTimeout(w.ctx, roomPatience)
+		defer cancel()
+		q.answer, q.err = w.a.remote.Hierarchy(ctx, b.room, b.via, w.suggested)
+	})
+	return q
+}
+
+// askAhead has servers asked for rooms that the walk comes to next.
+func (w *spaceWalk) askAhead() {
+	for i := len(w.stack) - 1; i >= max(0, len(w.stack)-maxAheadSeen) && len(w.asked) <= maxWalkAhead; i-- {
+		if b := w.stack[i]; !w.seen[b.room] && w.far(b) {
+			w.ask(b)
+		}
+	}
 }
 
 // next is the next room that the user may see; nil at the end.
@@ -129,14 +180,18 @@ func (w *spaceWalk) look(b branch) (*rooms.SpaceRoom, error) {
 	if s := w.told[b.room]; s != nil && s.RoomType != "m.space" {
 		return &rooms.SpaceRoom{Summary: *s, Children: []rooms.SpaceChild{}}, nil
 	}
-	if len(b.via) == 0 || w.ctx.Err() != nil {
+	if !w.far(b) {
 		return nil, nil
 	}
-	answer, err := w.a.remote.Hierarchy(w.ctx, b.room, b.via, w.suggested)
-	if err != nil {
-		w.a.Log.Debug("a room of a space is not shown", "room", b.room, "error", err)
+	asked := w.ask(b)
+	w.askAhead()
+	<-asked.done
+	delete(w.asked, b.room)
+	if asked.err != nil {
+		w.a.Log.Debug("a room of a space is not shown", "room", b.room, "error", asked.err)
 		return nil, nil
 	}
+	answer := asked.answer
 	for _, s := range answer.Children {
 		if w.size+s.Size() > maxWalkTold {
 			break
@@ -181,12 +236,14 @@ func (a *API) getHierarchy(q *request) (any, error) {
 		suggested, depth = thenSuggested, thenDepth
 	}
 	ctx, cancel := context.WithTimeout(q.Context(), hierarchyPatience)
-	defer cancel()
 	w := &spaceWalk{
 		a: a, ctx: ctx, user: q.user, suggested: suggested, maxDepth: depth,
 		stack: []branch{{room: room, via: roomIDServers(room)}},
 		seen:  map[eventgraph.RoomID]bool{}, told: map[eventgraph.RoomID]*rooms.Summary{}, closed: map[eventgraph.RoomID]bool{},
+		asked: map[eventgraph.RoomID]*question{},
 	}
+	defer w.asking.Wait()
+	defer cancel()
 	page, size := []*rooms.SpaceRoom{}, 0
 	for at := 0; len(page) < limit && size < maxHierarchyPage; at++ {
 		s, err := w.next()

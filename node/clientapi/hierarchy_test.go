@@ -2,9 +2,11 @@ package clientapi
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -17,10 +19,13 @@ import (
 type farSpaces struct {
 	*unreachable
 	known map[eventgraph.RoomID]*federation.Hierarchy
+	mu    sync.Mutex
 	asked []string
 }
 
 func (f *farSpaces) Hierarchy(_ context.Context, room eventgraph.RoomID, via []eventgraph.ServerName, suggested bool) (*federation.Hierarchy, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	f.asked = append(f.asked, fmt.Sprint(room, via, suggested))
 	if known := f.known[room]; known != nil {
 		return known, nil
@@ -199,6 +204,8 @@ func TestHierarchyElsewhere(t *testing.T) {
 		t.Errorf("shown: %s", got)
 	}
 	want := []string{fmt.Sprintf("%s[%s] false", far, f.s.Server), string(closed) + "[far] false", string(space) + "[far] false"}
+	slices.Sort(remote.asked) // several at once
+	slices.Sort(want)
 	if !slices.Equal(remote.asked, want) {
 		t.Errorf("asked %v, want %v", remote.asked, want)
 	}
@@ -210,6 +217,54 @@ func TestHierarchyElsewhere(t *testing.T) {
 	f.alice.call(404, "GET", "/v1/room_summary/"+string(gone)+"?via=far", nil)
 	if a := f.s.send("GET", "/_matrix/client/v1/room_summary/"+string(far)+"?via=far", "", nil); a.status != 404 {
 		t.Errorf("elsewhere, without a token: %d %s", a.status, a.raw)
+	}
+}
+
+// silentSpaces is a Remote that says nothing of a room, at least until all others were asked for.
+type silentSpaces struct {
+	*farSpaces
+	silent eventgraph.RoomID
+	others chan struct{}
+}
+
+func (f *silentSpaces) Hierarchy(ctx context.Context, room eventgraph.RoomID, via []eventgraph.ServerName, suggested bool) (*federation.Hierarchy, error) {
+	if room != f.silent {
+		f.others <- struct{}{}
+		return f.farSpaces.Hierarchy(ctx, room, via, suggested)
+	}
+	if until, ok := ctx.Deadline(); !ok || time.Until(until) > hierarchyPatience/2 {
+		return nil, errors.New("one room has all the time there is")
+	}
+	for range cap(f.others) {
+		select {
+		case <-f.others:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	return nil, context.DeadlineExceeded
+}
+
+// A server that does not answer hides no rooms that come after the one that it is asked for.
+func TestHierarchySilence(t *testing.T) {
+	t.Parallel()
+	f := newFamily(t)
+	remote := &silentSpaces{farSpaces: &farSpaces{unreachable: f.s.remote, known: map[eventgraph.RoomID]*federation.Hierarchy{}}, others: make(chan struct{}, 3)}
+	for i := range 4 {
+		name := fmt.Sprint("far", i)
+		id := farRoom(name)
+		f.ids[name], f.names[string(id)] = string(id), name
+		f.child("deep", name, "")
+		if i == 0 {
+			remote.silent = id
+		} else {
+			remote.known[id] = &federation.Hierarchy{Room: rooms.SpaceRoom{Summary: rooms.Summary{RoomID: id, JoinRule: "public"}, Children: []rooms.SpaceChild{}}}
+		}
+	}
+	f.s.SetRemote(remote)
+	a := f.alice.call(200, "GET", "/v1/rooms/"+f.ids["deep"]+"/hierarchy", nil)
+	if got := f.listed(a); !strings.Contains(got, " far1 far2 far3") || strings.Contains(got, " far0 ") {
+		t.Errorf("shown: %s", got)
 	}
 }
 
