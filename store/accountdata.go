@@ -23,6 +23,13 @@ var ErrAccountDataFull = errors.New("too many types of account data")
 // devices, so a busy account has some tens.
 const MaxAccountData = 1000
 
+// MaxAccountDataBytes bounds all account data of a user, for rooms too. A busy account of years has less than 1 MiB: a list of direct chats, push rules,
+// some records for each room. All of what is global stands in a first /sync.
+const MaxAccountDataBytes = 16 << 20
+
+// ErrAccountDataBytes: the user's account data would be more than MaxAccountDataBytes.
+var ErrAccountDataBytes = errors.New("too much account data")
+
 // AccountData reads one type; ErrNotFound.
 func (r *Reader) AccountData(user eventgraph.UserID, room eventgraph.RoomID, dataType string) (*AccountData, error) {
 	var d AccountData
@@ -55,9 +62,10 @@ func (r *Reader) AllAccountData(user eventgraph.UserID, room eventgraph.RoomID, 
 	})
 }
 
-// PutAccountData writes or replaces one type and logs ChangeAccountData; ErrAccountDataFull.
+// PutAccountData writes or replaces one type and logs ChangeAccountData; ErrAccountDataFull, ErrAccountDataBytes.
 func (tx *Tx) PutAccountData(user eventgraph.UserID, room eventgraph.RoomID, d *AccountData) (Position, error) {
-	_, err := tx.AccountData(user, room, d.Type)
+	k := key(tableAccountData).str(string(user)).str(string(room)).str(d.Type)
+	before, err := tx.valueSize(k)
 	if errors.Is(err, ErrNotFound) {
 		count := 0
 		err = tx.scan(key(tableAccountData).str(string(user)).str(string(room)), nil, false, func(_, _ []byte) (bool, error) {
@@ -71,15 +79,53 @@ func (tx *Tx) PutAccountData(user eventgraph.UserID, room eventgraph.RoomID, d *
 	if err != nil {
 		return 0, err
 	}
-	if err := tx.putJSON(key(tableAccountData).str(string(user)).str(string(room)).str(d.Type), d); err != nil {
+	value, err := encode(d)
+	if err != nil {
+		return 0, err
+	}
+	size, err := tx.accountDataBytes(user)
+	if err != nil {
+		return 0, err
+	}
+	// What makes it less is always taken.
+	if more := len(value) - before; more > 0 && size+int64(more) > MaxAccountDataBytes {
+		return 0, ErrAccountDataBytes
+	}
+	if err := tx.putNumber(key(tableAccountDataBytes).str(string(user)), uint64(size+int64(len(value)-before))); err != nil {
+		return 0, err
+	}
+	if err := tx.put(k, value); err != nil {
 		return 0, err
 	}
 	return tx.Log(Change{Kind: ChangeAccountData, User: user, Room: room, Key: d.Type})
 }
 
+// valueSize is the length of a value; ErrNotFound.
+func (r *Reader) valueSize(k dbKey) (size int, err error) {
+	err = r.read(k, func(value []byte) error {
+		size = len(value)
+		return nil
+	})
+	return size, err
+}
+
+// accountDataBytes is the bytes of all values of a user; where they were never counted, they are now.
+func (r *Reader) accountDataBytes(user eventgraph.UserID) (int64, error) {
+	n, err := r.getNumber(key(tableAccountDataBytes).str(string(user)))
+	if err != nil || n > 0 {
+		return int64(n), err
+	}
+	sum := int64(0)
+	err = r.scan(key(tableAccountData).str(string(user)), nil, false, func(_, value []byte) (bool, error) {
+		sum += int64(len(value))
+		return true, nil
+	})
+	return sum, err
+}
+
 // DeleteAllAccountData removes all account data of a user, without logging it: there is no client left to tell.
 func (tx *Tx) DeleteAllAccountData(user eventgraph.UserID) error {
-	var keys [][]byte
+	keys := [][]byte{key(tableAccountDataBytes).str(string(user))}
 	err := tx.scan(key(tableAccountData).str(string(user)), nil, false, func(k, _ []byte) (bool, error) {
 		keys = append(keys, bytes.Clone(k))
 		return true, nil

@@ -3,6 +3,7 @@ package store
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
@@ -75,6 +76,58 @@ func TestDeviceForgetsOldTokens(t *testing.T) {
 	mustUpdate(t, s, func(tx *Tx) error { return tx.DeleteDevice(alice, phone) })
 	if n := known(); n != 0 {
 		t.Errorf("%d tokens stay", n)
+	}
+}
+
+// A user's account data has a quota in bytes, for all rooms together, which is given back with what is replaced or removed.
+func TestAccountDataBytes(t *testing.T) {
+	t.Parallel()
+	s := open(t)
+	put := func(room eventgraph.RoomID, dataType string, size int) error {
+		_, err := s.Update(t.Context(), func(tx *Tx) error {
+			content := []byte(`{"x":"` + strings.Repeat("x", size) + `"}`)
+			_, err := tx.PutAccountData("@a:x", room, &AccountData{Type: dataType, Content: content})
+			return err
+		})
+		return err
+	}
+	// One that was kept before anything was counted.
+	mustUpdate(t, s, func(tx *Tx) error {
+		return tx.putJSON(key(tableAccountData).str("@a:x").str("").str("old"), &AccountData{Type: "old", Content: []byte(`"` + strings.Repeat("x", 512<<10) + `"`)})
+	})
+	const one = 512<<10 - 1024
+	n := 0
+	for ; n < 40; n++ {
+		if err := put(eventgraph.RoomID(fmt.Sprintf("!%d", n%3)), fmt.Sprint(n), one); errors.Is(err, ErrAccountDataBytes) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n != MaxAccountDataBytes/(512<<10)-1 {
+		t.Errorf("%d times half a MiB were taken beside the first", n)
+	}
+	for _, step := range []struct {
+		what, dataType string
+		size           int
+		err            error
+	}{
+		{"as much again", "0", one, nil}, {"more", "0", one + 64<<10, ErrAccountDataBytes}, {"less", "0", 10, nil}, {"one more", "more", one, nil},
+		{"two more", "more2", one, ErrAccountDataBytes},
+	} {
+		if err := put("!0", step.dataType, step.size); !errors.Is(err, step.err) {
+			t.Errorf("%s: %v, want %v", step.what, err, step.err)
+		}
+	}
+	mustUpdate(t, s, func(tx *Tx) error { return tx.DeleteAllAccountData("@a:x") })
+	err := s.View(func(r *Reader) error {
+		if left, err := r.accountDataBytes("@a:x"); left != 0 || err != nil {
+			t.Errorf("%d bytes are counted of nothing, %v", left, err)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
 	}
 }
 

@@ -70,6 +70,7 @@ import (
 //	tableReport     u64 number                            Report, JSON
 //	tableAccountData str user, str room ("" = global),    AccountData, JSON
 //	                str type
+//	tableAccountDataBytes str user                        u64 bytes of all that the user keeps
 //
 // Tables from 0x40 on belong to accounts and what hangs on them. Of these, end-to-end keys and messages to devices:
 //
@@ -158,6 +159,8 @@ const (
 	tableProfile     table = 0x44
 	tableAccountData table = 0x45
 	tableReport      table = 0x46
+
+	tableAccountDataBytes table = 0x47
 
 	tableDeviceKeys    table = 0x50
 	tableOneTimeKey    table = 0x51

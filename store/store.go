@@ -303,13 +303,22 @@ func (tx *Tx) put(key, value []byte) error {
 }
 
 func (tx *Tx) putJSON(key []byte, v any) error {
+	value, err := encode(v)
+	if err != nil {
+		return fmt.Errorf("record %x for the store: %w", key, err)
+	}
+	return tx.put(key, value)
+}
+
+// encode is JSON as it stands in the store.
+func encode(v any) ([]byte, error) {
 	var value bytes.Buffer
 	e := json.NewEncoder(&value)
 	e.SetEscapeHTML(false) // what clients keep here comes back as they wrote it
 	if err := e.Encode(v); err != nil {
-		return fmt.Errorf("record %x for the store: %w", key, err)
+		return nil, err
 	}
-	return tx.put(key, bytes.TrimSuffix(value.Bytes(), []byte("\n")))
+	return bytes.TrimSuffix(value.Bytes(), []byte("\n")), nil
 }
 
 // delete removes a record, which need not be there.

@@ -43,10 +43,10 @@ func (a *API) accountRoutes() {
 	a.route("GET", "/_matrix/client/v3/user/{userId}/account_data/{type}", authed, a.getAccountData(globalData))
 	a.route("PUT", "/_matrix/client/v3/user/{userId}/account_data/{type}", authed, a.putAccountData(globalData))
 	a.route("GET", "/_matrix/client/v3/user/{userId}/rooms/{roomId}/account_data/{type}", authed, a.getAccountData(roomData))
-	a.route("PUT", "/_matrix/client/v3/user/{userId}/rooms/{roomId}/account_data/{type}", authed, ofKnownRoom(a.putAccountData(roomData)))
+	a.route("PUT", "/_matrix/client/v3/user/{userId}/rooms/{roomId}/account_data/{type}", authed, a.ofKnownRoom(a.putAccountData(roomData)))
 	a.route("GET", "/_matrix/client/v3/user/{userId}/rooms/{roomId}/tags", authed, a.getTags)
-	a.route("PUT", "/_matrix/client/v3/user/{userId}/rooms/{roomId}/tags/{tag}", authed, ofKnownRoom(a.putTag))
-	a.route("DELETE", "/_matrix/client/v3/user/{userId}/rooms/{roomId}/tags/{tag}", authed, ofKnownRoom(a.deleteTag))
+	a.route("PUT", "/_matrix/client/v3/user/{userId}/rooms/{roomId}/tags/{tag}", authed, a.ofKnownRoom(a.putTag))
+	a.route("DELETE", "/_matrix/client/v3/user/{userId}/rooms/{roomId}/tags/{tag}", authed, a.ofKnownRoom(a.deleteTag))
 
 	a.route("GET", "/_matrix/client/v3/profile/{userId}", programs, a.getProfile)
 	a.route("GET", "/_matrix/client/v3/profile/{userId}/{keyName}", programs, a.getProfileField)

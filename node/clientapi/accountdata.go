@@ -89,6 +89,9 @@ func accountDataFull(err error) error {
 	if errors.Is(err, store.ErrAccountDataFull) {
 		return forbidden("There are too many types of account data already.")
 	}
+	if errors.Is(err, store.ErrAccountDataBytes) {
+		return fail(http.StatusRequestEntityTooLarge, "M_TOO_LARGE", "There is too much account data already.")
+	}
 	return err
 }
 
@@ -96,11 +99,32 @@ func globalData(*request) eventgraph.RoomID { return "" }
 
 func roomData(q *request) eventgraph.RoomID { return eventgraph.RoomID(q.path("roomId")) }
 
-// ofKnownRoom lets only real rooms have account data: strings that clients make up would fill the store.
-func ofKnownRoom(h handler) handler {
+// ofKnownRoom lets the caller keep data for rooms that they are or were in, are invited to or knocked on, or are joining: strings that clients make up
+// would fill the store.
+func (a *API) ofKnownRoom(h handler) handler {
 	return func(q *request) (any, error) {
-		if _, err := eventgraph.ParseRoomID(q.path("roomId")); err != nil {
+		if err := ownUser(q); err != nil {
+			return nil, err
+		}
+		room, err := eventgraph.ParseRoomID(q.path("roomId"))
+		if err != nil {
 			return nil, invalidParam("That is not a room ID.")
+		}
+		known := false
+		err = a.Store.View(func(r *store.Reader) error {
+			m, err := memberOf(r, room, q.user)
+			if known = m != nil; known || err != nil {
+				return err
+			}
+			j, err := joining(r, room, q.user)
+			known = j != nil
+			return err
+		})
+		if err != nil {
+			return nil, err
+		}
+		if !known {
+			return nil, forbidden("You have nothing to do with that room.")
 		}
 		return h(q)
 	}

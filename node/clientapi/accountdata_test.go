@@ -576,3 +576,41 @@ func TestCountingEnds(t *testing.T) {
 		t.Errorf("counting ended with %v", err)
 	}
 }
+
+// Account data is kept for rooms that the user has something to do with, and within a quota.
+func TestAccountDataBounds(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, nil)
+	alice, bob := s.newClient("alice"), s.newClient("bob")
+	room := bob.room()
+	path := func(room eventgraph.RoomID, rest string) string {
+		return "/v3/user/" + string(alice.user) + "/rooms/" + string(room) + rest
+	}
+	for _, id := range []eventgraph.RoomID{room, eventgraph.RoomID("!" + strings.Repeat("A", 43))} {
+		for _, rest := range []string{"/account_data/x", "/tags/u.x"} {
+			if a := alice.call(403, "PUT", path(id, rest), `{}`); a.code() != "M_FORBIDDEN" {
+				t.Error(a.raw)
+			}
+		}
+	}
+	alice.join(room)
+	alice.call(200, "PUT", path(room, "/account_data/x"), `{}`)
+	alice.call(200, "POST", "/v3/rooms/"+string(room)+"/leave", `{}`)
+	alice.call(200, "PUT", path(room, "/tags/u.x"), `{}`)
+
+	body := `{"x":"` + strings.Repeat("a", maxAccountData-10) + `"}`
+	kept := 0
+	for ; kept < 40; kept++ {
+		a := s.send("PUT", fmt.Sprintf("/_matrix/client/v3/user/%s/account_data/t%d", alice.user, kept), alice.token, body)
+		if a.status == 413 && a.code() == "M_TOO_LARGE" {
+			break
+		}
+		if a.status != 200 {
+			t.Fatal(a.raw)
+		}
+	}
+	if most := store.MaxAccountDataBytes / maxAccountData; kept > most || kept < most-1 {
+		t.Errorf("%d contents of %d bytes are kept, of %d", kept, maxAccountData, most)
+	}
+	alice.call(200, "GET", "/v3/sync", "")
+}

@@ -23,6 +23,8 @@ const (
 	maxDelay           = 30 * 24 * time.Hour // for messages to be sent later; calls use seconds
 	maxDelayed         = 100                 // scheduled events of one user; a client in a call has one or two
 	maxDelayedContent  = 64 << 10            // bytes, as no event may be larger
+	maxDelayedBytes    = 1 << 20             // of contents of one user's scheduled events, which one answer lists
+	maxDelayedName     = 255                 // bytes of a type and of a state key, as in events (CS API, Size limits)
 	delayedRetry       = 30 * time.Second    // after an error that is ours, such as a full disk
 	maxDelayedRetry    = 10 * time.Minute    // the longest that a policy server may put off what it has no time for
 	maxDelayedLate     = 24 * time.Hour      // after this, what was put off or could not be asked about is given up
@@ -187,7 +189,7 @@ func (a *API) schedule(q *request, d *store.DelayedEvent, txn *store.ClientTxn) 
 		return nil, invalidParam("The delay must be longer than nothing.")
 	case d.DelayMS > maxDelay.Milliseconds():
 		return nil, forbidden("The delay is longer than this server keeps events.")
-	case len(d.Content) > maxDelayedContent:
+	case len(d.Content) > maxDelayedContent, len(d.Type) > maxDelayedName, d.StateKey != nil && len(*d.StateKey) > maxDelayedName:
 		return nil, fail(http.StatusRequestEntityTooLarge, "M_TOO_LARGE", "The event is too large.")
 	}
 	id := ""
@@ -205,7 +207,11 @@ func (a *API) schedule(q *request, d *store.DelayedEvent, txn *store.ClientTxn) 
 		if err != nil {
 			return err
 		}
-		if len(scheduled) >= maxDelayed {
+		size := len(d.Content)
+		for _, other := range scheduled {
+			size += len(other.Content)
+		}
+		if len(scheduled) >= maxDelayed || size > maxDelayedBytes {
 			return &matrixError{
 				Status: http.StatusTooManyRequests, Code: "M_LIMIT_EXCEEDED", Message: "The maximum number of delayed events has been reached.",
 				Extra: map[string]any{"retry_after_ms": max(scheduled[0].Due()-now, 1)},

@@ -359,3 +359,35 @@ func TestDelayedEventsAreTriedAgain(t *testing.T) {
 		t.Errorf("%d are remembered", len(s.delayed.later))
 	}
 }
+
+// What no event may be is not scheduled, and what is scheduled fits into one answer.
+func TestDelayedBounds(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, nil)
+	alice := s.newClient("alice")
+	room := alice.room()
+	put := func(eventType, txn, body string) answer {
+		return s.send("PUT", fmt.Sprintf("/_matrix/client/unstable/org.matrix.msc4140/rooms/%s/delayed_event/%s/%s", room, eventType, txn), alice.token, body)
+	}
+	long := strings.Repeat("k", maxDelayedName+1)
+	for eventType, body := range map[string]string{
+		"x": `{"delay_ms":1000,"state_key":"` + long + `","content":{}}`, long: `{"delay_ms":1000,"content":{}}`,
+	} {
+		if a := put(eventType, "t", body); a.status != 413 || a.code() != "M_TOO_LARGE" {
+			t.Errorf("%.20s: %d %s", eventType, a.status, a.raw)
+		}
+	}
+	n := 0
+	for ; n < maxDelayed; n++ {
+		a := put("x", fmt.Sprint("t", n), `{"delay_ms":1000,"content":{"x":"`+strings.Repeat("x", maxDelayedContent-100)+`"}}`)
+		if a.status == 429 && a.code() == "M_LIMIT_EXCEEDED" {
+			break
+		}
+		if a.status != 200 {
+			t.Fatal(a.raw)
+		}
+	}
+	if n != maxDelayedBytes/maxDelayedContent {
+		t.Errorf("%d events of %d bytes are scheduled", n, maxDelayedContent)
+	}
+}

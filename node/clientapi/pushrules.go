@@ -99,7 +99,7 @@ func pushRuleError(err error) error {
 	case errors.Is(err, pushrules.ErrFull):
 		return forbidden(err.Error())
 	}
-	return err
+	return accountDataFull(err)
 }
 
 // getPushRules is GET /pushrules/.

@@ -285,6 +285,9 @@ func (a *API) putNoticeTag(tx *store.Tx, room eventgraph.RoomID, user eventgraph
 		return err
 	}
 	_, err = tx.PutAccountData(user, room, &store.AccountData{Type: typeTag, Content: content, Origin: a.Peer})
+	if errors.Is(err, store.ErrAccountDataBytes) {
+		return nil // the notice comes all the same
+	}
 	return err
 }
 

@@ -3,6 +3,7 @@ package clientapi
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -14,7 +15,7 @@ import (
 )
 
 // A first sync may be megabytes, nearly all of it events that are JSON already. encoding/json would read each byte of them again and gather the
-// whole body in memory, so the rooms that a user is joined to are written here, the rest by it.
+// whole body in memory, so lists of events are written here, but for those of invites and knocks, the rest by it.
 
 // syncChunk is how much of an answer is gathered before it is written: most answers are less.
 const syncChunk = 32 << 10
@@ -62,23 +63,55 @@ func (w *syncWriter) value(v any) {
 	w.b = append(w.b, bytes.TrimSuffix(body.Bytes(), []byte("\n"))...)
 }
 
-// answer appends the answer, whose rooms come last in it, and of those the joined ones.
+// answer appends the answer: first what can fail, then the rooms that the user is joined to or has left, and the other lists.
 func (w *syncWriter) answer(answer *syncAnswer) {
 	rest := *answer
-	rest.Rooms = nil
+	rest.AccountData, rest.Presence, rest.ToDevice, rest.Rooms = nil, nil, nil, nil
 	w.value(&rest)
+	lists := []struct {
+		name string
+		list *eventList
+	}{{"account_data", answer.AccountData}, {"presence", answer.Presence}, {"to_device", answer.ToDevice}}
+	for _, l := range lists {
+		w.check(l.list) // their content comes from clients and other servers
+	}
 	if answer.Rooms != nil {
 		others := *answer.Rooms
-		others.Join = nil
+		others.Join, others.Leave = nil, nil
+		for _, room := range answer.Rooms.Leave {
+			w.check(&room.AccountData)
+		}
 		w.member("rooms", func() {
 			w.value(&others)
 			if len(answer.Rooms.Join) > 0 {
-				w.member("join", func() { w.joined(answer.Rooms.Join) })
+				w.member("join", func() { eachRoom(w, answer.Rooms.Join, w.room) })
+			}
+			if len(answer.Rooms.Leave) > 0 {
+				w.member("leave", func() { eachRoom(w, answer.Rooms.Leave, w.left) })
 			}
 		})
 	}
+	for _, l := range lists {
+		if l.list != nil {
+			w.member(l.name, func() { w.list(l.list) })
+		}
+	}
 	w.b = append(w.b, '\n')
 }
+
+// check fails if an event of the list is no JSON.
+func (w *syncWriter) check(list *eventList) {
+	if list == nil {
+		return
+	}
+	for _, e := range list.Events {
+		if w.failed == nil && len(e) > 0 && !json.Valid(e) {
+			w.failed = errNoJSON
+		}
+	}
+}
+
+var errNoJSON = errors.New("an event is not valid JSON")
 
 // member adds a member to the object that has just been written.
 func (w *syncWriter) member(name string, value func()) {
@@ -91,44 +124,61 @@ func (w *syncWriter) member(name string, value func()) {
 	w.b = append(w.b, '}')
 }
 
-func (w *syncWriter) joined(rooms map[eventgraph.RoomID]*joinedRoom) {
+func eachRoom[T any](w *syncWriter, rooms map[eventgraph.RoomID]T, write func(T)) {
 	before := byte('{')
 	for _, id := range slices.Sorted(maps.Keys(rooms)) {
 		w.b = append(appendString(append(w.b, before), string(id)), ':')
-		w.room(rooms[id])
+		write(rooms[id])
 		before = ','
-		if len(w.b) > syncChunk {
-			w.flush()
-		}
 	}
 	w.b = append(w.b, '}')
 }
 
-// room appends a joinedRoom.
-func (w *syncWriter) room(room *joinedRoom) {
-	w.b = append(w.b, '{')
+// states appends the members that hold state, each with a comma.
+func (w *syncWriter) states(lists *roomStateLists) {
 	for _, list := range []struct {
 		name string
 		list *eventList
-	}{{"state", room.State}, {"state_after", room.StateAfter}, {"org.matrix.msc4222.state_after", room.UnstableAfter}} {
+	}{{"state", lists.State}, {"state_after", lists.StateAfter}, {"org.matrix.msc4222.state_after", lists.UnstableAfter}} {
 		if list.list != nil {
 			w.b = append(appendString(w.b, list.name), ':')
 			w.list(list.list)
 			w.b = append(w.b, ',')
 		}
 	}
+}
+
+func (w *syncWriter) timeline(batch *timelineBatch) {
+	w.b = append(w.b, `"timeline":{"events":`...)
+	w.events(batch.Events)
+	w.b = strconv.AppendBool(append(w.b, `,"limited":`...), batch.Limited)
+	if token := batch.PrevBatch; token != "" {
+		w.b = appendString(append(w.b, `,"prev_batch":`...), token)
+	}
+	w.b = append(w.b, '}')
+}
+
+// left appends a leftRoom.
+func (w *syncWriter) left(room *leftRoom) {
+	w.b = append(w.b, '{')
+	w.states(&room.roomStateLists)
+	w.timeline(&room.Timeline)
+	w.b = append(w.b, `,"account_data":`...)
+	w.list(&room.AccountData)
+	w.b = append(w.b, '}')
+}
+
+// room appends a joinedRoom.
+func (w *syncWriter) room(room *joinedRoom) {
+	w.b = append(w.b, '{')
+	w.states(&room.roomStateLists)
 	if room.Summary != nil {
 		w.b = append(w.b, `"summary":`...)
 		w.value(room.Summary)
 		w.b = append(w.b, ',')
 	}
-	w.b = append(w.b, `"timeline":{"events":`...)
-	w.events(room.Timeline.Events)
-	w.b = strconv.AppendBool(append(w.b, `,"limited":`...), room.Timeline.Limited)
-	if token := room.Timeline.PrevBatch; token != "" {
-		w.b = appendString(append(w.b, `,"prev_batch":`...), token)
-	}
-	w.b = append(w.b, `},"ephemeral":`...)
+	w.timeline(&room.Timeline)
+	w.b = append(w.b, `,"ephemeral":`...)
 	w.list(&room.Ephemeral)
 	w.b = append(w.b, `,"account_data":`...)
 	w.list(&room.AccountData)
@@ -159,6 +209,9 @@ func (w *syncWriter) events(events []json.RawMessage) {
 			e = json.RawMessage("null")
 		}
 		w.b = append(w.b, e...)
+		if len(w.b) > syncChunk {
+			w.flush()
+		}
 	}
 	w.b = append(w.b, ']')
 }

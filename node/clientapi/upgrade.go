@@ -406,5 +406,8 @@ func (a *API) carryOverIn(tx *store.Tx, user eventgraph.UserID, old, room eventg
 		return err
 	}
 	_, err = tx.PutAccountData(user, room, &store.AccountData{Type: typeTag, Content: tags.Content, Origin: a.Peer})
+	if errors.Is(err, store.ErrAccountDataBytes) {
+		return nil // the room is upgraded all the same
+	}
 	return err
 }
