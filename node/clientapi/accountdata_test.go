@@ -88,6 +88,16 @@ func TestFilters(t *testing.T) {
 	if got := alice.call(200, "GET", path+"/"+id, nil).raw; strings.TrimSpace(got) != body {
 		t.Errorf("filter: %s", got)
 	}
+	// One that says everything comes back as it is.
+	events := func(more string) string {
+		return `{"limit":3,"types":["m.*"],"not_types":["m.x"],"senders":["@a:b"],"not_senders":["@c:d"]` + more + `}`
+	}
+	ofRoom := events(`,"rooms":["!a:b"],"not_rooms":["!c:d"]`)
+	full := `{"event_fields":["content.body"],"event_format":"client","presence":` + events("") + `,"account_data":` + events("") +
+		`,"room":{"rooms":["!a:b"],"not_rooms":["!c:d"],"include_leave":true,"timeline":` + ofRoom + `,"state":` + ofRoom + `,"ephemeral":` + ofRoom + `,"account_data":` + ofRoom + `}}`
+	if got := alice.call(200, "GET", path+"/"+alice.call(200, "POST", path, full).text("filter_id"), nil).raw; strings.TrimSpace(got) != full {
+		t.Errorf("filter: %s, want %s", got, full)
+	}
 	alice.call(404, "GET", path+"/unknown", nil)
 	alice.call(400, "POST", path, `{"room":7}`)
 	for _, bad := range []string{`{"timeline":{"rooms":["a"]}}`, `{"rooms":["a"]}`, `{"state":{"not_senders":["a"]}}`} {
@@ -374,12 +384,23 @@ func TestPushRuleEndpoints(t *testing.T) {
 	if got := alice.call(200, "GET", global+"room/"+string(room), nil).raw; got != `{"rule_id":"`+string(room)+`","default":false,"enabled":true,"actions":["dont_notify"]}`+"\n" {
 		t.Errorf("rule: %s", got)
 	}
+	alice.call(200, "PUT", global+"sender/@noisy:example.org", `{"actions":["notify",{"set_tweak":"sound","value":"default"}]}`)
 	alice.call(200, "PUT", global+"content/cake", `{"pattern":"cake*lie","actions":["notify"]}`)
 	alice.call(200, "PUT", global+"content/tea?after=cake", `{"pattern":"tea","actions":["notify"]}`)
 	alice.call(200, "PUT", global+"content/milk?before=cake", `{"pattern":"milk","actions":["notify"]}`)
 	raw := alice.call(200, "GET", global, nil).raw
 	if m, c, e := strings.Index(raw, `"milk"`), strings.Index(raw, `"cake"`), strings.Index(raw, `"tea"`); m < 0 || c < m || e < c {
 		t.Errorf("order of rules: %s", raw)
+	}
+	for _, path := range []string{"/v3/pushrules/", global} {
+		all := alice.call(200, "GET", path, nil).raw
+		for _, rule := range []string{
+			`"room":[{"rule_id":"` + string(room) + `"`, `"sender":[{"rule_id":"@noisy:example.org"`, `"content":[{"rule_id":"milk"`, `"pattern":"cake*lie"`,
+		} {
+			if !strings.Contains(all, rule) {
+				t.Errorf("%s lacks %s: %s", path, rule, all)
+			}
+		}
 	}
 	alice.call(200, "PUT", global+"content/cake/enabled", `{"enabled":false}`)
 	if got := alice.call(200, "GET", global+"content/cake/enabled", nil).raw; got != `{"enabled":false}`+"\n" {

@@ -261,8 +261,8 @@ func TestWhatServicesAreTold(t *testing.T) {
 	r, bot := newReceiver(t, "")
 	alice := r.newClient("alice")
 	ghost := client{s: r.testServer, user: bridge{client: bot}.ghost("irc_nick")}
+	private, shared, aliased := alice.room(), alice.room(), alice.room() // before the sender runs: it tells of nothing earlier
 	r.run(t)
-	private, shared, aliased := alice.room(), alice.room(), alice.room()
 
 	alice.message(private, text("private"))
 	ghost.join(shared)

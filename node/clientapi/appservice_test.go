@@ -473,7 +473,7 @@ func TestThirdPartyNetworks(t *testing.T) {
 	b.service.answers(func(_, path string) (int, string) {
 		switch path {
 		case "/_matrix/app/v1/thirdparty/protocol/irc":
-			return 200, `{"user_fields":["nick"],"location_fields":["channel"],"icon":"mxc://a/b","field_types":{},"instances":[{"network_id":"home","desc":"Home","fields":{}}]}`
+			return 200, `{"user_fields":["nick"],"location_fields":["channel"],"icon":"mxc://a/b","field_types":{"nick":{"regexp":"[^ ]+","placeholder":"nick"}},"instances":[{"network_id":"home","desc":"Home","fields":{}}]}`
 		case "/_matrix/app/v1/thirdparty/location/irc", "/_matrix/app/v1/thirdparty/location":
 			return 200, `[{"alias":"#irc_x:s","protocol":"irc","fields":{}}, "nonsense"]`
 		case "/_matrix/app/v1/thirdparty/user/irc", "/_matrix/app/v1/thirdparty/user":

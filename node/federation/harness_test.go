@@ -311,7 +311,9 @@ func newDocument(t *testing.T, server eventgraph.ServerName, peer eventgraph.Pee
 	if err != nil {
 		t.Fatal(err)
 	}
-	d, err := eventgraph.SignKeyDocument(server, []eventgraph.SigningKey{device}, nil, cert, now.Add(7*24*time.Hour).UnixMilli())
+	retired := testKey(string(server) + " retired").Public().(ed25519.PublicKey)
+	old := map[eventgraph.KeyID]eventgraph.OldVerifyKey{"ed25519:retired": {Key: retired, ExpiredTS: now.Add(-time.Hour).UnixMilli()}}
+	d, err := eventgraph.SignKeyDocument(server, []eventgraph.SigningKey{device}, old, cert, now.Add(7*24*time.Hour).UnixMilli())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -69,6 +69,9 @@ func TestHierarchy(t *testing.T) {
 	if _, of, inaccessible = look(false); !slices.Equal(of, sorted(open, restricted)) || !slices.Equal(inaccessible, sorted(closed)) {
 		t.Errorf("from inside: %v, inaccessible %v", of, inaccessible)
 	}
+	if answer, err := b.Hierarchy(t.Context(), restricted, []eventgraph.ServerName{a.server}, false); err != nil || !slices.Equal(answer.Room.Allowed, []eventgraph.RoomID{space}) {
+		t.Errorf("a room for who is in the space: %+v, %v", answer, err)
+	}
 
 	for _, room := range []eventgraph.RoomID{closed, far, eventgraph.RoomID("!" + strings.Repeat("A", 43))} {
 		_, err := b.Hierarchy(t.Context(), room, []eventgraph.ServerName{a.server}, false)

@@ -1,5 +1,6 @@
 // Command responses reduces the Matrix specification's OpenAPI data to what a response can be checked against: for each
-// endpoint and status the JSON schema of its body, without words, examples, requests and parameters. Its output is
+// endpoint and status the JSON schema of its body and the errcodes that are named, without words, examples, requests and
+// parameters. Its output is
 // node/internal/specdata/responses.json; it is run by hand when the specification has a new version:
 //
 //	go run ./scripts/responses SPEC > node/internal/specdata/responses.json
@@ -16,6 +17,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -50,6 +52,8 @@ type endpoint struct {
 	Input bool `json:"input,omitempty"`
 	// Responses maps a status to the schema of its body, or to null where the body is not JSON.
 	Responses map[string]any `json:"responses"`
+	// Errcodes maps a status to the errcodes that the words and the examples of its response name.
+	Errcodes map[string][]string `json:"errcodes,omitempty"`
 }
 
 func main() {
@@ -123,6 +127,13 @@ func (r *reader) readAPI(api, file string) error {
 				if e.Responses[status], err = r.response(file, response); err != nil {
 					return fmt.Errorf("%s, %s: %w", name, status, err)
 				}
+				if status[0] == '4' {
+					codes, err := r.errcodes(file, response)
+					if err != nil {
+						return fmt.Errorf("%s, %s: %w", name, status, err)
+					}
+					e.addErrcodes(status, codes)
+				}
 			}
 			r.out.Endpoints[name] = e
 		}
@@ -156,6 +167,35 @@ func (r *reader) response(file string, response any) (any, error) {
 		return nil, nil
 	}
 	return r.schema(file, schema)
+}
+
+// errcode is how an errcode of the specification looks.
+var errcode = regexp.MustCompile(`\bM_[A-Z_]*[A-Z]\b`)
+
+// errcodes returns the errcodes that a response names in its words and its examples.
+func (r *reader) errcodes(file string, response any) ([]string, error) {
+	if ref, ok := at(response, "$ref").(string); ok {
+		in, target, err := r.resolve(file, ref)
+		if err != nil {
+			return nil, err
+		}
+		return r.errcodes(in, target)
+	}
+	text, err := yaml.Marshal(response)
+	return errcode.FindAllString(string(text), -1), err
+}
+
+// addErrcodes adds to what the responses with a status name.
+func (e *endpoint) addErrcodes(status string, codes []string) {
+	if len(codes) == 0 {
+		return
+	}
+	if e.Errcodes == nil {
+		e.Errcodes = map[string][]string{}
+	}
+	all := append(e.Errcodes[status], codes...)
+	slices.Sort(all)
+	e.Errcodes[status] = slices.Compact(all)
 }
 
 // schema reduces a schema of a file to the words that are kept, and its references to definitions.

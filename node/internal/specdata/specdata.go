@@ -33,6 +33,8 @@ type Endpoint struct {
 	Input bool `json:"input"`
 	// Responses maps a status to the schema of its body, null where the body is not JSON.
 	Responses map[string]json.RawMessage `json:"responses"`
+	// Errcodes maps a status to the errcodes that the specification names for it.
+	Errcodes map[string][]string `json:"errcodes"`
 
 	// Name is the method and the path with its variables in braces: "GET /_matrix/client/v3/rooms/{roomId}/members".
 	Name string `json:"-"`
@@ -163,65 +165,6 @@ func (e *Endpoint) Check(status int, body []byte) error {
 		}
 	}
 	return fmt.Errorf("%s answered %d with %.2000s\nwhich does not fit the specification's schema: %w", e.Name, status, body, err)
-}
-
-// Seen keeps which endpoints were answered in which way.
-type Seen struct {
-	mu       sync.Mutex
-	statuses map[string]map[int]bool
-}
-
-// Add records an answer.
-func (s *Seen) Add(e *Endpoint, status int) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.statuses == nil {
-		s.statuses = map[string]map[int]bool{}
-	}
-	if s.statuses[e.Name] == nil {
-		s.statuses[e.Name] = map[int]bool{}
-	}
-	s.statuses[e.Name][status] = true
-}
-
-// Missing says what of an endpoint was never seen: "success", "refusal without a token" for one that demands a proof, and
-// "wrong input", which is any other error of the asker's, for one that takes any.
-func (s *Seen) Missing(e *Endpoint) []string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	var success, refused, wrong bool
-	for status := range s.statuses[e.Name] {
-		success = success || status < 400
-		refused = refused || status == 401
-		wrong = wrong || status >= 400 && status < 500 && status != 401
-	}
-	var missing []string
-	if !success {
-		missing = append(missing, "success")
-	}
-	if e.Auth && !refused {
-		missing = append(missing, "refusal without a token")
-	}
-	if e.Input && !wrong {
-		missing = append(missing, "wrong input")
-	}
-	return missing
-}
-
-// Untested says, a line for each endpoint of a part of the specification, what was never seen of it. Those in notServed are passed
-// over, and what excused names of the others.
-func (s *Seen) Untested(api string, notServed map[string]string, excused map[string][]string) []string {
-	var lines []string
-	for _, e := range Endpoints(api) {
-		if _, not := notServed[e.Name]; not {
-			continue
-		}
-		missing := slices.DeleteFunc(s.Missing(e), func(what string) bool { return slices.Contains(excused[e.Name], what) })
-		if len(missing) > 0 {
-			lines = append(lines, fmt.Sprintf("%-80s %s", e.Name, strings.Join(missing, ", ")))
-		}
-	}
-	return lines
 }
 
 // Exit ends a test binary with the code of its tests. After a whole run that went well it prints what untested returns, and

@@ -58,9 +58,61 @@ func TestSeen(t *testing.T) {
 	if got := seen.Missing(filter); len(got) != 3 {
 		t.Errorf("missing at first: %q", got)
 	}
-	seen.Add(filter, 200)
-	seen.Add(filter, 401)
+	seen.Add(filter, 200, []byte(`{"filter_id":"1"}`))
+	seen.Add(filter, 401, []byte(`{"errcode":"M_UNKNOWN_TOKEN"}`))
 	if got := seen.Missing(filter); !slices.Equal(got, []string{"wrong input"}) {
 		t.Errorf("missing after a success and a refusal: %q", got)
+	}
+}
+
+// Wrong input is shown only by an errcode that tells of it.
+func TestSeenWrongInput(t *testing.T) {
+	for _, c := range []struct {
+		request string
+		status  int
+		body    string
+		wrong   bool
+	}{
+		{"POST /_matrix/client/v3/user/@a:b/filter", 400, `{"errcode":"M_BAD_JSON"}`, true},
+		{"POST /_matrix/client/v3/user/@a:b/filter", 403, `{"errcode":"M_FORBIDDEN"}`, true},
+		{"POST /_matrix/client/v3/user/@a:b/filter", 404, `{"errcode":"M_UNRECOGNIZED"}`, false},
+		{"POST /_matrix/client/v3/user/@a:b/filter", 429, `{"errcode":"M_LIMIT_EXCEEDED"}`, false},
+		{"POST /_matrix/client/v3/user/@a:b/filter", 400, `{"errcode":"M_UNKNOWN"}`, false},
+		{"POST /_matrix/client/v3/user/@a:b/filter", 400, `{"errcode":"M_ROOM_IN_USE"}`, false},
+		{"POST /_matrix/client/v3/user/@a:b/filter", 500, `{"errcode":"M_BAD_JSON"}`, false},
+		{"POST /_matrix/client/v3/user/@a:b/filter", 400, `gone`, false},
+		{"POST /_matrix/client/v3/createRoom", 400, `{"errcode":"M_ROOM_IN_USE"}`, true},
+		{"POST /_matrix/client/v3/createRoom", 403, `{"errcode":"M_ROOM_IN_USE"}`, false},
+	} {
+		method, path, _ := strings.Cut(c.request, " ")
+		e := Match(method, path)
+		var seen Seen
+		seen.Add(e, c.status, []byte(c.body))
+		if got := !slices.Contains(seen.Missing(e), "wrong input"); got != c.wrong {
+			t.Errorf("%s, %d %s: counts as wrong input: %t, want %t", c.request, c.status, c.body, got, c.wrong)
+		}
+	}
+}
+
+// What never held anything is named, place by place.
+func TestSeenEmpty(t *testing.T) {
+	e := Match("GET", "/_matrix/client/v3/rooms/!a/joined_members")
+	empty := func(s *Seen, excused map[string][]string) string {
+		return strings.Join(s.Empty("client-server", excused), "\n")
+	}
+	var seen Seen
+	if got := empty(&seen, nil); got != "" {
+		t.Errorf("before any answer: %s", got)
+	}
+	seen.Add(e, 200, []byte(`{"joined":{}}`))
+	if got := empty(&seen, nil); !strings.HasSuffix(got, " anything in .joined{}") {
+		t.Errorf("after an empty map: %s", got)
+	}
+	if got := empty(&seen, map[string][]string{e.Name: {".join…"}}); got != "" {
+		t.Errorf("excused: %s", got)
+	}
+	seen.Add(e, 200, []byte(`{"joined":{"@a:b":{}}}`))
+	if got := empty(&seen, nil); got != "" {
+		t.Errorf("after a member: %s", got)
 	}
 }
