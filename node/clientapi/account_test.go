@@ -430,3 +430,27 @@ func TestAccountWithoutAccessToken(t *testing.T) {
 	}
 	bob.call(200, "GET", "/v3/account/whoami", nil)
 }
+
+// A field that a user has not set is not in the answer to another server, which may itself say null (SS API, GET /query/profile); clients are
+// told that it is not there.
+func TestUnsetProfileFields(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, nil)
+	alice := s.newClient("alice")
+	for field, want := range map[string]string{"displayname": `{"displayname":"alice"}`, "avatar_url": `{}`} {
+		if raw, err := s.Profile(t.Context(), alice.user, field); err != nil || string(raw) != want {
+			t.Errorf("%s: %s %v, want %s", field, raw, err, want)
+		}
+	}
+	if _, err := s.Profile(t.Context(), "@nobody:"+eventgraph.UserID(s.Server), "displayname"); !errors.Is(err, store.ErrNotFound) {
+		t.Errorf("nobody: %v", err)
+	}
+	const far = "@a:far"
+	s.remote.profiles = map[eventgraph.UserID]string{far: `{"displayname":"A","avatar_url":null}`}
+	if a := alice.call(404, "GET", "/v3/profile/"+far+"/avatar_url", nil); a.code() != "M_NOT_FOUND" {
+		t.Errorf("null: %s", a.raw)
+	}
+	if a := alice.call(200, "GET", "/v3/profile/"+far, nil); strings.TrimSpace(a.raw) != `{"displayname":"A"}` {
+		t.Errorf("all: %q", a.raw)
+	}
+}

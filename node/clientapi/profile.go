@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"regexp"
 	"time"
@@ -27,7 +28,7 @@ const (
 // profileKey is what a field may be called (CS API, PUT /profile/{userId}/{keyName}).
 var profileKey = regexp.MustCompile(`^(avatar_url|displayname|[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+)$`)
 
-// Profile answers federation.Local: what others may know of a local user, all of it or one field; store.ErrNotFound.
+// Profile answers federation.Local: what others may know of a local user, all of it or one field, without what is not set (SS API, GET /query/profile); store.ErrNotFound if there is no such user.
 func (a *API) Profile(ctx context.Context, user eventgraph.UserID, field string) (json.RawMessage, error) {
 	profile, err := a.localProfile(ctx, user)
 	if errors.Is(err, appservice.ErrNoAnswer) {
@@ -38,10 +39,10 @@ func (a *API) Profile(ctx context.Context, user eventgraph.UserID, field string)
 	}
 	if field != "" {
 		value, ok := profile[field]
-		if !ok {
-			return nil, store.ErrNotFound
+		profile = map[string]json.RawMessage{}
+		if ok {
+			profile[field] = value
 		}
-		profile = map[string]json.RawMessage{field: value}
 	}
 	return json.Marshal(profile)
 }
@@ -111,6 +112,8 @@ func (a *API) profileOf(q *request, field string) (map[string]json.RawMessage, e
 	var profile map[string]json.RawMessage
 	if asked == nil {
 		if json.Unmarshal(answer, &profile) == nil && profile != nil {
+			// SS API, GET /query/profile: what is not set may be null.
+			maps.DeleteFunc(profile, func(_ string, value json.RawMessage) bool { return string(value) == "null" })
 			return profile, nil
 		}
 		asked = fail(http.StatusBadGateway, "M_UNKNOWN", "The user's server answered with what is no profile.")
