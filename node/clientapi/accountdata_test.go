@@ -19,7 +19,7 @@ func TestDiscovery(t *testing.T) {
 	s := newTestServer(t, nil)
 	alice := s.newClient("alice")
 	versions := s.send("GET", "/_matrix/client/versions", "", nil)
-	for _, v := range []string{`"r0.6.1"`, `"v1.1"`, `"v1.16"`} {
+	for _, v := range []string{`"r0.6.1"`, `"v1.1"`, `"v1.16"`, `"v1.17"`, `"v1.18"`, `"v1.19"`} {
 		if !strings.Contains(versions.raw, v) {
 			t.Errorf("%s is missing in %s", v, versions.raw)
 		}

@@ -7,11 +7,11 @@ import (
 	"github.com/plexus-p2p/plexus/eventgraph"
 )
 
-// specVersions are the versions of the spec whose client API is offered. r0.6.1 is what nio and other older clients
-// look for.
+// specVersions are the versions of the spec whose client API is offered; what of it is left out stands in ARCHITECTURE.md, section 11.
+// r0.6.1 is what nio and other older clients look for.
 var specVersions = []string{
 	"r0.6.1", "v1.1", "v1.2", "v1.3", "v1.4", "v1.5", "v1.6", "v1.7", "v1.8", "v1.9", "v1.10", "v1.11", "v1.12", "v1.13", "v1.14", "v1.15",
-	"v1.16",
+	"v1.16", "v1.17", "v1.18", "v1.19",
 }
 
 // discoveryRoutes registers what a client asks to learn what is here.
