@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -26,6 +27,7 @@ import (
 const (
 	MaxOneTimeKeys      = 500 // per device and algorithm; clients keep 50 to 100
 	MaxKeyAlgorithms    = 10  // of one-time and fallback keys per device; there is one in use
+	MaxClaimedKeys      = 500 // that are remembered of a device, the last: as many as one upload has of an algorithm
 	MaxRemoteDevices    = 500 // of one remote user
 	maxRemoteDeviceList = 900 << 10
 )
@@ -42,7 +44,8 @@ func (r *Reader) DeviceKeys(user eventgraph.UserID, device DeviceID) (json.RawMe
 	return r.get(key(tableDeviceKeys).str(string(user)).str(string(device)))
 }
 
-// PutDeviceKeys keeps the identity keys of a local device and logs ChangeDeviceList.
+// PutDeviceKeys keeps the identity keys of a local device and logs ChangeDeviceList. With others than before it is another device by the old name: its
+// one-time and fallback keys go.
 func (tx *Tx) PutDeviceKeys(user eventgraph.UserID, device DeviceID, keys json.RawMessage) (Position, error) {
 	before, err := tx.DeviceKeys(user, device)
 	if err != nil && !errors.Is(err, ErrNotFound) {
@@ -52,11 +55,36 @@ func (tx *Tx) PutDeviceKeys(user eventgraph.UserID, device DeviceID, keys json.R
 		if err := tx.deletePrefix(key(tableKeySignature).str(string(user)).str(string(device))); err != nil {
 			return 0, err
 		}
+		if err := tx.dropKeysOfOther(user, device, before, keys); err != nil {
+			return 0, err
+		}
 	}
 	if err := tx.put(key(tableDeviceKeys).str(string(user)).str(string(device)), keys); err != nil {
 		return 0, err
 	}
 	return tx.LogDeviceList(user, device)
+}
+
+// dropKeysOfOther removes the one-time and fallback keys of a local device if its identity keys are other ones than before: nobody has the secret parts
+// any more.
+func (tx *Tx) dropKeysOfOther(user eventgraph.UserID, device DeviceID, before, now json.RawMessage) error {
+	var was, is struct {
+		Keys map[string]string `json:"keys"`
+	}
+	if json.Unmarshal(before, &was) != nil || json.Unmarshal(now, &is) != nil || maps.Equal(was.Keys, is.Keys) {
+		return nil
+	}
+	for _, t := range []table{tableOneTimeKey, tableFallbackKey, tableClaimedKey} {
+		if err := tx.deletePrefix(key(t).str(string(user)).str(string(device))); err != nil {
+			return err
+		}
+	}
+	counts, err := tx.KeyCounts(user, device)
+	if err != nil {
+		return err
+	}
+	_, err = tx.putKeyCounts(user, device, &KeyCounts{OneTime: map[string]int{}, UnusedFallback: []string{}, Uploads: counts.Uploads})
+	return err
 }
 
 // DeleteDeviceKeys removes all keys of a local device, and logs ChangeDeviceList if it had any that others could know.
@@ -71,7 +99,7 @@ func (tx *Tx) DeleteDeviceKeys(user eventgraph.UserID, device DeviceID) error {
 			return err
 		}
 	}
-	for _, t := range []table{tableOneTimeKey, tableFallbackKey, tableKeySignature} {
+	for _, t := range []table{tableOneTimeKey, tableFallbackKey, tableClaimedKey, tableKeySignature} {
 		if err := tx.deletePrefix(key(t).str(string(user)).str(string(device))); err != nil {
 			return err
 		}
@@ -355,6 +383,7 @@ type KeyCounts struct {
 	UnusedFallback []string       `json:"unused_fallback"` // algorithms, sorted
 	Fallback       []string       `json:"fallback"`        // algorithms, sorted
 	Uploads        uint64         `json:"uploads"`         // calls of PutOneTimeKeys so far
+	Claimed        uint64         `json:"claimed"`         // one-time keys claimed so far
 }
 
 // KeyCounts of a local device; all zero for one that has uploaded none. Its fields are never nil.
@@ -381,8 +410,8 @@ type OneTimeKey struct {
 	Key       json.RawMessage // an object or a string, compact
 }
 
-// PutOneTimeKeys keeps keys that may each be claimed once; one that is held already is passed over. ErrKeyExists,
-// ErrTooManyKeys. It logs ChangeDeviceUnused.
+// PutOneTimeKeys keeps keys that may each be claimed once; one that is held already is passed over, and one that was claimed: a client
+// repeats an upload of which it has no answer. ErrKeyExists, ErrTooManyKeys. It logs ChangeDeviceUnused.
 func (tx *Tx) PutOneTimeKeys(user eventgraph.UserID, device DeviceID, keys []OneTimeKey) error {
 	counts, err := tx.KeyCounts(user, device)
 	if err != nil {
@@ -402,8 +431,19 @@ func (tx *Tx) PutOneTimeKeys(user eventgraph.UserID, device DeviceID, keys []One
 	if err != nil {
 		return err
 	}
+	claimed := map[string]bool{}
+	err = tx.scan(key(tableClaimedKey).str(string(user)).str(string(device)), nil, false, func(_, value []byte) (bool, error) {
+		claimed[string(value)] = true
+		return true, nil
+	})
+	if err != nil {
+		return err
+	}
 	counts.Uploads++
 	for _, k := range keys {
+		if claimed[k.Algorithm+":"+k.ID] {
+			continue
+		}
 		if was, ok := held[k.Algorithm+":"+k.ID]; ok {
 			if !bytes.Equal(was, k.Key) {
 				return fmt.Errorf("%s:%s: %w", k.Algorithm, k.ID, ErrKeyExists)
@@ -512,6 +552,11 @@ func (tx *Tx) ClaimKey(user eventgraph.UserID, device DeviceID, algorithm string
 		if counts.OneTime[algorithm]--; counts.OneTime[algorithm] <= 0 {
 			counts.OneTime[algorithm] = 0
 		}
+		remembered := key(tableClaimedKey).str(string(user)).str(string(device)).u64(counts.Claimed % MaxClaimedKeys)
+		if err := tx.put(remembered, []byte(algorithm+":"+claimed.ID)); err != nil {
+			return nil, err
+		}
+		counts.Claimed++
 		_, err = tx.putKeyCounts(user, device, counts)
 		return claimed, err
 	}

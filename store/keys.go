@@ -78,6 +78,7 @@ import (
 //	tableOneTimeKey    str user, str device,              the key object
 //	                   str algorithm, u64 upload, str id
 //	tableFallbackKey   str user, str device, str algorithm  fallbackKey, JSON
+//	tableClaimedKey    str user, str device, u64 slot     algorithm:key ID of a one-time key that was claimed
 //	tableKeyCounts     str user, str device               KeyCounts, JSON
 //	tableCrossSigning  str user, str usage                the key, as uploaded
 //	tableKeySignature  str user, str device or key,       key ID: signature, JSON
@@ -178,6 +179,7 @@ const (
 	tableKeyBackup      table = 0x5c
 	tableBackupVersions table = 0x5d
 	tableBackupKey      table = 0x5e
+	tableClaimedKey     table = 0x5f
 
 	tableReceipt table = 0x60
 

@@ -75,6 +75,13 @@ func (a *API) uploadKeys(q *request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	of := map[string]bool{}
+	for _, k := range fallback {
+		if of[k.Algorithm] { // "at most one fallback key per algorithm" (keys.yaml)
+			return nil, invalidParam("There are two fallback keys of one algorithm.")
+		}
+		of[k.Algorithm] = true
+	}
 
 	var counts *store.KeyCounts
 	_, err = a.Store.Update(q.Context(), func(tx *store.Tx) (err error) {

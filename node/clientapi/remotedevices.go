@@ -181,11 +181,12 @@ func (a *API) sharedWithUs(r *store.Reader, user eventgraph.UserID) (bool, error
 // fetchDevices asks the user's server for their list and caches it.
 func (a *API) fetchDevices(ctx context.Context, user eventgraph.UserID) (*store.RemoteDevices, error) {
 	seen, position := int64(0), store.Position(0)
+	var before store.RemoteDevices
 	err := a.Store.View(func(r *store.Reader) error {
 		position = r.Position()
 		held, err := r.RemoteDevices(user)
 		if err == nil {
-			seen = held.Seen
+			seen, before = held.Seen, *held
 		}
 		return ignoreNotFound(err)
 	})
@@ -224,12 +225,24 @@ func (a *API) fetchDevices(ctx context.Context, user eventgraph.UserID) (*store.
 		if err == nil && held.Seen != seen && held.Seen > answer.StreamID { // an update came while we asked, and may not be in the answer
 			list.Seen, list.Stale = held.Seen, true
 		}
+		if err == nil {
+			keepNewerKey(list, &list.Master, held.Master, before.Master)
+			keepNewerKey(list, &list.SelfSigning, held.SelfSigning, before.SelfSigning)
+		}
 		return tx.PutRemoteDevices(list)
 	})
 	if errors.Is(err, store.ErrTooManyKeys) {
 		return nil, fail(http.StatusBadGateway, "M_TOO_LARGE", "This user has too many devices.")
 	}
 	return list, err
+}
+
+// keepNewerKey puts a cross-signing key of which an update has told while the list was fetched in the place of the list's, which may be the one before:
+// such updates have no number. The list is then to be fetched again.
+func keepNewerKey(list *store.RemoteDevices, fetched *json.RawMessage, held, before json.RawMessage) {
+	if held != nil && !bytes.Equal(held, before) && !bytes.Equal(held, *fetched) {
+		*fetched, list.Stale = held, true
+	}
 }
 
 // askKeys asks for keys that are not cached.
