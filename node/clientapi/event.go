@@ -164,21 +164,34 @@ func (a *API) appendUnsigned(b []byte, r *store.Reader, e *store.StoredEvent, v 
 		}
 	}
 	if e.RedactedBy != "" && !v.because {
-		because, err := r.Event(e.RedactedBy)
-		if err == nil {
-			v.because = true // redactions of redactions may be chained without end
-			raw, err := a.clientEvent(r, because, v)
-			v.because = false
-			if err != nil {
-				return nil, err
-			}
-			b = append(b, `,"redacted_because":`...)
-			b = append(b, raw...)
-		} else if !errors.Is(err, store.ErrNotFound) {
+		because, err := a.redactedBecause(r, e, v)
+		if err != nil {
 			return nil, err
+		}
+		if because != nil {
+			b = append(b, `,"redacted_because":`...)
+			b = append(b, because...)
 		}
 	}
 	return append(b, '}'), nil
+}
+
+// redactedBecause writes out what has redacted the event; nil if that is not held, or the viewer may not see it: they had left by then.
+func (a *API) redactedBecause(r *store.Reader, e *store.StoredEvent, v *viewer) (json.RawMessage, error) {
+	because, err := r.Event(e.RedactedBy)
+	if errors.Is(err, store.ErrNotFound) {
+		return nil, nil
+	}
+	see := v.service
+	if err == nil && !see {
+		see, err = a.Rooms.MaySeeUser(v.user, because)
+	}
+	if err != nil || !see {
+		return nil, err
+	}
+	v.because = true // redactions of redactions may be chained without end
+	defer func() { v.because = false }()
+	return a.clientEvent(r, because, v)
 }
 
 // appendContext writes those parts of UnsignedData that follow from the room's state around the event.

@@ -73,3 +73,26 @@ func TestServiceRedactsAsItsUsers(t *testing.T) {
 		bridge.call(want, "PUT", fmt.Sprintf("/v3/rooms/%s/redact/%s/1?%s", room, ids[target], as(nick)), map[string]any{})
 	}
 }
+
+// Who had left when an event was redacted sees that it is, and not by whom and why.
+func TestRedactedBecauseIsVisible(t *testing.T) {
+	t.Parallel()
+	s := newTestAPI(t, nil)
+	alice, bob := s.newClient("alice"), s.newClient("bob")
+	room := alice.room()
+	bob.join(room)
+	path := "/v3/rooms/" + string(room)
+	early, late := alice.say(room, "one"), alice.say(room, "two")
+	alice.call(200, "PUT", path+"/redact/"+string(early)+"/1", map[string]any{"reason": "hush"})
+	bob.call(200, "POST", path+"/leave", map[string]any{})
+	alice.call(200, "PUT", path+"/redact/"+string(late)+"/2", map[string]any{"reason": "hush"})
+	for id, want := range map[eventgraph.EventID]bool{early: true, late: false} {
+		a := bob.call(200, "GET", path+"/event/"+string(id), nil)
+		if strings.Contains(a.raw, "hush") != want || strings.Contains(a.raw, "redacted_because") != want || !strings.Contains(a.raw, `"content":{}`) {
+			t.Errorf("shown %v: %s", want, a.raw)
+		}
+		if a := alice.call(200, "GET", path+"/event/"+string(id), nil); !strings.Contains(a.raw, "hush") {
+			t.Errorf("alice: %s", a.raw)
+		}
+	}
+}
