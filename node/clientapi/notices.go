@@ -107,7 +107,7 @@ func (n *notices) told(e *store.StoredEvent) (outcome pushrules.Outcome, read bo
 	if may, err := n.api.Rooms.MaySeeUser(n.user, e); !may || err != nil {
 		return pushrules.Outcome{}, false, err
 	}
-	thread, err := n.threadOf(e)
+	thread, err := threadOf(n.r, e)
 	if err != nil {
 		return outcome, false, err
 	}

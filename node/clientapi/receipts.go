@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
@@ -133,6 +134,9 @@ func (a *API) setReceipt(q *request, room eventgraph.RoomID, kind, event, thread
 		if err != nil {
 			return err
 		}
+		if err := inThread(&tx.Reader, id, thread); err != nil {
+			return err
+		}
 		held, err := tx.Receipt(room, q.user, kind, thread)
 		if err != nil && !errors.Is(err, store.ErrNotFound) {
 			return err
@@ -150,6 +154,26 @@ func (a *API) setReceipt(q *request, room eventgraph.RoomID, kind, event, thread
 		return fail(http.StatusForbidden, "M_FORBIDDEN", "You have receipts in too many threads of this room.")
 	}
 	return err
+}
+
+// inThread refuses a receipt in a thread that the event does not belong to (receipts.yaml, 400: "the event_id is not related to the thread_id").
+// A root belongs to the main thread, and clients also send receipts at it in its own. Where relations lead to what is not held, any thread may be.
+func inThread(r *store.Reader, id eventgraph.EventID, thread string) error {
+	if thread == "" {
+		return nil
+	}
+	e, err := r.Event(id)
+	if err != nil {
+		return err
+	}
+	belongs, path, err := threadAbove(r, e)
+	if err != nil || thread == belongs || slices.Contains(path, eventgraph.EventID(thread)) {
+		return err
+	}
+	if _, err := eventgraph.ParseEventID(thread); belongs == "" && (err == nil || thread == mainThread) {
+		return nil
+	}
+	return invalidParam("The event does not belong to the thread of thread_id.")
 }
 
 // orderOf is an event's place in its room; M_NOT_FOUND.

@@ -336,7 +336,12 @@ func (u *unread) evaluate(next *notified, room *store.Room, e *store.StoredEvent
 	if !sent && !outcome.Notify {
 		return nil
 	}
-	thread, err := u.threadOf(e)
+	if !sent && e.StateBefore != room.State { // in the state as it is now the user is joined
+		if may, err := u.api.Rooms.MaySeeUser(u.user, e); err != nil || !may {
+			return err
+		}
+	}
+	thread, err := threadOf(u.r, e)
 	if err != nil {
 		return err
 	}
@@ -453,23 +458,33 @@ func (u *unread) mayNotify(room *store.Room, sender eventgraph.UserID, key strin
 
 // threadOf is the root of the event's thread, or mainThread: relations are followed for a few hops, so that a reaction
 // counts with the thread of what it reacts to.
-func (u *unread) threadOf(e *store.StoredEvent) (string, error) {
+func threadOf(r *store.Reader, e *store.StoredEvent) (string, error) {
+	thread, _, err := threadAbove(r, e)
+	if thread == "" {
+		thread = mainThread
+	}
+	return thread, err
+}
+
+// threadAbove is threadOf with the events that lead there, e among them; "" if that is not known, for one of them is not held or they are too many.
+func threadAbove(r *store.Reader, e *store.StoredEvent) (thread string, path []eventgraph.EventID, err error) {
 	for range maxThreadHops {
+		path = append(path, e.ID())
 		relation := e.Relation().Kept() // so that redaction changes nothing in it
 		if relation.Type == "m.thread" {
-			return string(relation.Parent), nil
+			return string(relation.Parent), path, nil
 		}
 		if relation.Parent == "" {
-			break
+			return mainThread, path, nil
 		}
-		parent, err := u.r.Event(relation.Parent)
+		parent, err := r.Event(relation.Parent)
 		if errors.Is(err, store.ErrNotFound) {
-			break
+			return "", path, nil
 		}
 		if err != nil {
-			return "", err
+			return "", nil, err
 		}
 		e = parent
 	}
-	return mainThread, nil
+	return "", path, nil
 }

@@ -100,3 +100,25 @@ func TestUnreadShowsNothingRedacted(t *testing.T) {
 		told("after a restart")
 	}
 }
+
+// What was said while the user was away, and they may not see, is not unread; what they may see is.
+func TestUnreadIsVisible(t *testing.T) {
+	t.Parallel()
+	s := newTestAPI(t, nil)
+	alice, bob := s.newClient("alice"), s.newClient("bob")
+	for visibility, want := range map[string]int{"joined": 1, "shared": 3} {
+		room := alice.room()
+		alice.state(room, "m.room.history_visibility", "", `{"history_visibility":"`+visibility+`"}`)
+		bob.join(room)
+		id := alice.say(room, "one")
+		bob.call(200, "POST", "/v3/rooms/"+string(room)+"/receipt/m.read/"+string(id), map[string]any{})
+		bob.call(200, "POST", "/v3/rooms/"+string(room)+"/leave", map[string]any{})
+		alice.say(room, "while bob is away")
+		alice.say(room, "as well")
+		bob.join(room)
+		alice.say(room, "bob is back")
+		if n := bob.sync("").Rooms.Join[room].Unread.Notifications; n != want {
+			t.Errorf("%s: %d unread, want %d", visibility, n, want)
+		}
+	}
+}
