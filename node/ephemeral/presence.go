@@ -67,6 +67,19 @@ func (s *State) Presence(user eventgraph.UserID) (Presence, bool) {
 	return element.Value.(*presentUser).Presence, true
 }
 
+// Present lists the users of whom more is known than that they have been offline for OfflineAfter, those changed last first.
+func (s *State) Present() (users []eventgraph.UserID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	past := s.now().Add(-OfflineAfter)
+	for element := s.users.Front(); element != nil; element = element.Next() {
+		if u := element.Value.(*presentUser); u.State != "offline" || u.LastActive.After(past) {
+			users = append(users, u.user)
+		}
+	}
+	return users
+}
+
 // lapsePresence turns idle users unavailable, and those of whom nothing is heard offline; it returns when the next is due
 // (zero: never). The caller holds mu.
 func (s *State) lapsePresence(now time.Time) (next time.Time) {

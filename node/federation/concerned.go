@@ -26,10 +26,15 @@ func (f *Federation) concerned(r *store.Reader, c store.Change) ([]eventgraph.Se
 			return nil, nil
 		}
 		return f.sharing(r, c.User)
+	case store.ChangeMembership:
+		signal(f.company) // of a room that has come, maybe
 	case store.ChangeEvent:
 		e, err := r.Event(c.Event)
 		if err != nil {
 			return nil, err
+		}
+		if e.Type() == "m.room.member" && e.Membership() == "join" {
+			signal(f.company)
 		}
 		if !f.announces(e, c) {
 			return nil, nil

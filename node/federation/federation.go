@@ -118,6 +118,8 @@ type Federation struct {
 	heavy     chan struct{} // a slot for each answer of many events made now (state, backfill, …)
 	asking    chan struct{} // a slot for each key document being fetched from others
 
+	company chan struct{} // holds a token when local users may share rooms with servers that do not know their presence (presence.go)
+
 	invites     *rate.Limiter                    // for all servers together that share no room with us
 	fromOutside *rate.Limiter                    // for the events of all servers together that are not in the events' room
 	joining     keyedLock[eventgraph.RoomID]     // one join of a room at a time
@@ -166,6 +168,7 @@ func New(c Config) *Federation {
 		asking:    make(chan struct{}, maxAsking),
 		strangers: make(chan struct{}, maxStrangers),
 		bodies:    semaphore.NewWeighted(maxBodies),
+		company:   make(chan struct{}, 1),
 
 		outerBodies: semaphore.NewWeighted(maxBody),
 		invites:     rate.NewLimiter(rate.Every(strangerInviteEvery), strangerInviteBurst),

@@ -442,7 +442,7 @@ func (f *Federation) receivePresence(origin eventgraph.ServerName, content json.
 	if json.Unmarshal(content, &c) != nil {
 		return nil
 	}
-	if !f.inSomeRoom(origin) {
+	if !f.inSomeRoom(origin) && !f.letsIn(origin) {
 		return nil // strangers' presence is nobody's business here
 	}
 	for _, p := range c.Push[:min(len(c.Push), maxPresencePush)] {
@@ -459,6 +459,17 @@ func (f *Federation) receivePresence(origin eventgraph.ServerName, content json.
 			LastActive: f.Now().Add(-ago), CurrentlyActive: p.CurrentlyActive})
 	}
 	return nil
+}
+
+// letsIn says whether a room is coming from the server: it tells of its users as soon as it has taken in our join.
+func (f *Federation) letsIn(server eventgraph.ServerName) (lets bool) {
+	err := f.Store.View(func(r *store.Reader) error {
+		return r.Joins(func(j *store.Join) (bool, error) {
+			lets = j.Server == server || slices.Contains(j.Via, server)
+			return !lets, nil
+		})
+	})
+	return lets && err == nil
 }
 
 // maxStatusMsg bounds a presence status message, in bytes; the spec sets no limit.

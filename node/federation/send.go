@@ -163,9 +163,10 @@ func (s *couriers) rest(c *courier) bool {
 func (f *Federation) runSender(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	senders := &couriers{all: map[eventgraph.ServerName]*courier{}}
+	watched := &audience{f: f, senders: senders, told: map[eventgraph.UserID]map[eventgraph.ServerName]time.Time{}}
 	senders.run = func(c *courier) { group.Go(func() error { return f.runCourier(ctx, senders, c) }) }
 	group.Go(func() error { return f.follow(ctx, senders) })
-	group.Go(func() error { return f.followEphemeral(ctx, senders) })
+	group.Go(func() error { return f.followEphemeral(ctx, watched) })
 	group.Go(func() error {
 		turn := uint64(0)
 		for {
@@ -174,6 +175,7 @@ func (f *Federation) runSender(ctx context.Context) error {
 				return nil
 			}
 			turn = next
+			watched.met(met)
 			for _, m := range met {
 				if d, err := f.destination(m.Server); err == nil && d != nil {
 					c := senders.of(m.Server)
@@ -342,48 +344,6 @@ func (f *Federation) withoutRecord(recorded map[eventgraph.ServerName]bool, serv
 		return nil
 	})
 	return fresh, err
-}
-
-// followEphemeral tells the couriers of typing and presence of local users.
-func (f *Federation) followEphemeral(ctx context.Context, senders *couriers) error {
-	from := f.Ephemeral.Counter()
-	for {
-		upTo, err := f.Ephemeral.Wait(ctx, from)
-		if err != nil {
-			return err
-		}
-		changed, users := f.Ephemeral.Changed(from)
-		for _, room := range changed {
-			servers, err := f.Rooms.Servers(room)
-			if err != nil {
-				continue // the room has gone
-			}
-			for _, s := range servers {
-				if s != f.server && f.peers.isConnected(s) {
-					senders.note(s, room, "")
-				}
-			}
-		}
-		for _, user := range users {
-			if user.Server() != f.server {
-				continue
-			}
-			var servers []eventgraph.ServerName
-			err := f.Store.View(func(r *store.Reader) (err error) {
-				servers, err = f.sharing(r, user)
-				return err
-			})
-			if err != nil {
-				return fmt.Errorf("servers that share a room with %s: %w", user, err)
-			}
-			for _, s := range servers {
-				if s != f.server && f.peers.isConnected(s) {
-					senders.note(s, "", user)
-				}
-			}
-		}
-		from = upTo
-	}
 }
 
 // note remembers news of typing in a room, or of a user's presence; more than it can hold is not worth sending late.
@@ -770,7 +730,7 @@ func (f *Federation) sendVolatile(ctx context.Context, c *courier) error {
 	if err := f.composeTyping(c, rooms, &t); err != nil {
 		return err
 	}
-	if push := f.presenceOf(users); len(push) > 0 {
+	for push := range slices.Chunk(f.presenceOf(users), maxPresencePush) {
 		content, err := marshal(map[string]any{"push": push})
 		if err != nil {
 			return err
