@@ -117,15 +117,15 @@ func (a *API) authForm(q *request) (any, error) {
 func (a *API) checkAuthForm(q *request, session *authSession) error {
 	switch session.stage {
 	case stageToken:
-		if err := a.checkRegistrationToken(q.PostForm.Get("token")); err != nil {
+		if err := a.checkRegistrationToken(q, q.PostForm.Get("token")); err != nil {
 			return err
 		}
 	case stagePassword:
-		user := session.user
+		user, guesser := session.user, fromFallback
 		if user == "" {
-			user = a.userNamed(q.PostForm.Get("user"))
+			user, guesser = a.userNamed(q.PostForm.Get("user")), a.guesser(q)
 		}
-		account, err := a.checkPassword(q, user, q.PostForm.Get("password"))
+		account, err := a.checkPassword(q, user, q.PostForm.Get("password"), guesser)
 		if err != nil {
 			return err
 		}

@@ -20,12 +20,16 @@ const (
 	guessBurst                = 10       // and as many at once
 	reportRate, reportBurst   = 0.1, 20  // reports of one user: a person reads them
 	limitedUsers              = 1000     // accounts whose counts are kept
+	// Web pages from elsewhere that call without a token have a count for each origin, as much as all programs without a token: what the person looks at
+	// must not keep a client from logging in. An origin that is longer counts as one that is not named.
+	limitedPages, maxOrigin = 1000, 255
 )
 
 // limits counts requests and wrong passwords. It is for concurrent use.
 type limits struct {
 	now       func() time.Time
 	strangers *rate.Limiter
+	pages     *lru.Cache[string, *rate.Limiter] // by origin
 	users     *lru.Cache[eventgraph.UserID, *rate.Limiter]
 	guesses   *lru.Cache[string, *rate.Limiter]
 	reports   *lru.Cache[eventgraph.UserID, *rate.Limiter]
@@ -33,6 +37,7 @@ type limits struct {
 
 func newLimits(now func() time.Time) *limits {
 	l := &limits{now: now, strangers: rate.NewLimiter(strangerRate, strangBurst)}
+	l.pages, _ = lru.New[string, *rate.Limiter](limitedPages)
 	l.users, _ = lru.New[eventgraph.UserID, *rate.Limiter](limitedUsers) // fails only on a size below 1
 	l.guesses, _ = lru.New[string, *rate.Limiter](limitedUsers)
 	l.reports, _ = lru.New[eventgraph.UserID, *rate.Limiter](limitedUsers)
@@ -45,6 +50,14 @@ func (l *limits) request(user eventgraph.UserID) error {
 		return l.take(l.strangers)
 	}
 	return l.take(limiterOf(l.users, user, userRate, userBurst))
+}
+
+// page counts one request of a web page from elsewhere; origin is "" if it is not named.
+func (l *limits) page(origin string) error {
+	if len(origin) > maxOrigin {
+		origin = ""
+	}
+	return l.take(limiterOf(l.pages, origin, strangerRate, strangBurst))
 }
 
 // report counts one report of the user.

@@ -67,7 +67,7 @@ func (a *API) login(q *request) (any, error) {
 	if name == "" {
 		return nil, missingParam("The user to log in is missing.")
 	}
-	account, err := a.checkPassword(q, a.userNamed(name), body.Password)
+	account, err := a.checkPassword(q, a.userNamed(name), body.Password, a.guesser(q))
 	if err != nil {
 		return nil, err
 	}

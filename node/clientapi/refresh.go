@@ -71,6 +71,9 @@ func (a *API) refresh(q *request) (any, error) {
 		return nil, missingParam("refresh_token is missing.")
 	}
 	hash := hashOf(body.RefreshToken)
+	if err := a.limitRefresh(q, hash); err != nil {
+		return nil, err
+	}
 	answer := map[string]any{}
 	next := a.newPair(answer)
 	var ended []store.TokenHash
@@ -107,4 +110,20 @@ func (a *API) refresh(q *request) (any, error) {
 	}
 	a.tokens.drop(ended...)
 	return answer, nil
+}
+
+// limitRefresh counts the request as the user's whose token it is: others that call without a token keep nobody from refreshing.
+func (a *API) limitRefresh(q *request, token store.TokenHash) error {
+	var d *store.Device
+	err := a.Store.View(func(r *store.Reader) (err error) {
+		d, err = r.DeviceOfToken(token)
+		return err
+	})
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+		return a.limit(q)
+	case err != nil || !a.RateLimits:
+		return err
+	}
+	return a.limits.request(d.User)
 }

@@ -62,7 +62,7 @@ func (a *API) register(q *request) (any, error) {
 
 	stage, check := stageDummy, func(*authData) error { return nil }
 	if a.Registration == RegistrationToken {
-		stage, check = stageToken, func(d *authData) error { return a.checkRegistrationToken(d.Token) }
+		stage, check = stageToken, func(d *authData) error { return a.checkRegistrationToken(q, d.Token) }
 	}
 	if _, err := a.interactive(body.Auth, "register", stage, "", check); err != nil {
 		return nil, err
@@ -152,7 +152,7 @@ func (a *API) registrationTokenValidity(q *request) (any, error) {
 	if token == "" {
 		return nil, missingParam("token is missing.")
 	}
-	err := a.checkRegistrationToken(token)
+	err := a.checkRegistrationToken(q, token)
 	var refused *matrixError
 	if errors.As(err, &refused) && refused.Code != "M_FORBIDDEN" {
 		return nil, err

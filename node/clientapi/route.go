@@ -146,6 +146,7 @@ type call struct {
 	need    access
 	inside  insideCall // of a room, which may be still coming
 	locked  bool       // serves locked accounts too
+	limits  bool       // its handler counts the request
 	sends   bool       // makes events
 	handler handler
 }
@@ -154,7 +155,7 @@ type call struct {
 // given as v3 answers under r0 too. A parameter never matches an empty segment, so a path with a slash at its end is a
 // route of its own.
 func (a *API) route(method, path string, need access, h handler) {
-	t, c := &a.routes, &call{need: need, inside: whileJoining(method, path), locked: whileLocked(path), sends: makesEvents(method, path), handler: h}
+	t, c := &a.routes, &call{need: need, inside: whileJoining(method, path), locked: whileLocked(path), sends: makesEvents(method, path), limits: limitsItself(path), handler: h}
 	for _, segment := range strings.Split(path[1:], "/") {
 		if name, ok := strings.CutPrefix(segment, "{"); ok {
 			c.names = append(c.names, strings.TrimSuffix(name, "}"))
@@ -320,8 +321,25 @@ func (a *API) admit(q *request, c *call) error {
 	if !a.RateLimits || q.unlimited() || c.need == public && a.Services.ByToken(q.token()) != nil {
 		return nil // where no token is needed, a service that registers or logs in its users calls as itself
 	}
+	if c.limits {
+		return nil
+	}
+	return a.limit(q)
+}
+
+// limit counts a request: as its user's or, without one, as the page's that sends it or as one of all others.
+func (a *API) limit(q *request) error {
+	switch {
+	case !a.RateLimits:
+		return nil
+	case q.user == "" && a.foreignPage(q.Request):
+		return a.limits.page(q.Header.Get("Origin"))
+	}
 	return a.limits.request(q.user)
 }
+
+// limitsItself says whether a route's handler counts the request: a refresh token tells whose it is.
+func limitsItself(path string) bool { return path == "/_matrix/client/v3/refresh" }
 
 var errMissingToken = fail(http.StatusUnauthorized, "M_MISSING_TOKEN", "An access token is needed.")
 

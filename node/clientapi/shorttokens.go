@@ -5,8 +5,6 @@ import (
 	"net/http"
 	"time"
 
-	lru "github.com/hashicorp/golang-lru/v2"
-
 	"github.com/plexus-p2p/plexus/eventgraph"
 	"github.com/plexus-p2p/plexus/store"
 )
@@ -17,6 +15,7 @@ const (
 	loginTokenLives = 2 * time.Minute // as the spec recommends
 	openIDLives     = time.Hour
 	maxShortTokens  = 1000 // of one kind; the oldest goes
+	userShortTokens = 50   // of these of one user: clients ask for one OpenID token for each widget and call
 )
 
 // loginToken is the type of logging in with a short token (CS API, Token-based).
@@ -34,32 +33,32 @@ type tokenHolder struct {
 type shortTokens struct {
 	now   func() time.Time
 	lives time.Duration
-	held  *lru.Cache[store.TokenHash, tokenHolder]
+	held  *shares[store.TokenHash, tokenHolder]
 }
 
 func newShortTokens(now func() time.Time, lives time.Duration) *shortTokens {
 	t := &shortTokens{now: now, lives: lives}
-	t.held, _ = lru.New[store.TokenHash, tokenHolder](maxShortTokens) // fails only on a size below 1
+	t.held = newShares[store.TokenHash, tokenHolder](maxShortTokens, func(eventgraph.UserID) int { return userShortTokens })
 	return t
 }
 
 // add makes a token for the caller.
 func (t *shortTokens) add(q *request) string {
 	token, hash := newToken()
-	t.held.Add(hash, tokenHolder{q.user, q.device, q.deviceCreated, t.now().Add(t.lives)})
+	t.held.add(q.user, hash, tokenHolder{q.user, q.device, q.deviceCreated, t.now().Add(t.lives)})
 	return token
 }
 
 // find looks at a token.
 func (t *shortTokens) find(token string) (tokenHolder, bool) {
-	found, ok := t.held.Get(hashOf(token))
+	found, ok := t.held.get(hashOf(token))
 	return found, ok && t.now().Before(found.expires)
 }
 
 // take finds a token that serves once.
 func (t *shortTokens) take(token string) (tokenHolder, bool) {
 	found, ok := t.find(token)
-	return found, t.held.Remove(hashOf(token)) && ok // of two that take it at once, one has removed it
+	return found, t.held.remove(hashOf(token)) && ok // of two that take it at once, one has removed it
 }
 
 // valid says whether the device that has asked for the token is still logged in, and the account in use.

@@ -1,9 +1,11 @@
 package clientapi
 
 import (
+	"strconv"
 	"testing"
 	"time"
 
+	"github.com/plexus-p2p/plexus/eventgraph"
 	"github.com/plexus-p2p/plexus/store"
 )
 
@@ -110,10 +112,11 @@ func TestShortTokensAreBounded(t *testing.T) {
 	tokens := newShortTokens(func() time.Time { return time.UnixMilli(0) }, time.Minute)
 	q := &request{user: "@a:x", device: store.DeviceID("D")}
 	first := tokens.add(q)
-	for range maxShortTokens {
+	for i := range 2 * maxShortTokens {
+		q.user = eventgraph.UserID("@u" + strconv.Itoa(i%100) + ":x")
 		tokens.add(q)
 	}
-	if _, ok := tokens.find(first); ok || tokens.held.Len() != maxShortTokens {
-		t.Errorf("%d tokens are held", tokens.held.Len())
+	if _, ok := tokens.find(first); ok || tokens.held.all.Len() != maxShortTokens {
+		t.Errorf("%d tokens are held", tokens.held.all.Len())
 	}
 }

@@ -11,8 +11,6 @@ import (
 	"sync"
 	"time"
 
-	lru "github.com/hashicorp/golang-lru/v2"
-
 	"github.com/plexus-p2p/plexus/eventgraph"
 	"github.com/plexus-p2p/plexus/store"
 )
@@ -52,6 +50,8 @@ func (d *authData) named() string {
 // Bounds of sessions: strangers can open them.
 const (
 	maxSessions    = 1000 // the one quiet for longest goes
+	userSessions   = 20   // of one user, whose oldest goes: a client has one or two
+	openSessions   = 500  // of callers that are no user yet, together
 	sessionExpires = 15 * time.Minute
 )
 
@@ -71,19 +71,24 @@ type authSession struct {
 // authSessions is for concurrent use.
 type authSessions struct {
 	now  func() time.Time
-	open *lru.Cache[string, *authSession]
+	open *shares[string, *authSession]
 }
 
 func newAuthSessions(now func() time.Time) *authSessions {
 	s := &authSessions{now: now}
-	s.open, _ = lru.New[string, *authSession](maxSessions) // fails only on a size below 1
+	s.open = newShares[string, *authSession](maxSessions, func(user eventgraph.UserID) int {
+		if user == "" {
+			return openSessions
+		}
+		return userSessions
+	})
 	return s
 }
 
 // begin opens a session for the operation.
 func (s *authSessions) begin(operation, stage string, user eventgraph.UserID) string {
 	id := rand.Text()
-	s.open.Add(id, &authSession{
+	s.open.add(user, id, &authSession{
 		operation: sha256.Sum256([]byte(operation)), stage: stage, purpose: purposeOf(operation), user: user, expires: s.now().Add(sessionExpires),
 	})
 	return id
@@ -91,7 +96,7 @@ func (s *authSessions) begin(operation, stage string, user eventgraph.UserID) st
 
 // get is the session, if it is open; nil if not.
 func (s *authSessions) get(id string) *authSession {
-	session, ok := s.open.Get(id)
+	session, ok := s.open.get(id)
 	if !ok || !s.now().Before(session.expires) {
 		return nil
 	}
@@ -105,7 +110,7 @@ func (s *authSessions) valid(id, operation string) bool {
 }
 
 // end ends the session, and says whether it was open: what was proven on the fallback page counts once.
-func (s *authSessions) end(id string) bool { return s.open.Remove(id) }
+func (s *authSessions) end(id string) bool { return s.open.remove(id) }
 
 // prove notes that the stage was passed, by the user if it asks for one.
 func (s *authSession) prove(user eventgraph.UserID) {
@@ -183,7 +188,7 @@ func (a *API) confirm(q *request, auth *authData, operation string) error {
 		}
 	}
 	_, err := a.interactive(auth, operation+" "+string(q.user), stagePassword, q.user, func(d *authData) error {
-		_, err := a.checkPassword(q, q.user, d.Password)
+		_, err := a.checkPassword(q, q.user, d.Password, a.guesser(q))
 		return err
 	})
 	return err
@@ -198,7 +203,7 @@ func (a *API) confirmUser(q *request, auth *authData, operation string) (user ev
 		return q.user, a.confirm(q, auth, operation)
 	}
 	prover, err := a.interactive(auth, operation, stagePassword, "", func(d *authData) error {
-		account, err := a.checkPassword(q, a.userNamed(d.named()), d.Password)
+		account, err := a.checkPassword(q, a.userNamed(d.named()), d.Password, a.guesser(q))
 		if err == nil {
 			user = account.User
 		}
@@ -229,12 +234,12 @@ func usable(account *store.Account) error {
 const maxUserID = 255
 
 // checkPassword returns the account if the password is its own; M_FORBIDDEN or M_USER_DEACTIVATED if not. Of a locked account it says so only to
-// who knows the password.
-func (a *API) checkPassword(q *request, user eventgraph.UserID, password string) (*store.Account, error) {
+// who knows the password. Wrong ones are counted for each user and guesser.
+func (a *API) checkPassword(q *request, user eventgraph.UserID, password, guesser string) (*store.Account, error) {
 	if len(user) > maxUserID { // nobody's; what is guessed about is kept in memory for a while
 		return nil, forbidden("Wrong user name or password.")
 	}
-	right, err := a.guess(string(user))
+	right, err := a.guess(string(user) + guesser)
 	if err != nil {
 		return nil, err
 	}
@@ -259,6 +264,21 @@ func (a *API) checkPassword(q *request, user eventgraph.UserID, password string)
 	return account, usable(account)
 }
 
+// guesser tells apart who may try passwords or tokens without being kept from it by another: a device that is logged in, all web pages from elsewhere
+// together, and all others. It is put behind what is guessed.
+func (a *API) guesser(q *request) string {
+	switch {
+	case q.user != "":
+		return "\x00device " + string(q.device)
+	case a.foreignPage(q.Request):
+		return "\x00page"
+	}
+	return ""
+}
+
+// fromFallback is the guesser on the fallback page of a session that a device has opened: nobody else knows the session's ID.
+const fromFallback = "\x00fallback"
+
 // guess is limits.guess where there are limits.
 func (a *API) guess(who string) (right func(), err error) {
 	if !a.RateLimits {
@@ -277,8 +297,8 @@ func (a *API) account(user eventgraph.UserID) (account *store.Account, err error
 }
 
 // checkRegistrationToken answers nil if the token lets its holder register.
-func (a *API) checkRegistrationToken(token string) error {
-	right, err := a.guess("registration token")
+func (a *API) checkRegistrationToken(q *request, token string) error {
+	right, err := a.guess("registration token" + a.guesser(q))
 	if err != nil {
 		return err
 	}
