@@ -45,6 +45,7 @@ func TestDepartedRoom(t *testing.T) {
 	}
 	wantList(t, "members", who(bob.call(200, "GET", base+"/members", nil)), "alice join", "bob leave")
 	wantList(t, "members who have left", who(alice.call(200, "GET", base+"/members?membership=leave", nil)), "bob leave")
+	wantList(t, "members who are there", who(alice.call(200, "GET", base+"/members?membership=join", nil)), "alice join", "carol join")
 	wantList(t, "members who have not", who(alice.call(200, "GET", base+"/members?not_membership=leave", nil)), "alice join", "carol join")
 	for query, want := range map[string][]string{
 		"dir=b&limit=3&from=" + gone:     {"", "M1b", "M1"},

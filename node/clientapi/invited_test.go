@@ -76,7 +76,11 @@ func TestDoneAlready(t *testing.T) {
 	topic := func() string {
 		return alice.call(200, "PUT", "/v3/rooms/"+string(room)+"/state/m.room.topic", `{"topic":"T"}`).text("event_id")
 	}
-	first, since := topic(), alice.sync("").NextBatch
+	before := alice.sync("").NextBatch
+	first := topic()
+	told := alice.sync(before)
+	since := told.NextBatch
+	wantList(t, "the topic is told", names(told.Rooms.Join[room].Timeline.Events), "topic/")
 	if a := bob.call(200, "POST", "/v3/join/"+string(room), nil); a.text("room_id") != string(room) {
 		t.Errorf("the second join: %s", a.raw)
 	}

@@ -104,6 +104,12 @@ func TestReadState(t *testing.T) {
 			t.Errorf("%s: %s", name, a.raw)
 		}
 	}
+	for event, content := range map[string]map[string]any{"m.room.topic": {"topic": "T"}, "m.room.name": {"name": "M"}} {
+		alice.call(200, "PUT", path+"/state/"+event, content)
+		if got := alice.stateOf(room, event); fmt.Sprint(got) != fmt.Sprint(content) {
+			t.Errorf("%s was set to %v, and is %v", event, content, got)
+		}
+	}
 	bob.join(eventgraph.RoomID(room))
 	if got := bob.call(200, "GET", path+"/joined_members", nil).body["joined"].(map[string]any); len(got) != 2 {
 		t.Errorf("joined: %v", got)
@@ -149,6 +155,10 @@ func TestMembershipRefused(t *testing.T) {
 	bob.call(200, "POST", "/v3/rooms/"+room+"/invite", map[string]any{"user_id": alice.user})
 	if got := alice.sync("").Rooms.Invite; len(got) != 1 {
 		t.Errorf("alice is invited to %v", got)
+	}
+	bob.call(200, "POST", "/v3/rooms/"+room+"/ban", map[string]any{"user_id": eve.user})
+	if got := bob.stateOf(room, "m.room.member/"+url.PathEscape(string(eve.user))); got["membership"] != "ban" {
+		t.Errorf("who was banned: %v", got)
 	}
 }
 

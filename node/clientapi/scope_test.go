@@ -101,6 +101,9 @@ func TestTransactionIDsEndWithTheirDevice(t *testing.T) {
 	if again := send(s.logIn("alice", "PHONE"), "first"); again != first {
 		t.Error("a new token of the same device does not know its transaction IDs")
 	}
+	if other := send(s.logIn("alice", "LAPTOP"), "of another device"); other == first {
+		t.Error("another device's message is lost")
+	}
 	s.logIn("alice", "PHONE").call(200, "POST", "/v3/logout", nil)
 	s.advance(1e6)
 	if second := send(s.logIn("alice", "PHONE"), "second"); second == first {
