@@ -131,14 +131,13 @@ func TestOpenSendsHoldBackLittle(t *testing.T) {
 		bob.join(room)
 		reads, done := alice.slowly(t.Context(), "PUT", "/v3/rooms/"+string(room)+"/send/m.room.message/t1", text("hello"))
 		synctest.Wait()
-		began := time.Now()
 		for what, say := range map[string]func(){
 			"one's own in another room": func() { alice.say(elsewhere, "elsewhere") },
 			"another's":                 func() { bob.say(room, "and you") },
 		} {
 			polls := alice.polls() // these wait, as all that is in the room is new to them
 			synctest.Wait()
-			began = time.Now()
+			began := time.Now()
 			say()
 			for i, poll := range polls {
 				<-poll
