@@ -34,9 +34,6 @@ type referenceEvent struct {
 
 // aggregated is what the viewer is shown of the event's children; nil if nothing.
 func (a *API) aggregated(r *store.Reader, parent *store.StoredEvent, v *viewer) (*relations, error) {
-	if _, isState := parent.StateKey(); isState {
-		return nil, nil
-	}
 	var thread threadSummary
 	var latest, edit *store.StoredEvent
 	var references []referenceEvent
@@ -108,8 +105,9 @@ func relTypeOf(e *store.StoredEvent) string {
 // the same room has been checked.
 func replaces(edit, original *store.StoredEvent) bool {
 	_, isState := edit.StateKey()
+	_, ofState := original.StateKey()
 	_, hasNew := canonicaljson.Get(edit.Content(), "m.new_content")
-	return !isState && edit.Type() == original.Type() && edit.Sender() == original.Sender() &&
+	return !isState && !ofState && edit.Type() == original.Type() && edit.Sender() == original.Sender() &&
 		relTypeOf(original) != "m.replace" && (hasNew || edit.Type() == "m.room.encrypted")
 }
 

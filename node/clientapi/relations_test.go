@@ -1,12 +1,15 @@
 package clientapi
 
 import (
+	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/node/rooms"
 )
 
 // relate sends a message that relates to another.
@@ -158,4 +161,72 @@ func TestThreads(t *testing.T) {
 	alice.call(200, "PUT", "/v3/user/"+string(alice.user)+"/account_data/m.ignored_user_list",
 		map[string]any{"ignored_users": map[string]any{string(bob.user): map[string]any{}}})
 	list(alice, "", "<nil>:b one:a")
+}
+
+// CS API, Threading and Event annotations: what clients may not relate, by whichever way they send it.
+func TestRelationsThatAreRefused(t *testing.T) {
+	t.Parallel()
+	s := newTestAPI(t, nil)
+	alice, bob := s.newClient("alice"), s.newClient("bob")
+	room := alice.room()
+	bob.join(room)
+	relating := func(kind string, to any, more string) string {
+		return fmt.Sprintf(`{"msgtype":"m.text","body":"t","m.relates_to":{"rel_type":%q,"event_id":%q%s}}`, kind, to, more)
+	}
+	path, n := "/v3/rooms/"+string(room)+"/send/", 0
+	send := func(c client, kind, content, want string) string {
+		t.Helper()
+		n++
+		a := s.send("PUT", fmt.Sprintf("/_matrix/client%s%s/%d", path, kind, n), c.token, content)
+		if a.code() != want || want != "" && a.status != 400 {
+			t.Errorf("%s: %d %s, want %q", content, a.status, a.raw, want)
+		}
+		return a.text("event_id")
+	}
+	root := string(alice.say(room, "root"))
+	reply := send(alice, "m.room.message", relating("m.thread", root, ""), "")
+	send(alice, "m.room.message", relating("m.thread", reply, ""), "M_UNKNOWN")
+	send(alice, "m.room.message", relating("m.thread", send(alice, "m.room.message", relating("m.reference", root, ""), ""), ""), "M_UNKNOWN")
+	answer := send(alice, "m.room.message", fmt.Sprintf(`{"msgtype":"m.text","body":"t","m.relates_to":{"m.in_reply_to":{"event_id":%q}}}`, root), "")
+	send(alice, "m.room.message", relating("m.thread", answer, ""), "") // a reply is no child
+	send(alice, "m.room.message", relating("m.thread", "$"+strings.Repeat("a", 43), ""), "")
+
+	plus := relating("m.annotation", root, `,"key":"+"`)
+	first := send(alice, "m.reaction", plus, "")
+	send(alice, "m.reaction", plus, "M_DUPLICATE_ANNOTATION")
+	if again := alice.call(200, "PUT", fmt.Sprintf("%sm.reaction/%d", path, n-1), plus).text("event_id"); again != first {
+		t.Errorf("the same request again: %s, want %s", again, first)
+	}
+	send(alice, "m.reaction", relating("m.annotation", root, `,"key":"-"`), "")
+	send(alice, "m.reaction", relating("m.annotation", reply, `,"key":"+"`), "")
+	send(alice, "org.example.reaction", plus, "")
+	send(bob, "m.reaction", plus, "")
+	late := alice.call(200, "PUT", path+"m.reaction/late?org.matrix.msc4140.delay=1", plus).text("delay_id")
+	s.advance(time.Millisecond)
+	s.due()
+	if a := alice.call(200, "GET", delayedPath+"/"+late, nil); !strings.Contains(a.raw, "M_DUPLICATE_ANNOTATION") {
+		t.Errorf("sent later: %s", a.raw)
+	}
+	alice.call(200, "PUT", "/v3/rooms/"+string(room)+"/redact/"+first+"/1", map[string]any{})
+	send(alice, "m.reaction", plus, "")
+	send(alice, "m.reaction", plus, "M_DUPLICATE_ANNOTATION")
+}
+
+// A thread may begin at a state event, and is shown with it as with any other; an edit of it is none.
+func TestThreadAtAStateEvent(t *testing.T) {
+	t.Parallel()
+	s := newTestAPI(t, nil)
+	alice := s.newClient("alice")
+	room := alice.room()
+	root := alice.state(room, "m.room.topic", "", `{"topic":"x"}`)
+	relates := func(kind string) string {
+		return `{"msgtype":"m.text","body":"t","m.new_content":{"body":"t"},"m.relates_to":{"rel_type":"` + kind + `","event_id":"` + string(root) + `"}}`
+	}
+	alice.message(room, relates("m.thread"))
+	alice.event(rooms.Draft{Room: room, Type: "m.room.topic", Content: json.RawMessage(relates("m.replace"))})
+	for _, path := range []string{"/v1/rooms/" + string(room) + "/threads", "/v3/rooms/" + string(room) + "/event/" + string(root)} {
+		if a := alice.call(200, "GET", path, nil); !strings.Contains(a.raw, `"m.thread":{"latest_event":`) || strings.Contains(a.raw, `"m.replace":`) {
+			t.Errorf("%s: %s", path, a.raw)
+		}
+	}
 }

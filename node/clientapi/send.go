@@ -9,6 +9,7 @@ import (
 	"strconv"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/eventgraph/canonicaljson"
 	"github.com/plexus-p2p/plexus/node/rooms"
 	"github.com/plexus-p2p/plexus/store"
 )
@@ -66,7 +67,69 @@ func (a *API) sendMessage(ctx context.Context, d rooms.Draft) (eventgraph.EventI
 			return "", badJSON("A redaction must name in redacts the event that it is for.")
 		}
 	}
+	if err := a.checkRelation(d); err != nil {
+		return "", err
+	}
 	return a.remote.Send(ctx, d)
+}
+
+// checkRelation refuses what clients may not relate: a thread at an event that is a child of another itself (CS API, Threading, Validation of
+// m.thread relationships), and the same annotation a second time, unless the first was redacted (Event annotations, Avoiding duplicate annotations).
+func (a *API) checkRelation(d rooms.Draft) error {
+	if !bytes.Contains(d.Content, []byte(`"m.relates_to"`)) {
+		return nil
+	}
+	var content struct {
+		Relates struct {
+			Type  string             `json:"rel_type"`
+			Event eventgraph.EventID `json:"event_id"`
+			Key   string             `json:"key"`
+		} `json:"m.relates_to"`
+	}
+	if json.Unmarshal(d.Content, &content) != nil {
+		return nil // whatever that is, it is no relation
+	}
+	relates := content.Relates
+	if relates.Type != "m.thread" && relates.Type != "m.annotation" {
+		return nil
+	}
+	if d.Txn != nil {
+		if id, err := a.Rooms.Sent(d); err != nil || id != "" {
+			return err // the same request again
+		}
+	}
+	return a.Store.View(func(r *store.Reader) error {
+		parent, err := r.Event(relates.Event)
+		if errors.Is(err, store.ErrNotFound) {
+			return nil
+		}
+		if err != nil || parent.RoomID() != d.Room {
+			return err
+		}
+		if relates.Type == "m.thread" {
+			if relTypeOf(parent) != "" {
+				return fail(http.StatusBadRequest, "M_UNKNOWN", "A thread cannot begin at an event that relates to another.")
+			}
+			return nil
+		}
+		looked, same := 0, false
+		err = r.Relations(relates.Event, "m.annotation", d.Type, func(e *store.StoredEvent) (bool, error) {
+			looked++
+			same = e.Sender() == d.Sender && e.RedactedBy == "" && e.Verdict == store.Accepted && annotationKey(e) == relates.Key
+			return !same && looked < maxAggregated, nil
+		})
+		if same && err == nil {
+			err = fail(http.StatusBadRequest, "M_DUPLICATE_ANNOTATION", "You have sent that annotation already.")
+		}
+		return err
+	})
+}
+
+// annotationKey is the key of an annotation; "" if it has none.
+func annotationKey(e *store.StoredEvent) string {
+	relates, _ := canonicaljson.Get(e.Content(), "m.relates_to")
+	key, _ := canonicaljson.GetString(relates, "key")
+	return key
 }
 
 // sent answers with the event's ID.
