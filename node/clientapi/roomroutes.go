@@ -36,6 +36,8 @@ func (a *API) roomRoutes() {
 	a.route("GET", room+"/joined_members", authed, a.getJoinedMembers)
 
 	a.route("GET", room+"/messages", authed, a.getMessages)
+	a.route("GET", room+"/initialSync", authed, a.roomInitialSync)
+	a.route("GET", v3+"/events", authed, a.peekEvents)
 	a.route("GET", room+"/context/{eventId}", authed, a.getContext)
 	a.route("GET", room+"/event/{eventId}", authed, a.getEvent)
 	a.route("GET", "/_matrix/client/v1/rooms/{roomId}/timestamp_to_event", authed, a.timestampToEvent)
