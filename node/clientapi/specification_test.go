@@ -125,10 +125,8 @@ var notServed = map[string]string{
 	"PUT /_matrix/client/v1/admin/lock/{userId}":        "no user is an administrator",
 	"PUT /_matrix/client/v1/admin/suspend/{userId}":     "no user is an administrator",
 	"GET /_matrix/client/v1/auth_metadata":              "no OAuth 2.0: the specification's 404 says so",
-	"GET /_matrix/client/v3/events":                     "deprecated; /sync has it all",
 	"GET /_matrix/client/v3/events/{eventId}":           "deprecated; rooms/{roomId}/event has it",
 	"GET /_matrix/client/v3/initialSync":                "deprecated; /sync has it all",
-	"GET /_matrix/client/v3/rooms/{roomId}/initialSync": "deprecated; /sync has it all",
 	"GET /_matrix/client/v3/login/sso/redirect":         "no single sign-on is offered by GET /login",
 	"GET /_matrix/client/v3/login/sso/redirect/{idpId}": "no single sign-on is offered by GET /login",
 }
