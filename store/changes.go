@@ -13,7 +13,7 @@ type ChangeKind uint8
 const (
 	ChangeEvent        ChangeKind = iota + 1 // Room, Event: accepted into the room's timeline
 	ChangeMembership                         // Room, User (local): membership outside the timeline: invite from afar, rejected invite, forget, knock
-	ChangeReceipt                            // Room, User, Key: receipt type
+	ChangeReceipt                            // Room, User, Key: receipt type, Event: where it has moved to ("" in records of before that was told)
 	ChangeAccountData                        // User, Room ("" = global), Key: type
 	ChangeToDevice                           // User, Device: a message was queued
 	ChangeDeviceList                         // User, local or remote: device or cross-signing keys changed

@@ -24,7 +24,7 @@ const MaxReceiptThreads = 1000
 // ErrTooManyReceipts: see MaxReceiptThreads.
 var ErrTooManyReceipts = errors.New("receipts in too many threads")
 
-// PutReceipt writes or replaces the receipt and logs ChangeReceipt with the type as Key. Whether it moves
+// PutReceipt writes or replaces the receipt and logs ChangeReceipt with the type as Key and the event. Whether it moves
 // forwards is the caller's question.
 func (tx *Tx) PutReceipt(p *Receipt) (Position, error) {
 	at := receiptKey(p.Room, p.User, p.Type, p.Thread)
@@ -44,7 +44,7 @@ func (tx *Tx) PutReceipt(p *Receipt) (Position, error) {
 	if err := tx.putJSON(at, p); err != nil {
 		return 0, err
 	}
-	return tx.Log(Change{Kind: ChangeReceipt, Room: p.Room, User: p.User, Key: p.Type})
+	return tx.Log(Change{Kind: ChangeReceipt, Room: p.Room, User: p.User, Key: p.Type, Event: p.Event})
 }
 
 // Receipt reads one; ErrNotFound.

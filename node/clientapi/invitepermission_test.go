@@ -146,3 +146,37 @@ func TestServicesAreToldOfBlockedInvites(t *testing.T) {
 	}
 	t.Error("the service is not told")
 }
+
+// An invite that was held back is told once its sender is not ignored any more, or invites are not blocked (CS API, Ignoring Users).
+func TestInviteHeldBackIsTold(t *testing.T) {
+	t.Parallel()
+	s := newTestAPI(t, nil)
+	alice, bob := s.newClient("alice"), s.newClient("bob")
+	set := func(dataType string, content map[string]any) {
+		t.Helper()
+		bob.call(200, "PUT", "/v3/user/"+string(bob.user)+"/account_data/"+dataType, content)
+	}
+	ignore := func(users map[string]any) { set("m.ignored_user_list", map[string]any{"ignored_users": users}) }
+	ignore(map[string]any{string(alice.user): map[string]any{}})
+	room := alice.room()
+	alice.member(room, bob, "invite")
+	since := ""
+	told := func(when string, want int) {
+		t.Helper()
+		body := bob.sync(since)
+		since = body.NextBatch
+		if n := len(body.Rooms.Invite); n != want {
+			t.Errorf("%s: %d invites, want %d", when, n, want)
+		}
+	}
+	told("ignored", 0)
+	set("org.example.other", map[string]any{})
+	told("other account data", 0)
+	ignore(map[string]any{})
+	told("not ignored any more", 1)
+	told("told once", 0)
+	set("m.invite_permission_config", map[string]any{"default_action": "block"})
+	told("all are blocked", 0)
+	set("m.invite_permission_config", map[string]any{})
+	told("not blocked any more", 1)
+}

@@ -4,6 +4,9 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+
+	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/store"
 )
 
 // A receipt is in the thread of its event, or there is none (receipts.yaml, 400).
@@ -35,4 +38,77 @@ func TestReceiptOutsideItsThread(t *testing.T) {
 			t.Errorf("%+v: %d %s", c, a.status, a.raw)
 		}
 	}
+}
+
+// A receipt that moves has that one sent, and not all that its user has in the room's threads.
+func TestMovedReceiptIsSentAlone(t *testing.T) {
+	t.Parallel()
+	s := newTestAPI(t, nil)
+	alice, bob := s.newClient("alice"), s.newClient("bob")
+	room := alice.room()
+	bob.join(room)
+	read := func(id eventgraph.EventID, body map[string]any) {
+		t.Helper()
+		bob.call(200, "POST", "/v3/rooms/"+string(room)+"/receipt/m.read/"+string(id), body)
+	}
+	inThread := func(root eventgraph.EventID) eventgraph.EventID {
+		id := alice.relate(room, "m.thread", root, "t")
+		read(id, map[string]any{"thread_id": root})
+		return id
+	}
+	roots := []eventgraph.EventID{alice.say(room, "one"), alice.say(room, "two"), alice.say(room, "three")}
+	for _, root := range roots {
+		inThread(root)
+	}
+	read(roots[2], map[string]any{})
+	ask := window(0, 9, 5, "", `,"extensions":{"receipts":{"enabled":true}}`)
+	since, pos := alice.sync("").NextBatch, alice.slide("", ask).Pos
+	check := func(what string, want ...eventgraph.EventID) {
+		t.Helper()
+		body := alice.sync(since)
+		var got []string
+		for _, e := range body.Rooms.Join[room].Ephemeral.Events {
+			for id := range e.Content {
+				got = append(got, id)
+			}
+		}
+		slid := alice.slide(pos, ask)
+		since, pos = body.NextBatch, slid.Pos
+		if n := strings.Count(slid.raw, `"m.read"`); n != len(want) || len(got) != len(want) {
+			t.Errorf("%s: %q, and in sliding sync %d: %s", what, got, n, slid.raw)
+		}
+		for _, id := range want {
+			if !strings.Contains(strings.Join(got, " "), string(id)) {
+				t.Errorf("%s: %q, want %s", what, got, id)
+			}
+		}
+	}
+	moved := inThread(roots[1])
+	check("in one thread", moved)
+	inThread(roots[0])
+	first, second := inThread(roots[0]), inThread(roots[1])
+	check("in two, one of them twice", first, second)
+	last := alice.say(room, "last")
+	read(last, map[string]any{})
+	check("outside threads", last)
+	for range maxReceiptMoves + 1 {
+		last = inThread(roots[2])
+	}
+	check("more than are remembered: all", first, second, last, alice.receiptOf(room, bob))
+}
+
+// receiptOf is where a user's receipt outside of threads is.
+func (c client) receiptOf(room eventgraph.RoomID, of client) (id eventgraph.EventID) {
+	c.s.t.Helper()
+	err := c.s.Store.View(func(r *store.Reader) error {
+		p, err := r.Receipt(room, of.user, "m.read", "")
+		if err == nil {
+			id = p.Event
+		}
+		return err
+	})
+	if err != nil {
+		c.s.t.Fatal(err)
+	}
+	return id
 }

@@ -163,7 +163,7 @@ func (s *slidingRound) insideRoom(m *matched, sent sentRoom, next *sentRoom, upT
 	if !first {
 		more, wider = config.more(&s.conn.configs[sent.Config])
 	}
-	read := isJoined(l.member) && slices.ContainsFunc(s.changes.receipts[l.id], func(ref receiptRef) bool { return ref.user == s.user })
+	read := isJoined(l.member) && s.changes.receipts[l.id].of(s.user)
 	if !changed && !expand && !wider && !read {
 		return false, nil
 	}

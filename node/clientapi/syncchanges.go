@@ -15,7 +15,7 @@ type changes struct {
 	upTo        store.Position                     // of the last span
 	timeline    map[eventgraph.RoomID]bool         // rooms with new events, any room
 	membership  map[eventgraph.RoomID]bool         // the user's membership changed outside a timeline
-	receipts    map[eventgraph.RoomID][]receiptRef // that the user may see
+	receipts    map[eventgraph.RoomID]receiptMoves // that the user may see
 	accountData map[eventgraph.RoomID][]string     // types; under "" the global ones
 	deviceLists map[eventgraph.UserID]bool         // any user whose keys changed, and those whose keys the user signed
 	toDevice    bool                               // messages were queued for the device
@@ -28,12 +28,41 @@ type receiptRef struct {
 	receiptType string
 }
 
+// receiptMoves are the receipts of a room that have moved, with the events at which they were put; nil: at any.
+type receiptMoves map[receiptRef]map[eventgraph.EventID]bool
+
+// maxReceiptMoves is how many events are remembered for a user's receipts in one answer: beyond it all that they have there are told.
+const maxReceiptMoves = 100
+
+func (moves receiptMoves) add(ref receiptRef, event eventgraph.EventID) {
+	events, known := moves[ref]
+	switch {
+	case known && events == nil:
+	case event == "" || len(events) == maxReceiptMoves:
+		moves[ref] = nil
+	case !known:
+		moves[ref] = map[eventgraph.EventID]bool{event: true}
+	default:
+		events[event] = true
+	}
+}
+
+// of says whether receipts of that user's have moved.
+func (moves receiptMoves) of(user eventgraph.UserID) bool {
+	for ref := range moves {
+		if ref.user == user {
+			return true
+		}
+	}
+	return false
+}
+
 func newChanges(user eventgraph.UserID, device store.DeviceID) *changes {
 	return &changes{
 		user: user, device: device,
 		timeline:    map[eventgraph.RoomID]bool{},
 		membership:  map[eventgraph.RoomID]bool{},
-		receipts:    map[eventgraph.RoomID][]receiptRef{},
+		receipts:    map[eventgraph.RoomID]receiptMoves{},
 		accountData: map[eventgraph.RoomID][]string{},
 		deviceLists: map[eventgraph.UserID]bool{},
 	}
@@ -52,8 +81,11 @@ func (c *changes) gather(r *store.Reader, after, upTo store.Position) error {
 			}
 		case store.ChangeReceipt:
 			ref := receiptRef{change.User, change.Key}
-			if ref.visibleTo(c.user) && !slices.Contains(c.receipts[change.Room], ref) {
-				c.receipts[change.Room] = append(c.receipts[change.Room], ref)
+			if ref.visibleTo(c.user) {
+				if c.receipts[change.Room] == nil {
+					c.receipts[change.Room] = receiptMoves{}
+				}
+				c.receipts[change.Room].add(ref, change.Event)
 			}
 		case store.ChangeAccountData:
 			if change.User == c.user && !slices.Contains(c.accountData[change.Room], change.Key) {

@@ -232,11 +232,36 @@ func (s *syncRound) newsIn() ([]eventgraph.RoomID, error) {
 		}
 	}
 	ids := s.changes.rooms()
+	unhidden, err := s.unhidden()
+	if err != nil {
+		return nil, err
+	}
+	ids = append(ids, unhidden...)
 	for room := range s.typing {
 		ids = append(ids, room)
 	}
 	slices.Sort(ids)
 	return slices.Compact(ids), nil
+}
+
+// unhidden lists the rooms that the user is invited to if what hides invites has changed: one that was held back is to be told now.
+func (s *syncRound) unhidden() (ids []eventgraph.RoomID, err error) {
+	if s.since == nil || !s.hidingChanged() {
+		return nil, nil
+	}
+	return ids, s.r.RoomsOf(s.user, func(m *store.Member) (bool, error) {
+		if m.Membership == "invite" {
+			ids = append(ids, m.Room)
+		}
+		return true, nil
+	})
+}
+
+// hidingChanged says whether the user has changed what hides invites: whom they ignore, and whether they block them all (hidesInvite).
+func (s *syncRound) hidingChanged() bool {
+	return slices.ContainsFunc(s.changes.accountData[""], func(dataType string) bool {
+		return dataType == typeIgnoredList || dataType == rooms.InvitePermissionType
+	})
 }
 
 // sincePosition is 0 for a full sync.
@@ -261,7 +286,7 @@ func (s *syncRound) room(out *syncRooms, m *store.Member) error {
 		}
 		return err
 	case "invite", "knock":
-		if !moved {
+		if !moved && (m.Membership == "knock" || !s.hidingChanged()) {
 			return nil
 		}
 		was, err := s.parted(m) // removed and invited again
@@ -344,7 +369,7 @@ func (s *syncRound) joined(m *store.Member) (*joinedRoom, error) {
 	if err := s.roomAccountData(m.Room, fresh, &room.AccountData); err != nil {
 		return nil, err
 	}
-	read := slices.ContainsFunc(s.changes.receipts[m.Room], func(ref receiptRef) bool { return ref.user == s.user })
+	read := s.changes.receipts[m.Room].of(s.user)
 	if !told && !read && len(room.Ephemeral.Events) == 0 && len(room.AccountData.Events) == 0 {
 		return nil, nil
 	}
@@ -585,9 +610,11 @@ func (s *syncRound) receipts(room eventgraph.RoomID, all bool, passes func(*stor
 			return true, nil
 		})
 	}
-	for _, ref := range s.changes.receipts[room] {
+	for ref, at := range s.changes.receipts[room] {
 		err := s.r.Receipts(room, ref.user, ref.receiptType, func(p *store.Receipt) (bool, error) {
-			receipts.add(p)
+			if at == nil || at[p.Event] {
+				receipts.add(p)
+			}
 			return true, nil
 		})
 		if err != nil {
