@@ -96,58 +96,43 @@ func TestJoinOthersHaveNotHeard(t *testing.T) {
 	sameState(t, room, a, b)
 }
 
-// TestJoinGoesOnAlone: a join that may have been taken in goes on though who asked for it has gone.
+// TestJoinGoesOnAlone: a join that may have been taken in goes on though who asked for it has gone, also if it was asked for before Run ran, and of which nothing
+// was stored when Run read which joins are under way.
 func TestJoinGoesOnAlone(t *testing.T) {
 	t.Parallel()
-	hosts := newMemHosts(t, memnet.New(), "a", "b")
-	a, b := hosts[0], hosts[1]
-	room := a.create("12", "public", "shared")
-	ctx, cancel := context.WithCancel(t.Context())
-	a.on(func(w http.ResponseWriter, r *http.Request, _ []byte) bool {
-		if strings.Contains(r.RequestURI, "/send_join/") {
-			(*a.handler.Load()).ServeHTTP(httptest.NewRecorder(), r)
-			cancel()
-			<-r.Context().Done() // nothing is answered
-			panic(http.ErrAbortHandler)
-		}
-		return false
-	})
-	if err := b.Join(ctx, room, b.user("bob"), names([]*host{a.host}), nil); err == nil {
-		t.Fatal("joined, though nothing was answered")
+	for _, early := range []bool{false, true} {
+		t.Run(fmt.Sprintf("early=%t", early), func(t *testing.T) {
+			t.Parallel()
+			hosts := newMemHosts(t, memnet.New(), "a", "b")
+			a, b := hosts[0], hosts[1]
+			room := a.create("12", "public", "shared")
+			ctx, cancel := context.WithCancel(t.Context())
+			if early {
+				b.joins.end() // as before Run
+			}
+			var working sync.WaitGroup
+			running, end := context.WithCancel(t.Context())
+			defer working.Wait()
+			defer end()
+			a.on(func(w http.ResponseWriter, r *http.Request, _ []byte) bool {
+				switch {
+				case early && strings.Contains(r.RequestURI, "/make_join/"):
+					b.joins.open(running, &working)
+				case strings.Contains(r.RequestURI, "/send_join/"):
+					(*a.handler.Load()).ServeHTTP(httptest.NewRecorder(), r)
+					cancel()
+					<-r.Context().Done() // nothing is answered
+					panic(http.ErrAbortHandler)
+				}
+				return false
+			})
+			if err := b.Join(ctx, room, b.user("bob"), names([]*host{a.host}), nil); err == nil {
+				t.Fatal("joined, though nothing was answered")
+			}
+			b.wait("the room", func() bool { return b.membership(room, b.user("bob")) == "join" })
+			sameState(t, room, a, b)
+		})
 	}
-	b.wait("the room", func() bool { return b.membership(room, b.user("bob")) == "join" })
-	sameState(t, room, a, b)
-}
-
-// TestJoinFromBeforeStartGoesOn: so does one that was asked for before Run ran, and of which nothing was stored when Run read which joins are under way.
-func TestJoinFromBeforeStartGoesOn(t *testing.T) {
-	t.Parallel()
-	hosts := newMemHosts(t, memnet.New(), "a", "b")
-	a, b := hosts[0], hosts[1]
-	room := a.create("12", "public", "shared")
-	ctx, cancel := context.WithCancel(t.Context())
-	var working sync.WaitGroup
-	running, end := context.WithCancel(t.Context())
-	defer working.Wait()
-	defer end()
-	b.joins.end() // as before Run
-	a.on(func(w http.ResponseWriter, r *http.Request, _ []byte) bool {
-		switch {
-		case strings.Contains(r.RequestURI, "/make_join/"):
-			b.joins.open(running, &working)
-		case strings.Contains(r.RequestURI, "/send_join/"):
-			(*a.handler.Load()).ServeHTTP(httptest.NewRecorder(), r)
-			cancel()
-			<-r.Context().Done() // nothing is answered
-			panic(http.ErrAbortHandler)
-		}
-		return false
-	})
-	if err := b.Join(ctx, room, b.user("bob"), names([]*host{a.host}), nil); err == nil {
-		t.Fatal("joined, though nothing was answered")
-	}
-	b.wait("the room", func() bool { return b.membership(room, b.user("bob")) == "join" })
-	sameState(t, room, a, b)
 }
 
 // TestListsOfJoinAreReplaced: the state of a room that is being joined is as one server lists it, and what nobody gives does not heap up.
