@@ -85,7 +85,8 @@ func pageHeader(header http.Header, more string) {
 	header.Del("Access-Control-Allow-Origin") // no other page reads it
 }
 
-var pageTemplate = template.Must(template.New("page").Parse(`<!DOCTYPE html>
+// pageHead begins a page of ours.
+const pageHead = `<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -94,7 +95,9 @@ var pageTemplate = template.Must(template.New("page").Parse(`<!DOCTYPE html>
 <title>plexus</title>
 </head>
 <body>
-<h1>plexus is running</h1>
+`
+
+var pageTemplate = template.Must(template.New("page").Parse(pageHead + `<h1>plexus is running</h1>
 <p>This is a Matrix homeserver on this device. To use it, open a Matrix client on this device and enter this
 address as its homeserver:</p>
 <p><strong>{{.Address}}</strong></p>

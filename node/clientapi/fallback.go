@@ -170,18 +170,6 @@ var authTemplate = template.Must(template.New("auth").Parse(pageHead + `{{if .Do
 </html>
 `))
 
-// pageHead begins a page of ours.
-const pageHead = `<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<meta name="color-scheme" content="light dark">
-<title>plexus</title>
-</head>
-<body>
-`
-
 // loginPage is GET /_matrix/static/client/login/. What it is given to send with the login, its script reads from the address.
 func (a *API) loginPage(q *request) (any, error) {
 	pageHeader(q.w.Header(), "form-action 'none'; connect-src 'self'; "+scriptPolicy(loginScript))
