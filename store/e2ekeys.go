@@ -25,11 +25,13 @@ import (
 
 // Bounds on what one device can make grow.
 const (
-	MaxOneTimeKeys      = 500 // per device and algorithm; clients keep 50 to 100
-	MaxKeyAlgorithms    = 10  // of one-time and fallback keys per device; there is one in use
-	MaxClaimedKeys      = 500 // that are remembered of a device, the last: as many as one upload has of an algorithm
-	MaxRemoteDevices    = 500 // of one remote user
-	maxRemoteDeviceList = 900 << 10
+	MaxOneTimeKeys      = 500       // per device and algorithm; clients keep 50 to 100
+	MaxKeyAlgorithms    = 10        // of one-time and fallback keys per device; there is one in use
+	MaxClaimedKeys      = 500       // that are remembered of a device, the last: as many as one upload has of an algorithm
+	MaxRemoteDevices    = 500       // of one remote user
+	MaxRemoteDeviceList = 128 << 10 // bytes, of one remote user: some 220 devices with their signatures
+	MaxRemoteBytes      = 32 << 20  // of lists of one server's users: 6,000 users with five devices each
+	MaxAllRemoteBytes   = 256 << 20 // of all servers' users
 )
 
 var (
@@ -694,21 +696,39 @@ func (r *Reader) RemoteDevices(user eventgraph.UserID) (*RemoteDevices, error) {
 	return &d, nil
 }
 
-// PutRemoteDevices replaces the cache for a remote user. It does not Log; ErrTooManyKeys.
+// PutRemoteDevices replaces the cache for a remote user. It does not Log. ErrTooManyKeys: the list is too large, or too much is held of its server's users.
 func (tx *Tx) PutRemoteDevices(d *RemoteDevices) error {
 	value, err := json.Marshal(d)
 	if err != nil {
 		return err
 	}
-	if len(d.Devices) > MaxRemoteDevices || len(value) > maxRemoteDeviceList {
+	if len(d.Devices) > MaxRemoteDevices || len(value) > MaxRemoteDeviceList {
 		return ErrTooManyKeys
+	}
+	if err := tx.countRemote(d.User, len(value)); err != nil {
+		return err
 	}
 	return tx.put(key(tableRemoteDevices).str(string(d.User)), value)
 }
 
 // DeleteRemoteDevices forgets what is cached of a remote user: nobody tells us of changes any more.
 func (tx *Tx) DeleteRemoteDevices(user eventgraph.UserID) error {
+	if err := tx.countRemote(user, 0); err != nil {
+		return err
+	}
 	return tx.delete(key(tableRemoteDevices).str(string(user)))
+}
+
+const metaRemoteDevices = "remote devices"
+
+// countRemote counts that the list of a remote user takes so many bytes from now on.
+func (tx *Tx) countRemote(user eventgraph.UserID, now int) error {
+	before := 0
+	err := tx.read(key(tableRemoteDevices).str(string(user)), func(v []byte) error { before = len(v); return nil })
+	if err != nil && !errors.Is(err, ErrNotFound) || now == before {
+		return err
+	}
+	return tx.countHeld(metaRemoteDevices, user.Server(), int64(now-before), MaxRemoteBytes, MaxAllRemoteBytes, ErrTooManyKeys)
 }
 
 // LogRemoteDevices logs that a remote user's keys have changed.

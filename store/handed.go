@@ -132,7 +132,11 @@ func (tx *Tx) PutHandedKeys(h *HandedKeys) error {
 	}
 	if newest := h.streamID(); err == nil && newest > max(cached.StreamID, cached.Seen) {
 		cached.Seen, cached.Stale = newest, true
-		if err := tx.PutRemoteDevices(cached); err != nil {
+		err := tx.PutRemoteDevices(cached)
+		if errors.Is(err, ErrTooManyKeys) {
+			err = tx.DeleteRemoteDevices(h.User)
+		}
+		if err != nil {
 			return err
 		}
 	}

@@ -266,11 +266,11 @@ func (a *API) bundlesOf(ctx context.Context, users []eventgraph.UserID, ask bool
 
 // lastSeenLists are the lists of users whose server is away: the newer of the one cached and the one handed over. whole says that the latter are of all: when
 // the server is back it hands over again what has changed, and clients are told. A cached list that is not current is shown beside the failure, so
-// that clients ask again.
-func (a *API) lastSeenLists(ctx context.Context, users []eventgraph.UserID, cached map[eventgraph.UserID]*store.RemoteDevices) (lists []*store.RemoteDevices, whole bool, err error) {
+// that clients ask again. cached has the stream IDs of the lists that are.
+func (a *API) lastSeenLists(ctx context.Context, users []eventgraph.UserID, cached map[eventgraph.UserID]int64) (lists []foundKeys, whole bool, err error) {
 	var ask, read []eventgraph.UserID
 	for _, user := range users {
-		if cached[user] == nil {
+		if _, ok := cached[user]; !ok {
 			ask = append(ask, user)
 		} else {
 			read = append(read, user)
@@ -286,17 +286,18 @@ func (a *API) lastSeenLists(ctx context.Context, users []eventgraph.UserID, cach
 	}
 	whole = true
 	for _, user := range users {
-		list, b := cached[user], handed[user]
+		b := handed[user]
 		if b == nil {
 			b = beside[user]
 		}
-		if b != nil && (list == nil || int64(b.StreamID) >= list.StreamID) {
-			list = b.list(user)
-		} else {
-			whole = false
+		stream, isCached := cached[user]
+		if b != nil && (!isCached || int64(b.StreamID) >= stream) {
+			lists = append(lists, foundKeys{user, b.list(user)})
+			continue
 		}
-		if list != nil {
-			lists = append(lists, list)
+		whole = false
+		if isCached {
+			lists = append(lists, foundKeys{user, nil})
 		}
 	}
 	return lists, whole, nil

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"maps"
 	"net/http"
 	"slices"
 	"sync"
@@ -74,56 +75,104 @@ func (a *API) queryKeys(q *request) (any, error) {
 		}
 		wanted[user] = devices
 	}
-	return a.queryUsers(q.Context(), q.user, wanted, keyTimeout(body.Timeout))
+	found, failures, err := a.findKeys(q.Context(), wanted, keyTimeout(body.Timeout))
+	if err != nil {
+		return nil, err
+	}
+	return a.streamKeys(q, wanted, found, failures)
 }
 
 // queryUsers finds the keys of users, here or at their servers, as viewer may see them. No devices means all of a user's.
 func (a *API) queryUsers(ctx context.Context, viewer eventgraph.UserID, wanted map[eventgraph.UserID][]store.DeviceID, timeout time.Duration) (*keysAnswer, error) {
 	answer := newKeysAnswer()
-	remote := map[eventgraph.ServerName][]eventgraph.UserID{}
-	err := a.Store.View(func(r *store.Reader) error {
-		for user, devices := range wanted {
-			if user.Server() != a.Server {
-				if server := user.Server(); server != "" {
-					remote[server] = append(remote[server], user)
-				}
-				continue
-			}
-			if err := answer.addLocal(r, user, devices, viewer); err != nil {
+	found, failures, err := a.findKeys(ctx, wanted, timeout)
+	if err != nil {
+		return nil, err
+	}
+	answer.Failures = failures
+	return answer, a.Store.View(func(r *store.Reader) error {
+		for _, f := range found {
+			if err := a.addFound(r, answer, f, wanted[f.user], viewer); err != nil {
 				return err
 			}
 		}
 		return nil
 	})
-	if err != nil || len(remote) == 0 {
-		return answer, err
-	}
+}
 
+// maxUncached bounds the lists of one answer that are not in the cache, in bytes of their keys.
+const maxUncached = 2 << 20
+
+// findKeys says where the keys of users are: local ones in the store, and those of remote ones in the cache where their servers were asked for them.
+func (a *API) findKeys(ctx context.Context, wanted map[eventgraph.UserID][]store.DeviceID, timeout time.Duration) ([]foundKeys, map[eventgraph.ServerName]any, error) {
+	var found []foundKeys
+	failures := map[eventgraph.ServerName]any{}
+	remote := map[eventgraph.ServerName][]eventgraph.UserID{}
+	for _, user := range slices.Sorted(maps.Keys(wanted)) {
+		if server := user.Server(); server == a.Server {
+			found = append(found, foundKeys{user: user})
+		} else if server != "" {
+			remote[server] = append(remote[server], user)
+		}
+	}
+	if len(remote) == 0 {
+		return found, failures, nil
+	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	var mu sync.Mutex // guards answer
+	var mu sync.Mutex // guards found, failures, uncached
+	uncached := 0
 	var group errgroup.Group
 	group.SetLimit(maxAsked)
 	for server, users := range remote {
 		group.Go(func() error {
-			slices.Sort(users)
 			lists, failure := a.remoteLists(ctx, server, users)
 			mu.Lock()
 			defer mu.Unlock()
-			if failure != nil {
-				answer.Failures[server] = showFailure(failure)
-			}
-			return a.Store.View(func(r *store.Reader) error {
-				for _, list := range lists {
-					if err := answer.addRemote(r, list, wanted[list.User], viewer); err != nil {
-						return err
-					}
+			for _, l := range lists {
+				if n := l.size(); uncached+n > maxUncached {
+					failure = fail(http.StatusServiceUnavailable, "M_TOO_LARGE", "There are too many keys for one answer: ask for fewer users at once.")
+				} else {
+					uncached += n
+					found = append(found, l)
 				}
-				return nil
-			})
+			}
+			if failure != nil {
+				failures[server] = showFailure(failure)
+			}
+			return nil
 		})
 	}
-	return answer, group.Wait()
+	return found, failures, group.Wait()
+}
+
+// size is how many bytes the keys take in memory; none that are in the cache.
+func (f *foundKeys) size() (n int) {
+	if f.list != nil {
+		n = len(f.list.Master) + len(f.list.SelfSigning)
+		for _, d := range f.list.Devices {
+			n += len(d.Keys) + len(d.DisplayName)
+		}
+	}
+	return n
+}
+
+// addFound adds a user's keys to an answer, as viewer may see them.
+func (a *API) addFound(r *store.Reader, answer *keysAnswer, f foundKeys, devices []store.DeviceID, viewer eventgraph.UserID) error {
+	if f.user.Server() == a.Server {
+		return answer.addLocal(r, f.user, devices, viewer)
+	}
+	if f.list == nil {
+		list, err := r.RemoteDevices(f.user)
+		if errors.Is(err, store.ErrNotFound) { // no room is shared any more
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		f.list = list
+	}
+	return answer.addRemote(r, f.list, devices, viewer)
 }
 
 // showFailure is what clients are told of a server that could not be asked.

@@ -2,10 +2,13 @@ package clientapi
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
+	"maps"
 	"net/http"
+	"slices"
 
 	"golang.org/x/sync/errgroup"
 
@@ -26,11 +29,17 @@ import (
 // its server is away a stale list is shown, or what the server handed over when it was last met (handedkeys.go), so that people on a split network
 // go on talking to the devices they know.
 
-// remoteLists finds the lists of one server's users: from the cache, else from the server, and if that is away those last seen. failure tells
+// foundKeys is where the keys of a remote user are: in list, or if that is nil in the cache. Lists are large, and there may be many.
+type foundKeys struct {
+	user eventgraph.UserID
+	list *store.RemoteDevices
+}
+
+// remoteLists finds the lists of one server's users: in the cache, else from the server, and if that is away those last seen. failure tells
 // that some are missing.
-func (a *API) remoteLists(ctx context.Context, server eventgraph.ServerName, users []eventgraph.UserID) (lists []*store.RemoteDevices, failure error) {
+func (a *API) remoteLists(ctx context.Context, server eventgraph.ServerName, users []eventgraph.UserID) (lists []foundKeys, failure error) {
 	var fetch, ask []eventgraph.UserID // to be cached; not to be
-	held := map[eventgraph.UserID]*store.RemoteDevices{}
+	held := map[eventgraph.UserID]int64{}
 	ours := presenceHere{a: a, since: map[eventgraph.RoomID]store.Position{}}
 	err := a.Store.View(func(r *store.Reader) error {
 		for _, user := range users {
@@ -47,11 +56,11 @@ func (a *API) remoteLists(ctx context.Context, server eventgraph.ServerName, use
 				continue
 			}
 			if list != nil && !list.Stale && followed {
-				lists = append(lists, list)
+				lists = append(lists, foundKeys{user, nil})
 				continue
 			}
 			if list != nil && list.Devices != nil {
-				held[user] = list
+				held[user] = list.StreamID
 			}
 			fetch = append(fetch, user)
 		}
@@ -63,7 +72,7 @@ func (a *API) remoteLists(ctx context.Context, server eventgraph.ServerName, use
 
 	asking, cancel := a.asking(ctx, server, len(ask) == 0 && a.seenAll(fetch, held))
 	defer cancel()
-	fetched := make([]*store.RemoteDevices, len(fetch))
+	fetched := make([]foundKeys, len(fetch))
 	failed := make([]error, len(fetch))
 	var group errgroup.Group
 	group.SetLimit(maxAsked)
@@ -110,9 +119,9 @@ func (a *API) remoteLists(ctx context.Context, server eventgraph.ServerName, use
 }
 
 // seenAll says whether a list of each user is held, however old.
-func (a *API) seenAll(users []eventgraph.UserID, held map[eventgraph.UserID]*store.RemoteDevices) bool {
+func (a *API) seenAll(users []eventgraph.UserID, held map[eventgraph.UserID]int64) bool {
 	for _, user := range users {
-		if held[user] != nil {
+		if _, ok := held[user]; ok {
 			continue
 		}
 		if b, err := a.handedBundle(user); b == nil || err != nil {
@@ -178,11 +187,11 @@ func (a *API) sharedWithUs(r *store.Reader, user eventgraph.UserID) (bool, error
 	return shared, err
 }
 
-// fetchDevices asks the user's server for their list and caches it.
-func (a *API) fetchDevices(ctx context.Context, user eventgraph.UserID) (*store.RemoteDevices, error) {
+// fetchDevices asks the user's server for their list and caches it, unless too much is cached of that server's users.
+func (a *API) fetchDevices(ctx context.Context, user eventgraph.UserID) (found foundKeys, err error) {
 	seen, position := int64(0), store.Position(0)
 	var before store.RemoteDevices
-	err := a.Store.View(func(r *store.Reader) error {
+	err = a.Store.View(func(r *store.Reader) error {
 		position = r.Position()
 		held, err := r.RemoteDevices(user)
 		if err == nil {
@@ -191,11 +200,11 @@ func (a *API) fetchDevices(ctx context.Context, user eventgraph.UserID) (*store.
 		return ignoreNotFound(err)
 	})
 	if err != nil {
-		return nil, err
+		return found, err
 	}
 	raw, err := a.remote.UserDevices(ctx, user)
 	if err != nil {
-		return nil, err
+		return found, err
 	}
 	var answer struct {
 		User        eventgraph.UserID    `json:"user_id"`
@@ -205,7 +214,7 @@ func (a *API) fetchDevices(ctx context.Context, user eventgraph.UserID) (*store.
 		SelfSigning json.RawMessage      `json:"self_signing_key"`
 	}
 	if json.Unmarshal(raw, &answer) != nil || answer.User != user || len(answer.Devices) > store.MaxRemoteDevices {
-		return nil, fail(http.StatusBadGateway, "M_UNKNOWN", "This server's answer could not be read.")
+		return found, fail(http.StatusBadGateway, "M_UNKNOWN", "This server's answer could not be read.")
 	}
 	list := &store.RemoteDevices{
 		User: user, StreamID: answer.StreamID, Seen: answer.StreamID, Fetched: position, Devices: map[store.DeviceID]store.RemoteDevice{},
@@ -217,6 +226,9 @@ func (a *API) fetchDevices(ctx context.Context, user eventgraph.UserID) (*store.
 	}
 	list.Master = remoteCrossSigningKey(answer.Master, user, "master")
 	list.SelfSigning = remoteCrossSigningKey(answer.SelfSigning, user, "self_signing")
+	if left := fitDevices(list); left > 0 {
+		a.Log.Warn("a user has too many devices: not all are kept", "user", user, "left_out", left)
+	}
 	_, err = a.Store.Update(ctx, func(tx *store.Tx) error {
 		held, err := tx.RemoteDevices(user)
 		if err != nil && !errors.Is(err, store.ErrNotFound) {
@@ -232,10 +244,46 @@ func (a *API) fetchDevices(ctx context.Context, user eventgraph.UserID) (*store.
 		return tx.PutRemoteDevices(list)
 	})
 	if errors.Is(err, store.ErrTooManyKeys) {
-		return nil, fail(http.StatusBadGateway, "M_TOO_LARGE", "This user has too many devices.")
+		return foundKeys{user, list}, nil
 	}
-	return list, err
+	return foundKeys{user, nil}, err
 }
+
+// fitDevices leaves out devices of a list that is larger than may be cached, and says how many. Those that the user's self-signing key has signed are left
+// out last: clients may write to no others.
+func fitDevices(list *store.RemoteDevices) (left int) {
+	size := len(list.Master) + len(list.SelfSigning) + remoteListFrame
+	sizes, signed := map[store.DeviceID]int{}, map[store.DeviceID]int{}
+	owner := eventgraph.KeyID("ed25519:" + store.CrossSigningPublicKey(list.SelfSigning))
+	for id, d := range list.Devices {
+		raw, err := json.Marshal(map[store.DeviceID]store.RemoteDevice{id: d})
+		if err != nil {
+			delete(list.Devices, id)
+			continue
+		}
+		sizes[id] = len(raw)
+		var keys deviceKeysObject
+		if json.Unmarshal(d.Keys, &keys) == nil && keys.Signatures[list.User][owner] != "" {
+			signed[id] = 1
+		}
+	}
+	for _, id := range slices.SortedFunc(maps.Keys(sizes), func(x, y store.DeviceID) int {
+		return cmp.Or(cmp.Compare(signed[y], signed[x]), cmp.Compare(sizes[x], sizes[y]), cmp.Compare(x, y))
+	}) {
+		if size += sizes[id]; size > store.MaxRemoteDeviceList {
+			delete(list.Devices, id)
+			left++
+		}
+	}
+	return left
+}
+
+const (
+	// remoteListFrame is above what a list takes beside its keys.
+	remoteListFrame = 1 << 10
+	// askedTogether are the users whose keys are asked for in one request; the answer is bounded (federation, maxKeysAnswer).
+	askedTogether = 50
+)
 
 // keepNewerKey puts a cross-signing key of which an update has told while the list was fetched in the place of the list's, which may be the one before:
 // such updates have no number. The list is then to be fetched again.
@@ -246,7 +294,18 @@ func keepNewerKey(list *store.RemoteDevices, fetched *json.RawMessage, held, bef
 }
 
 // askKeys asks for keys that are not cached.
-func (a *API) askKeys(ctx context.Context, server eventgraph.ServerName, users []eventgraph.UserID) ([]*store.RemoteDevices, error) {
+func (a *API) askKeys(ctx context.Context, server eventgraph.ServerName, users []eventgraph.UserID) (lists []foundKeys, err error) {
+	for some := range slices.Chunk(users, askedTogether) {
+		asked, err := a.askSome(ctx, server, some)
+		if err != nil {
+			return lists, err
+		}
+		lists = append(lists, asked...)
+	}
+	return lists, nil
+}
+
+func (a *API) askSome(ctx context.Context, server eventgraph.ServerName, users []eventgraph.UserID) ([]foundKeys, error) {
 	wanted := map[eventgraph.UserID][]store.DeviceID{}
 	for _, user := range users {
 		wanted[user] = []store.DeviceID{}
@@ -263,7 +322,7 @@ func (a *API) askKeys(ctx context.Context, server eventgraph.ServerName, users [
 	if json.Unmarshal(raw, &answer) != nil {
 		return nil, fail(http.StatusBadGateway, "M_UNKNOWN", "This server's answer could not be read.")
 	}
-	var lists []*store.RemoteDevices
+	var lists []foundKeys
 	for _, user := range users {
 		devices, ok := answer.DeviceKeys[user]
 		if !ok || len(devices) > store.MaxRemoteDevices {
@@ -278,7 +337,8 @@ func (a *API) askKeys(ctx context.Context, server eventgraph.ServerName, users [
 		}
 		list.Master = remoteCrossSigningKey(answer.MasterKeys[user], user, "master")
 		list.SelfSigning = remoteCrossSigningKey(answer.SelfSigning[user], user, "self_signing")
-		lists = append(lists, list)
+		fitDevices(list)
+		lists = append(lists, foundKeys{user, list})
 	}
 	return lists, nil
 }

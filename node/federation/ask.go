@@ -38,35 +38,41 @@ func (f *Federation) ResolveAlias(ctx context.Context, alias eventgraph.RoomAlia
 	return room, servers, nil
 }
 
+// Bounds of answers about keys, of which many may come at once: one user's devices, of which half would be kept, and the keys of some users.
+const (
+	maxDevicesAnswer = 2 * store.MaxRemoteDeviceList
+	maxKeysAnswer    = 1 << 20
+)
+
 // Profile, QueryKeys, ClaimKeys, UserDevices ask a user's server; bodies as in the SS API.
 func (f *Federation) Profile(ctx context.Context, user eventgraph.UserID, field string) (json.RawMessage, error) {
 	query := url.Values{"user_id": {string(user)}}
 	if field != "" {
 		query.Set("field", field)
 	}
-	return f.askObject(ctx, user.Server(), http.MethodGet, target(v1+"query/profile", nil, query), nil)
+	return f.askObject(ctx, user.Server(), http.MethodGet, target(v1+"query/profile", nil, query), nil, maxAnswer)
 }
 
 func (f *Federation) QueryKeys(ctx context.Context, server eventgraph.ServerName, body json.RawMessage) (json.RawMessage, error) {
-	return f.askObject(ctx, server, http.MethodPost, v1+"user/keys/query", body)
+	return f.askObject(ctx, server, http.MethodPost, v1+"user/keys/query", body, maxKeysAnswer)
 }
 
 func (f *Federation) ClaimKeys(ctx context.Context, server eventgraph.ServerName, body json.RawMessage) (json.RawMessage, error) {
-	return f.askObject(ctx, server, http.MethodPost, v1+"user/keys/claim", body)
+	return f.askObject(ctx, server, http.MethodPost, v1+"user/keys/claim", body, maxAnswer)
 }
 
 func (f *Federation) UserDevices(ctx context.Context, user eventgraph.UserID) (json.RawMessage, error) {
-	return f.askObject(ctx, user.Server(), http.MethodGet, target(v1+"user/devices", []string{string(user)}, nil), nil)
+	return f.askObject(ctx, user.Server(), http.MethodGet, target(v1+"user/devices", []string{string(user)}, nil), nil, maxDevicesAnswer)
 }
 
 // askObject asks for an answer that is an object, which the caller reads.
-func (f *Federation) askObject(ctx context.Context, server eventgraph.ServerName, method, target string, body json.RawMessage) (json.RawMessage, error) {
+func (f *Federation) askObject(ctx context.Context, server eventgraph.ServerName, method, target string, body json.RawMessage, limit int64) (json.RawMessage, error) {
 	var content any
 	if body != nil {
 		content = body
 	}
 	var answer json.RawMessage
-	if err := f.do(ctx, server, method, target, content, &answer); err != nil {
+	if err := f.doLarge(ctx, server, method, target, content, &answer, limit); err != nil {
 		return nil, err
 	}
 	if err := json.Unmarshal(answer, new(map[string]json.RawMessage)); err != nil {
