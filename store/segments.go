@@ -119,7 +119,7 @@ func (s *Store) Unindexed(ctx context.Context) ([]eventgraph.RoomID, error) {
 	}
 }
 
-// LeftUnindexed says how many events in a row a look at the room has left without a segment, as too few.
+// LeftUnindexed says how many events in a row a look at the room has left without a segment, as too few or as changed meanwhile.
 func (s *Store) LeftUnindexed(room eventgraph.RoomID, rows int) {
 	s.indexing.note(map[eventgraph.RoomID]int{room: rows})
 }
@@ -285,7 +285,7 @@ func (r *Reader) Said(s *Stretch, f func(*StoredEvent) (more bool, err error)) (
 }
 
 // PutSegment writes the segment of a stretch, in the place of those that it covers. False: something of the stretch has been written since it was found,
-// and nothing is done. Its room is named by Unindexed again then.
+// and nothing is done. Its events are then LeftUnindexed: where no segment was, none has gone that would say so.
 func (tx *Tx) PutSegment(s *Stretch, index []byte) (bool, error) {
 	if len(index) > MaxSegment {
 		return false, fmt.Errorf("segment of %s: %d bytes", s.Room, len(index))

@@ -136,11 +136,14 @@ func (x *Indexer) make(ctx context.Context, s *store.Stretch) (rest *store.Stret
 	if err != nil {
 		return nil, err
 	}
-	index := made.encode()
-	_, err = x.store.Update(ctx, func(tx *store.Tx) error {
-		_, err := tx.PutSegment(s, index) // what has changed meanwhile is named by Unindexed
+	index, put := made.encode(), false
+	_, err = x.store.Update(ctx, func(tx *store.Tx) (err error) {
+		put, err = tx.PutSegment(s, index)
 		return err
 	})
+	if err == nil && !put { // Unindexed names the room again
+		x.store.LeftUnindexed(s.Room, s.Rows)
+	}
 	return rest, err
 }
 

@@ -3,6 +3,7 @@ package search
 import (
 	"context"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"testing"
@@ -199,6 +200,37 @@ func TestIndexerRuns(t *testing.T) {
 		want("a while after", 3, 1, 1)
 		stop()
 	})
+}
+
+// TestChangedWhileIndexed: what is redacted while its segment is made, which is then not written, is looked at again, though nothing new is said.
+func TestChangedWhileIndexed(t *testing.T) {
+	t.Parallel()
+	s := open(t)
+	defer s.Close()
+	say(t, s, "!a:x", 1, 300)
+	named, err := s.Unindexed(t.Context()) // as a run does before it looks
+	if err != nil || !slices.Equal(named, []eventgraph.RoomID{"!a:x"}) {
+		t.Fatalf("%v, %v", named, err)
+	}
+	var stretch *store.Stretch
+	err = s.View(func(r *store.Reader) (err error) { stretch, _, err = r.NextStretch("!a:x", math.MaxInt64); return err })
+	if err != nil {
+		t.Fatal(err)
+	}
+	redacted := event(t, "!a:x", 17, "m.room.message", `{"body":"number 17"}`)
+	redacted.RedactedBy = "$x"
+	put(t, s, redacted)
+	if _, err := NewIndexer(s, nil).make(t.Context(), stretch); err != nil {
+		t.Fatal(err)
+	}
+	if segments, _ := indexed(t, s, "!a:x", "number"); len(segments) != 0 {
+		t.Fatalf("segments %v of what has changed", segments)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if named, err = s.Unindexed(ctx); err != nil || !slices.Equal(named, []eventgraph.RoomID{"!a:x"}) {
+		t.Errorf("to be looked at again: %v, %v", named, err)
+	}
 }
 
 // BenchmarkLook looks at a room in which there is nothing to do, as each start does with each room: a short one, and one of 50,000 events.
