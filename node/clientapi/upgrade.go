@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net/http"
 	"slices"
+	"strconv"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
 	"github.com/plexus-p2p/plexus/node/pushrules"
@@ -79,15 +80,16 @@ func (a *API) upgradeRoom(q *request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := a.moveDirectory(q.Context(), old, replacement); err != nil {
-		return nil, err
-	}
 	tombstone, err := json.Marshal(map[string]any{"body": "This room has been replaced.", "replacement_room": replacement})
 	if err != nil {
 		return nil, err
 	}
 	empty := ""
 	if _, err := a.remote.Send(q.Context(), rooms.Draft{Room: old, Sender: q.user, Type: "m.room.tombstone", StateKey: &empty, Content: tombstone}); err != nil {
+		return nil, err
+	}
+	// After the tombstone, which may be refused, by the room's policy server, say: then the old room stays where it is found.
+	if err := a.moveDirectory(q.Context(), old, replacement); err != nil {
 		return nil, err
 	}
 	if err := a.quietOldRoom(q, old, state); err != nil { // "if possible"
@@ -184,8 +186,16 @@ func (a *API) transferredState(state *rooms.State, traits eventgraph.Traits, cre
 		return nil, err
 	}
 	levels, err := transferredPowerLevels(state, traits, creators)
+	if err != nil {
+		return nil, err
+	}
 	if levels != nil {
 		add("m.room.power_levels", "", levels)
+	}
+	// Not among what the spec recommends, but without it nothing would protect the new room. It is in force once its policy server has joined.
+	policy, err := state.Event(eventgraph.StateTuple{Type: "m.room.policy"})
+	if policy != nil {
+		add("m.room.policy", "", policy.Content())
 	}
 	return drafts, err
 }
@@ -217,7 +227,8 @@ func transferredJoinRules(state *rooms.State, traits eventgraph.Traits) (json.Ra
 	return e.Content(), nil
 }
 
-// transferredPowerLevels are the old ones; creators are above them where the version has it so, and else named in them. nil if the old room
+// transferredPowerLevels are the old ones; creators are above them where the version has it so, and else named in them, at the highest level that
+// anything takes: that of a tombstone is 150 in version 12. nil if the old room
 // has none.
 func transferredPowerLevels(state *rooms.State, traits eventgraph.Traits, creators []eventgraph.UserID) (json.RawMessage, error) {
 	content, err := stateContent(state, "m.room.power_levels")
@@ -240,13 +251,29 @@ func transferredPowerLevels(state *rooms.State, traits eventgraph.Traits, creato
 		case traits.PrivilegedCreators:
 			delete(users, creator) // the rules allow no entry
 		case was.PrivilegedCreators && users[creator] == nil:
-			users[creator] = json.RawMessage("100")
+			users[creator] = json.RawMessage(strconv.FormatInt(highestLevel(content), 10))
 		}
 	}
 	if content["users"], err = json.Marshal(users); err != nil {
 		return nil, err
 	}
 	return json.Marshal(content)
+}
+
+// highestLevel is what it takes to do all that the power levels speak of, at least 100.
+func highestLevel(content map[string]json.RawMessage) int64 {
+	highest := int64(100)
+	var events map[string]json.RawMessage
+	_ = json.Unmarshal(content["events"], &events) // what is malformed asks for nothing
+	for _, levels := range []map[string]json.RawMessage{content, events} {
+		for _, raw := range levels {
+			var level int64
+			if json.Unmarshal(raw, &level) == nil {
+				highest = max(highest, level)
+			}
+		}
+	}
+	return highest
 }
 
 // moveDirectory moves the local aliases and the place in the directory.
@@ -312,7 +339,7 @@ func (a *API) quietOldRoom(q *request, room eventgraph.RoomID, state *rooms.Stat
 	return err
 }
 
-// carryOver gives the room that the user has come into what they keep about its predecessor: push rules and tags (CS API, Room upgrades). A room
+// carryOver gives the room that the user has come into what they keep about its predecessor: push rules, tags, and that it is a direct chat (CS API, Room upgrades). A room
 // that only claims to follow another, without having been made by the user or named by a tombstone there, gets nothing. What does not
 // succeed is no reason to refuse the joining.
 func (a *API) carryOver(ctx context.Context, user eventgraph.UserID, room eventgraph.RoomID) {
@@ -321,7 +348,7 @@ func (a *API) carryOver(ctx context.Context, user eventgraph.UserID, room eventg
 		_, err = a.Store.Update(ctx, func(tx *store.Tx) error { return a.carryOverIn(tx, user, old, room) })
 	}
 	if err != nil && !errors.Is(err, store.ErrNotFound) {
-		a.Log.Debug("push rules and tags are not carried over to a new room", "room", room, "error", err)
+		a.Log.Debug("what a user keeps about a room is not carried over to the new one", "room", room, "error", err)
 	}
 }
 
@@ -362,8 +389,46 @@ func (a *API) predecessorOf(user eventgraph.UserID, room eventgraph.RoomID) (eve
 	return *old, nil
 }
 
+// carryOverDirect names the new room in m.direct wherever it names the old one.
+func (a *API) carryOverDirect(tx *store.Tx, user eventgraph.UserID, old, room eventgraph.RoomID) error {
+	data, err := tx.AccountData(user, "", typeDirect)
+	if errors.Is(err, store.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	var chats map[string]json.RawMessage
+	if json.Unmarshal(data.Content, &chats) != nil {
+		return nil // a client may have put anything there
+	}
+	changed := false
+	for other, raw := range chats {
+		var ids []eventgraph.RoomID
+		if json.Unmarshal(raw, &ids) != nil || !slices.Contains(ids, old) || slices.Contains(ids, room) {
+			continue
+		}
+		if chats[other], err = json.Marshal(append(ids, room)); err != nil {
+			return err
+		}
+		changed = true
+	}
+	if !changed {
+		return nil
+	}
+	content, err := json.Marshal(chats)
+	if err != nil {
+		return err
+	}
+	_, err = tx.PutAccountData(user, "", &store.AccountData{Type: typeDirect, Content: content, Origin: a.Peer})
+	return err
+}
+
 // carryOverIn copies rules of the kinds that clients make for a room, and the tags, unless the new room has them.
 func (a *API) carryOverIn(tx *store.Tx, user eventgraph.UserID, old, room eventgraph.RoomID) error {
+	if err := a.carryOverDirect(tx, user, old, room); err != nil {
+		return err
+	}
 	rules, err := readPushRules(&tx.Reader, user)
 	if err != nil {
 		return err

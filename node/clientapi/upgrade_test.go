@@ -1,10 +1,13 @@
 package clientapi
 
 import (
+	"context"
+	"encoding/json"
 	"strings"
 	"testing"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/node/rooms"
 )
 
 func TestUpgradeRoom(t *testing.T) {
@@ -138,5 +141,72 @@ func TestPushRulesFollowUpgrades(t *testing.T) {
 		if a := alice.call(200, "GET", "/v3/sync?since="+since, nil); !strings.Contains(a.raw, "m.push_rules") {
 			t.Errorf("/sync does not tell: %s", a.raw)
 		}
+	}
+}
+
+// withoutTombstone is a Remote whose rooms' policy server declines tombstones.
+type withoutTombstone struct{ *unreachable }
+
+func (u withoutTombstone) Send(ctx context.Context, d rooms.Draft) (eventgraph.EventID, error) {
+	if d.Type == "m.room.tombstone" {
+		return "", &rooms.Refusal{Code: "M_FORBIDDEN", Reason: "the policy server declines"}
+	}
+	return u.unreachable.Send(ctx, d)
+}
+
+// An upgrade whose tombstone is refused leaves aliases and directory as they were.
+func TestUpgradeRefusedByThePolicyServer(t *testing.T) {
+	t.Parallel()
+	s := newTestAPI(t, nil)
+	alice := s.newClient("alice")
+	room := alice.call(200, "POST", "/v3/createRoom", `{"preset":"public_chat","room_alias_name":"here","visibility":"public","room_version":"11"}`).text("room_id")
+	where := func() string {
+		t.Helper()
+		if list := alice.call(200, "GET", "/v3/directory/list/room/"+room, nil); list.text("visibility") != "public" {
+			return list.raw
+		}
+		return alice.call(200, "GET", "/v3/directory/room/%23here:"+string(s.Server), nil).text("room_id")
+	}
+	s.SetRemote(withoutTombstone{s.remote})
+	alice.call(403, "POST", "/v3/rooms/"+room+"/upgrade", `{"new_version":"12"}`)
+	if got := where(); got != room {
+		t.Errorf("the alias points to %s, want %s", got, room)
+	}
+}
+
+// A direct chat stays one in the new room, for whoever upgrades and for whoever follows; the policy server goes along.
+func TestUpgradeOfADirectChat(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, nil)
+	s.SetRemote(localJoins{s.remote, s.Rooms})
+	alice, bob := s.newClient("alice"), s.newClient("bob")
+	old := alice.call(200, "POST", "/v3/createRoom", map[string]any{"preset": "public_chat", "is_direct": true, "room_version": "11"}).text("room_id")
+	alice.state(eventgraph.RoomID(old), "m.room.policy", "", `{"via":"policy.example","public_key":"x"}`)
+	bob.join(eventgraph.RoomID(old))
+	direct := func(c client) string { return "/v3/user/" + string(c.user) + "/account_data/m.direct" }
+	alice.call(200, "PUT", direct(alice), map[string]any{string(bob.user): []string{old}, "@other:x": []string{"!other:x"}, "odd": 1})
+	bob.call(200, "PUT", direct(bob), map[string]any{string(alice.user): []string{old}})
+	room := alice.call(200, "POST", "/v3/rooms/"+old+"/upgrade", `{"new_version":"12"}`).text("replacement_room")
+	bob.call(200, "POST", "/v3/rooms/"+room+"/join", map[string]any{})
+	for c, other := range map[client]client{alice: bob, bob: alice} {
+		content := c.call(200, "GET", direct(c), nil)
+		ids, _ := json.Marshal(content.body[string(other.user)])
+		if string(ids) != `["`+old+`","`+room+`"]` || c == alice && (content.body["odd"] != 1.0 || !strings.Contains(content.raw, `["!other:x"]`)) {
+			t.Errorf("m.direct of %s: %s", c.user, content.raw)
+		}
+	}
+	if got := alice.call(200, "GET", "/v3/rooms/"+room+"/state/m.room.policy", nil); got.text("via") != "policy.example" {
+		t.Errorf("policy server: %s", got.raw)
+	}
+}
+
+// Who upgrades a room from version 12 to one before it can upgrade it again, though a tombstone takes more than 100.
+func TestUpgradeDownAndUp(t *testing.T) {
+	t.Parallel()
+	s := newTestAPI(t, nil)
+	alice := s.newClient("alice")
+	room := alice.call(200, "POST", "/v3/createRoom", `{"preset":"public_chat","room_version":"12"}`).text("room_id")
+	for _, version := range []string{"11", "11", "12", "10"} {
+		room = alice.call(200, "POST", "/v3/rooms/"+room+"/upgrade", map[string]any{"new_version": version}).text("replacement_room")
 	}
 }
