@@ -15,7 +15,7 @@ import (
 	"github.com/plexus-p2p/plexus/store"
 )
 
-// mediaIdle is how long a client may neither send nor take anything. There is no other limit of time on a file.
+// mediaIdle is how long a client may neither send nor take anything. Of a whole file there is no other limit of time than media.Pace's.
 const mediaIdle = time.Minute
 
 // mediaRoutes registers the content repository. What older clients use is served, too: r0 is read as v3 (route.go).
@@ -92,7 +92,7 @@ func (a *API) takeUpload(q *request, id string) (*store.Media, error) {
 	}
 	deadline := http.NewResponseController(q.w)
 	defer deadline.SetReadDeadline(time.Time{})
-	body := idleReader{q.Body, deadline}
+	body := pacedReader{q.Body, deadline, &media.Pace{Stall: mediaIdle, Grace: mediaIdle}}
 	m, err := a.Media.Upload(q.Context(), q.user, id, body, q.Header.Get("Content-Type"), q.URL.Query().Get("filename"))
 	if err != nil {
 		return nil, mediaError(err, false)
@@ -100,18 +100,20 @@ func (a *API) takeUpload(q *request, id string) (*store.Media, error) {
 	return m, nil
 }
 
-// idleReader gives each read of a body mediaIdle.
-type idleReader struct {
+// pacedReader gives each read of a body its time.
+type pacedReader struct {
 	io.Reader
 	deadline *http.ResponseController
+	pace     *media.Pace
 }
 
 // errUpload: the body did not come whole.
 var errUpload = fail(http.StatusBadRequest, "M_UNKNOWN", "The upload broke off.")
 
-func (r idleReader) Read(b []byte) (int, error) {
-	_ = r.deadline.SetReadDeadline(time.Now().Add(mediaIdle)) // not on connections that know no deadlines
+func (r pacedReader) Read(b []byte) (int, error) {
+	_ = r.deadline.SetReadDeadline(r.pace.Deadline(time.Now(), 0)) // not on connections that know no deadlines
 	n, err := r.Reader.Read(b)
+	r.pace.Moved(n)
 	if err != nil && err != io.EOF {
 		err = errUpload
 	}

@@ -39,15 +39,18 @@ const (
 	// maxMediaMessage bounds a question; maxMediaAnswer what goes before the bytes: a proof with a file's name.
 	maxMediaMessage = 1 << 10
 	maxMediaAnswer  = 8 << 10
-	// mediaStall is how long either side may take for mediaChunk bytes. There is no other limit of time: 50 MB need nine hours at 16 kbit/s.
+	// mediaStall is how long either side may take for mediaChunk bytes, and mediaGrace what the whole may take beside what media.Pace gives its bytes: 50 MB
+	// need nine hours at 16 kbit/s.
 	mediaStall = 30 * time.Second
+	mediaGrace = 2 * time.Minute
 	mediaChunk = 16 << 10
 	// mediaOpenTimeout is for reaching a server and its first answer.
 	mediaOpenTimeout = 15 * time.Second
 	// maxMediaGivers are asked for one file.
 	maxMediaGivers = 16
-	// fetchedAtOnce files are fetched at one time; maxMediaParts are kept of those that broke off.
+	// fetchedAtOnce files are fetched at one time, fetchedOf them of one server, that it cannot keep those of all others waiting; maxMediaParts are kept of those that broke off.
 	fetchedAtOnce = 8
+	fetchedOf     = 3
 	maxMediaParts = 8
 	// maxProofKeys of the uploader's server are looked at: one key signs.
 	maxProofKeys = 4
@@ -78,8 +81,9 @@ func (p *mediaPart) drop() {
 
 // fetching is what is being fetched, and the parts of what broke off.
 type fetching struct {
-	one   keyedLock[store.MediaID]
-	slots chan struct{}
+	servers media.Turns[eventgraph.ServerName]
+	one     keyedLock[store.MediaID]
+	slots   chan struct{}
 
 	mu    sync.Mutex
 	order []store.MediaID // of parts, the oldest first
@@ -88,7 +92,7 @@ type fetching struct {
 }
 
 func newFetching() *fetching {
-	return &fetching{slots: make(chan struct{}, fetchedAtOnce), parts: map[store.MediaID]*mediaPart{}}
+	return &fetching{slots: make(chan struct{}, fetchedAtOnce), servers: media.Turns[eventgraph.ServerName]{Each: fetchedOf}, parts: map[store.MediaID]*mediaPart{}}
 }
 
 // take gives out the part of a file, perhaps an empty one.
@@ -145,6 +149,11 @@ func (f *Federation) FetchMedia(ctx context.Context, id store.MediaID, user even
 	if c, err := f.Media.Open(id); err == nil {
 		return c.Close() // somebody else has fetched it meanwhile
 	}
+	leave, err := f.fetching.servers.Take(ctx, id.Server)
+	if err != nil {
+		return err
+	}
+	defer leave()
 	release, err := take(ctx, f.fetching.slots)
 	if err != nil {
 		return err
@@ -235,25 +244,36 @@ func (f *Federation) mediaGivers(server eventgraph.ServerName) []eventgraph.Peer
 // errNotSpoken: the peer was not reached over the protocol, so it is not known what it has.
 var errNotSpoken = errors.New("not spoken here")
 
-// idle gives each read and write mediaStall.
-type idle struct{ io.ReadWriteCloser }
+// paced gives each read and write its time.
+type paced struct {
+	io.ReadWriteCloser
+	pace *media.Pace
+}
 
-func (s idle) extend(more time.Duration) {
+func newPaced(stream io.ReadWriteCloser) paced {
+	return paced{stream, &media.Pace{Stall: mediaStall, Grace: mediaGrace}}
+}
+
+func (s paced) extend(more time.Duration) {
+	deadline := s.pace.Deadline(time.Now(), more)
 	if d, ok := s.ReadWriteCloser.(deadliner); ok {
-		d.SetDeadline(time.Now().Add(mediaStall + more))
+		d.SetDeadline(deadline)
 	}
 }
 
-func (s idle) Read(b []byte) (int, error) {
+func (s paced) Read(b []byte) (int, error) {
 	s.extend(0)
-	return s.ReadWriteCloser.Read(b[:min(len(b), mediaChunk)])
+	n, err := s.ReadWriteCloser.Read(b[:min(len(b), mediaChunk)])
+	s.pace.Moved(n)
+	return n, err
 }
 
-func (s idle) Write(b []byte) (n int, err error) {
+func (s paced) Write(b []byte) (n int, err error) {
 	for first := true; err == nil && (first || n < len(b)); first = false {
 		var m int
 		s.extend(0)
 		m, err = s.ReadWriteCloser.Write(b[n:min(len(b), n+mediaChunk)])
+		s.pace.Moved(m)
 		n += m
 	}
 	return n, err
@@ -267,7 +287,7 @@ func (f *Federation) fetchFrom(ctx context.Context, peer eventgraph.PeerID, id s
 	if err != nil {
 		return fmt.Errorf("%w: %w: %v", ErrUnreachable, errNotSpoken, err)
 	}
-	s := idle{opened}
+	s := newPaced(opened)
 	defer s.Close()
 	defer context.AfterFunc(ctx, func() { reset(opened) })()
 	offset := int64(0)
@@ -298,7 +318,7 @@ func (f *Federation) fetchFrom(ctx context.Context, peer eventgraph.PeerID, id s
 }
 
 // takeMedia reads the bytes from offset on.
-func (f *Federation) takeMedia(s idle, proven *store.Media, part *mediaPart, offset int64) error {
+func (f *Federation) takeMedia(s paced, proven *store.Media, part *mediaPart, offset int64) error {
 	fail := func(err error) error { reset(s.ReadWriteCloser); return err }
 	if proven.Size > f.Media.Limits.Upload {
 		return fail(media.ErrTooLarge)

@@ -86,14 +86,14 @@ func (f *Federation) handleMedia() {
 	f.Transport.Handle(protocolMedia, func(ctx context.Context, peer eventgraph.PeerID, stream io.ReadWriteCloser) {
 		defer stream.Close()
 		defer context.AfterFunc(ctx, func() { reset(stream) })()
-		if err := f.giveMedia(ctx, peer, idle{stream}); err != nil && ctx.Err() == nil {
+		if err := f.giveMedia(ctx, peer, newPaced(stream)); err != nil && ctx.Err() == nil {
 			reset(stream)
 			f.Log.Debug("media not given", "peer", peer, "err", err)
 		}
 	})
 }
 
-func (f *Federation) giveMedia(ctx context.Context, peer eventgraph.PeerID, s idle) error {
+func (f *Federation) giveMedia(ctx context.Context, peer eventgraph.PeerID, s paced) error {
 	if err := f.admitStream(ctx, peer); err != nil {
 		return err
 	}

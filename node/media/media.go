@@ -38,6 +38,8 @@ const (
 	maxID = 255
 	// uploadsAtOnce are written at one time: their files are not counted before they are whole.
 	uploadsAtOnce = 8
+	// uploadsOfUser are of one user, so that nobody's slow ones keep all others waiting.
+	uploadsOfUser = 2
 )
 
 var (
@@ -81,6 +83,7 @@ type Config struct {
 type Repository struct {
 	Config
 	uploads   chan struct{} // a slot for each file being uploaded
+	uploaders Turns[eventgraph.UserID]
 	thumbnail chan struct{} // a slot for the thumbnail being made
 
 	mu       sync.Mutex
@@ -90,7 +93,7 @@ type Repository struct {
 // New makes the repository of a node.
 func New(c Config) *Repository {
 	c.Limits = c.Limits.withDefaults()
-	return &Repository{Config: c, uploads: make(chan struct{}, uploadsAtOnce), thumbnail: make(chan struct{}, 1), uploaded: make(chan struct{})}
+	return &Repository{Config: c, uploads: make(chan struct{}, uploadsAtOnce), uploaders: Turns[eventgraph.UserID]{Each: uploadsOfUser}, thumbnail: make(chan struct{}, 1), uploaded: make(chan struct{})}
 }
 
 // ValidID says whether an ID has only the letters that it may have (CS API, Content repository, Security considerations).
@@ -128,6 +131,11 @@ func (p *Repository) Create(ctx context.Context, user eventgraph.UserID) (*store
 // Upload takes in a user's file under a new ID, or under one that Create has made for him (ID not ""). Errors: ErrTooLarge, store.ErrMediaQuota,
 // store.ErrMediaExists, store.ErrDiskFull, those of content.
 func (p *Repository) Upload(ctx context.Context, user eventgraph.UserID, id string, content io.Reader, contentType, name string) (*store.Media, error) {
+	release, err := p.uploaders.Take(ctx, user)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
 	select {
 	case p.uploads <- struct{}{}:
 		defer func() { <-p.uploads }()

@@ -15,6 +15,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -337,4 +338,41 @@ func FuzzThumbnail(f *testing.F) {
 // fixPNG puts the right checksum behind a changed header.
 func fixPNG(file []byte) {
 	binary.BigEndian.PutUint32(file[29:], crc32.ChecksumIEEE(file[12:29]))
+}
+
+// begun tells when it is read the first time, and then comes to nothing until it is closed.
+type begun struct {
+	tell chan<- struct{}
+	end  <-chan struct{}
+	once sync.Once
+}
+
+func (b *begun) Read([]byte) (int, error) {
+	b.once.Do(func() { b.tell <- struct{}{} })
+	<-b.end
+	return 0, io.ErrUnexpectedEOF
+}
+
+// A user's slow uploads keep nobody else's waiting, however many they are.
+func TestSlowUploads(t *testing.T) {
+	t.Parallel()
+	p := newRepository(t, Limits{})
+	told, end := make(chan struct{}, 4*uploadsAtOnce), make(chan struct{})
+	var group sync.WaitGroup
+	for range 2 * uploadsAtOnce {
+		group.Go(func() {
+			p.Upload(t.Context(), "@mallory:x", "", &begun{tell: told, end: end}, "", "")
+		})
+	}
+	for range uploadsOfUser {
+		<-told
+	}
+	if _, err := p.Upload(t.Context(), user, "", strings.NewReader("1"), "", ""); err != nil {
+		t.Error(err)
+	}
+	if n := len(told); n > 0 {
+		t.Errorf("%d uploads of a user are taken beside %d", n, uploadsOfUser)
+	}
+	close(end)
+	group.Wait()
 }
