@@ -334,7 +334,9 @@ const (
 	clientHeaderTimeout = 10 * time.Second
 	clientIdleTimeout   = 2 * time.Minute
 	clientHeaderBytes   = 32 << 10
-	shutdownTimeout     = 3 * time.Second // exit within five seconds of a signal, the rest is for the store
+	// clientConns are open at one time on each listener; further ones are closed. A client has some ten, and each takes some 10 KiB.
+	clientConns     = 4096
+	shutdownTimeout = 3 * time.Second // exit within five seconds of a signal, the rest is for the store
 )
 
 // Run serves until ctx ends or something essential fails, and returns when all that it started has ended. It writes
@@ -344,7 +346,7 @@ func (n *Node) Run(ctx context.Context) error {
 	group.Go(func() error { return n.fed.Run(ctx) })
 	group.Go(func() error { return n.sender.Run(ctx) })
 	for _, l := range n.listeners {
-		n.serveHTTP(ctx, group, l, n.api.Handler())
+		n.serveHTTP(ctx, group, limited{l, make(chan struct{}, clientConns)}, n.api.Handler())
 	}
 	if n.admin != nil {
 		n.serveHTTP(ctx, group, n.admin, n.adminHandler())

@@ -93,6 +93,7 @@ type API struct {
 	boot     uint32 // tells this process' ephemeral counters from those of others
 	sent     *sentMembers
 	sliding  *slidingConnections
+	polls    *polls
 	delayed  *delayedSending
 	coming   comingWaits
 	open     openSends
@@ -120,6 +121,7 @@ func New(c Config) *API {
 		boot:     rand.Uint32(),
 		sent:     newSentMembers(),
 		sliding:  newSlidingConnections(),
+		polls:    newPolls(),
 		delayed:  newDelayedSending(),
 	}
 	a.discoveryRoutes()

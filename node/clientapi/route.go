@@ -12,10 +12,12 @@ import (
 	"runtime/debug"
 	"slices"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
 	"github.com/plexus-p2p/plexus/node/appservice"
+	"github.com/plexus-p2p/plexus/node/media"
 	"github.com/plexus-p2p/plexus/store"
 )
 
@@ -23,6 +25,8 @@ import (
 const (
 	maxBody       = 4 << 20  // of a caller with a token
 	maxPublicBody = 64 << 10 // of a caller without
+	// bodyStall is for each piece of a body, bodyGrace for the whole beside what media.Pace gives its bytes.
+	bodyStall, bodyGrace = 30 * time.Second, 30 * time.Second
 )
 
 // request is one call of the client API, authenticated as its route demands.
@@ -68,7 +72,10 @@ func (q *request) body() (json.RawMessage, error) {
 	if q.user == "" {
 		limit = maxPublicBody
 	}
-	body, err := io.ReadAll(http.MaxBytesReader(q.w, q.Body, limit))
+	deadline := http.NewResponseController(q.w)
+	paced := pacedReader{q.Body, deadline, &media.Pace{Stall: bodyStall, Grace: bodyGrace}}
+	body, err := io.ReadAll(http.MaxBytesReader(q.w, io.NopCloser(paced), limit))
+	deadline.SetReadDeadline(time.Time{}) // what follows may wait
 	if err != nil {
 		var tooLarge *http.MaxBytesError
 		if errors.As(err, &tooLarge) {

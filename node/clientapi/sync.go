@@ -107,6 +107,7 @@ func (a *API) sync(q *request) (any, error) {
 
 	ctx, cancel := context.WithTimeout(q.Context(), s.timeout)
 	defer cancel()
+	defer a.polls.begin(s.deviceKey(), cancel)()
 	gathered := newChanges(s.user, s.device)
 	if s.since != nil {
 		gathered.upTo = s.since.pos

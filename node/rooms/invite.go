@@ -1,9 +1,12 @@
 package rooms
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
+	"maps"
+	"slices"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
 	"github.com/plexus-p2p/plexus/store"
@@ -46,6 +49,9 @@ const maxStripped = 64 << 10
 // anybody can send them.
 const maxInvites = 500
 
+// maxInvitesOf is the share of one inviting server in these; beyond it, its oldest goes. A community invites to a space and some rooms of it.
+const maxInvitesOf = 50
+
 // maxStrangerInvites bounds the invites by servers that share no room with us, of all local users together: identities are free. Beyond it
 // the oldest goes, so that a person who is invited today is asked, whoever asked a thousand times yesterday.
 const maxStrangerInvites = 100
@@ -76,12 +82,8 @@ func (r *Rooms) ReceiveInvite(ctx context.Context, invite *eventgraph.Event, str
 	}
 	return r.setOutside(ctx, invite.RoomID(), user, func(tx *store.Tx, m *store.Member) error {
 		if !waits(m) {
-			n, err := waitingInvites(tx, user)
-			if err != nil {
+			if err := makeRoomForInvite(tx, m, via, membership == "invite" && !stranger); err != nil {
 				return err
-			}
-			if n >= maxInvites {
-				return refuse("M_LIMIT_EXCEEDED", "too many invites wait for %s", user)
 			}
 		}
 		m.Membership, m.Event, m.Invite = membership, invite.ID(), invite.Raw()
@@ -142,14 +144,52 @@ func Follows(m *store.Member, e *eventgraph.Event) bool {
 	return json.Unmarshal(m.Invite, &invite) == nil && e.Depth() > invite.Depth
 }
 
-func waitingInvites(tx *store.Tx, user eventgraph.UserID) (n int, err error) {
-	err = tx.RoomsOf(user, func(m *store.Member) (bool, error) {
+// makeRoomForInvite rejects the oldest invite of the server from which the next one comes, if it has its share of those that wait for the user; or,
+// if as many wait as may, the oldest of the server that has most. Strangers' have a bound of their own, and are as of one server here.
+func makeRoomForInvite(tx *store.Tx, next *store.Member, via eventgraph.ServerName, shared bool) error {
+	const strangers eventgraph.ServerName = ""
+	total := 0
+	by := map[eventgraph.ServerName][]*store.Member{}
+	err := tx.RoomsOf(next.User, func(m *store.Member) (bool, error) {
 		if waits(m) {
-			n++
+			total++
+			server := m.Via
+			if m.Stranger {
+				server = strangers
+			}
+			if m.Membership == "invite" {
+				by[server] = append(by[server], m)
+			}
 		}
 		return true, nil
 	})
-	return n, err
+	if err != nil {
+		return err
+	}
+	crowd := by[via]
+	if !shared || len(crowd) < maxInvitesOf {
+		if total < maxInvites {
+			return nil
+		}
+		for _, server := range slices.Sorted(maps.Keys(by)) {
+			if len(by[server]) > len(crowd) {
+				crowd = by[server]
+			}
+		}
+	}
+	if len(crowd) == 0 {
+		return refuse("M_LIMIT_EXCEEDED", "too many knocks of %s wait", next.User)
+	}
+	return rejectOutside(tx, slices.MinFunc(crowd, func(x, y *store.Member) int { return cmp.Compare(x.Position, y.Position) }))
+}
+
+// rejectOutside is as if the user had rejected the invite, and they are told.
+func rejectOutside(tx *store.Tx, m *store.Member) (err error) {
+	m.Membership, m.Invite, m.Stripped = "leave", nil, nil
+	if m.Position, err = tx.Log(store.Change{Kind: store.ChangeMembership, Room: m.Room, User: m.User}); err != nil {
+		return err
+	}
+	return tx.PutMember(m)
 }
 
 // dropOldestStranger makes room for the invite of one more stranger, as if the user had rejected the oldest.
@@ -168,11 +208,7 @@ func dropOldestStranger(tx *store.Tx, next *store.Member) error {
 	if err != nil || count < maxStrangerInvites {
 		return err
 	}
-	oldest.Membership, oldest.Invite, oldest.Stripped = "leave", nil, nil
-	if oldest.Position, err = tx.Log(store.Change{Kind: store.ChangeMembership, Room: oldest.Room, User: oldest.User}); err != nil {
-		return err
-	}
-	return tx.PutMember(oldest)
+	return rejectOutside(tx, oldest)
 }
 
 // setOutside changes a membership that no room held here speaks of, and logs it.

@@ -4,45 +4,87 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"testing"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
 	"github.com/plexus-p2p/plexus/store"
 )
 
-// TestInvitesAreBounded: no more than maxInvites wait for one user; answering one makes room for another.
+// No more than maxInvites wait for one user, and of one server maxInvitesOf: the oldest of it goes or, of all, of the server that has most.
 func TestInvitesAreBounded(t *testing.T) {
 	t.Parallel()
 	a := newServer(t, "a")
 	b := newServer(t, "b", a)
 	alice, bob := a.user("alice"), b.user("bob")
 	ctx := context.Background()
-	old := eventgraph.RoomID("!0:" + string(a.Server()))
-	_, err := b.store.Update(ctx, func(tx *store.Tx) error {
-		for i := range maxInvites {
-			room := eventgraph.RoomID(fmt.Sprintf("!%d:%s", i, a.Server()))
-			if err := tx.PutMember(&store.Member{Room: room, User: bob, Membership: "invite", Outside: true}); err != nil {
-				return err
+	room := func(server string, i int) eventgraph.RoomID {
+		return eventgraph.RoomID(fmt.Sprintf("!%d:%s", i, server))
+	}
+	put := func(server string, from, to int) {
+		t.Helper()
+		_, err := b.store.Update(ctx, func(tx *store.Tx) error {
+			for i := from; i < to; i++ {
+				m := &store.Member{Room: room(server, i), User: bob, Membership: "invite", Outside: true, Via: eventgraph.ServerName(server)}
+				var err error
+				if m.Position, err = tx.Log(store.Change{Kind: store.ChangeMembership, Room: m.Room, User: bob}); err != nil {
+					return err
+				}
+				if err := tx.PutMember(m); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	receive := func() eventgraph.RoomID {
+		t.Helper()
+		key := string(bob)
+		a.now = a.now.Add(1)
+		invite, err := a.Build(ctx, Draft{Room: a.create("12", alice), Sender: alice, Type: "m.room.member", StateKey: &key, Content: json.RawMessage(`{"membership":"invite"}`)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 2 { // the second time it waits already
+			if err := b.ReceiveInvite(ctx, pdu(t, invite), nil, a.Server(), false); err != nil {
+				t.Fatal(err)
 			}
 		}
-		return nil
-	})
-	if err != nil {
-		t.Fatal(err)
+		return invite.RoomID()
 	}
-	key := string(bob)
-	invite, err := a.Build(ctx, Draft{Room: a.create("12", alice), Sender: alice, Type: "m.room.member", StateKey: &key, Content: json.RawMessage(`{"membership":"invite"}`)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	wantRefusal(t, b.ReceiveInvite(ctx, pdu(t, invite), nil, a.Server(), false), "M_LIMIT_EXCEEDED")
-	if err := b.LeaveOutside(ctx, old, bob, nil); err != nil {
-		t.Fatal(err)
-	}
-	for range 2 { // the second time it waits already
-		if err := b.ReceiveInvite(ctx, pdu(t, invite), nil, a.Server(), false); err != nil {
-			t.Error(err)
+	left := func(server string, n int) (gone []int) {
+		for i := range n {
+			if b.membership(room(server, i), bob).Membership == "leave" {
+				gone = append(gone, i)
+			}
 		}
+		return gone
+	}
+	own := string(a.Server())
+	put(own, 0, maxInvitesOf)
+	put("other", 0, maxInvitesOf)
+	if next := receive(); b.membership(next, bob).Membership != "invite" {
+		t.Error("one more than a server's share does not wait")
+	}
+	if gone, others := left(own, maxInvitesOf), left("other", maxInvitesOf); !slices.Equal(gone, []int{0}) || len(others) > 0 {
+		t.Errorf("gone are %v, and of another server %v", gone, others)
+	}
+
+	put("many", 0, maxInvites-2*maxInvitesOf)
+	for i := 1; i < maxInvitesOf; i++ { // the server has one left, the new one
+		if err := b.LeaveOutside(ctx, room(own, i), bob, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put("last", 0, maxInvitesOf-1)
+	if next := receive(); b.membership(next, bob).Membership != "invite" {
+		t.Error("one more than all does not wait")
+	}
+	if gone := left("many", maxInvites-2*maxInvitesOf); !slices.Equal(gone, []int{0}) {
+		t.Errorf("of the server with most, %v are gone", gone)
 	}
 }
 

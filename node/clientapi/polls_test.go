@@ -1,0 +1,64 @@
+package clientapi
+
+import (
+	"context"
+	"testing"
+
+	"github.com/plexus-p2p/plexus/store"
+)
+
+// Of more calls of a device than may wait the oldest is ended; other devices, and what has been answered, count for nothing.
+func TestPolls(t *testing.T) {
+	t.Parallel()
+	p := newPolls()
+	key := func(device string) deviceKey { return deviceKey{user: "@a:x", device: store.DeviceID(device)} }
+	begin := func(device string) (context.Context, func()) {
+		ctx, cancel := context.WithCancel(t.Context())
+		t.Cleanup(cancel)
+		return ctx, p.begin(key(device), cancel)
+	}
+	other, otherDone := begin("other")
+	var calls []context.Context
+	var done []func()
+	for range pollsOfDevice + 2 {
+		ctx, end := begin("phone")
+		calls, done = append(calls, ctx), append(done, end)
+	}
+	for i, ctx := range calls {
+		if ended := ctx.Err() != nil; ended != (i < 2) {
+			t.Errorf("call %d has ended: %v", i, ended)
+		}
+	}
+	done[2]()
+	begin("phone")
+	if calls[3].Err() != nil || other.Err() != nil {
+		t.Error("a call was ended though there was a place")
+	}
+	otherDone()
+	if len(p.of) != 1 {
+		t.Errorf("%d devices are remembered", len(p.of))
+	}
+}
+
+// A call that makes place for others is answered as one in whose time nothing happened.
+func TestOldestPollIsAnswered(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, nil)
+	alice := s.newClient("alice")
+	since := s.send("GET", "/_matrix/client/v3/sync", alice.token, nil).text("next_batch")
+	first := make(chan answer, pollsOfDevice+1)
+	for range pollsOfDevice + 1 {
+		go func() {
+			first <- s.send("GET", "/_matrix/client/v3/sync?timeout=600000&since="+since, alice.token, nil)
+		}()
+	}
+	if a := <-first; a.status != 200 || a.text("next_batch") == "" {
+		t.Errorf("%d %s", a.status, a.raw)
+	}
+	alice.call(200, "PUT", "/v3/user/"+string(alice.user)+"/account_data/x", `{}`)
+	for range pollsOfDevice {
+		if a := <-first; a.status != 200 {
+			t.Errorf("%d %s", a.status, a.raw)
+		}
+	}
+}
