@@ -72,7 +72,8 @@ func (a *API) createRoom(q *request) (any, error) {
 	case len(body.Invite3PID) > 0:
 		return nil, fail(http.StatusForbidden, "M_FORBIDDEN", "Invites by e-mail or telephone need an identity server; there is none here. Invite by user ID.")
 	}
-	if body.Version == "" {
+	named := body.Version != ""
+	if !named {
 		body.Version = a.RoomVersion
 	}
 	traits, ok := body.Version.Traits()
@@ -87,6 +88,9 @@ func (a *API) createRoom(q *request) (any, error) {
 	create := rooms.CreateRequest{Version: body.Version, Creator: q.user, Published: body.Visibility == "public"}
 	if create.Content, err = creationContent(&body, traits, invited, trusted); err != nil {
 		return nil, err
+	}
+	if traits.PrivilegedCreators && !named {
+		body.spareCreators(q.user, create.Content)
 	}
 	if create.JoinContent, err = a.membershipContent(q.user, "join", ""); err != nil {
 		return nil, err
@@ -238,6 +242,26 @@ func initialState(body *createRoomBody, alias eventgraph.RoomAlias, chosen prese
 		})
 	}
 	return drafts, err
+}
+
+// spareCreators takes the creators out of the power levels that a client gives without naming a room version: it may know none in which creators
+// are above all levels, and means by it what they are given anyway (matrix-bot-sdk's createSpace does so). Who names such a version is
+// refused, as the room would be (room version 12, authorization rules of m.room.power_levels).
+func (b *createRoomBody) spareCreators(creator eventgraph.UserID, content json.RawMessage) {
+	var users map[eventgraph.UserID]json.RawMessage
+	if json.Unmarshal(b.PowerLevels["users"], &users) != nil {
+		return // nothing there, or malformed: the power levels will be refused
+	}
+	var created struct {
+		More []eventgraph.UserID `json:"additional_creators"`
+	}
+	_ = json.Unmarshal(content, &created) // malformed: the event will be refused
+	for _, user := range append(created.More, creator) {
+		delete(users, user)
+	}
+	if raw, err := json.Marshal(users); err == nil {
+		b.PowerLevels["users"] = raw
+	}
 }
 
 // powerLevels are the defaults with the client's fields over them. Creators have no entry where the version puts them above all levels.

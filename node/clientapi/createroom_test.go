@@ -50,7 +50,7 @@ func TestCreateRoomWithImpossibleState(t *testing.T) {
 	s := newTestServer(t, nil)
 	alice := s.newClient("alice")
 	for name, body := range map[string]map[string]any{
-		"a creator among the users of version 12": {"power_level_content_override": map[string]any{"users": map[string]int{string(alice.user): 100}}},
+		"a creator among the users of version 12": {"room_version": "12", "power_level_content_override": map[string]any{"users": map[string]int{string(alice.user): 100}}},
 		"power too low for the room's name": {
 			"room_version": "11", "name": "hall",
 			"power_level_content_override": map[string]any{"users": map[string]int{string(alice.user): 0}},
@@ -63,5 +63,34 @@ func TestCreateRoomWithImpossibleState(t *testing.T) {
 	}
 	if rooms := alice.call(200, "GET", "/v3/joined_rooms", nil).body["joined_rooms"].([]any); len(rooms) != 0 {
 		t.Errorf("half-made rooms stay: %v", rooms)
+	}
+}
+
+// Who names no room version may know none in which creators have no level: those that are given to them are left out, and others' stay.
+func TestCreateRoomWithLevelsOfCreators(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, nil)
+	alice, bob := s.newClient("alice"), s.newClient("bob")
+	const carol = "@carol:far.example.org"
+	for name, more := range map[string]string{
+		"alone":               `"invite":[]`,
+		"trusted invitees":    `"preset":"trusted_private_chat","invite":["` + string(bob.user) + `"]`,
+		"additional creators": `"creation_content":{"additional_creators":["` + string(bob.user) + `"]}`,
+	} {
+		room := alice.createRoom(`{"power_level_content_override":{"ban":60,"users":{"` + string(alice.user) + `":100,"` + carol + `":40}},` + more + `}`)
+		levels := alice.call(200, "GET", "/v3/rooms/"+string(room)+"/state/m.room.power_levels", nil)
+		users, _ := levels.body["users"].(map[string]any)
+		if len(users) != 1 || users[carol] != 40.0 || levels.body["ban"] != 60.0 {
+			t.Errorf("%s: %s", name, levels.raw)
+		}
+		room = alice.createRoom(`{"power_level_content_override":{"users":{"` + string(alice.user) + `":100,"` + string(bob.user) + `":100}},` + more + `}`)
+		levels = alice.call(200, "GET", "/v3/rooms/"+string(room)+"/state/m.room.power_levels", nil)
+		if users, _ := levels.body["users"].(map[string]any); (users[string(bob.user)] == nil) != (name != "alone") || users[string(alice.user)] != nil {
+			t.Errorf("%s, of both: %s", name, levels.raw)
+		}
+	}
+	room := alice.createRoom(`{"room_version":"11","power_level_content_override":{"users":{"` + string(alice.user) + `":100}}}`)
+	if levels := alice.call(200, "GET", "/v3/rooms/"+string(room)+"/state/m.room.power_levels", nil); levels.body["users"].(map[string]any)[string(alice.user)] != 100.0 {
+		t.Errorf("version 11: %s", levels.raw)
 	}
 }
