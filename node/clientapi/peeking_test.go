@@ -17,6 +17,7 @@ func TestPeeking(t *testing.T) {
 	for i := range 6 {
 		alice.say(room, fmt.Sprint(i))
 	}
+	alice.call(200, "PUT", "/v3/user/"+string(alice.user)+"/rooms/"+string(room)+"/account_data/org.example.own", map[string]any{"a": 1})
 	initial := "/v3/rooms/" + string(room) + "/initialSync"
 	bodies := func(chunk any) (got []string) {
 		for _, e := range chunk.([]any) {
@@ -30,7 +31,7 @@ func TestPeeking(t *testing.T) {
 		messages := a.body["messages"].(map[string]any)
 		wantList(t, who, bodies(messages["chunk"]), "2", "3", "4", "5")
 		membership, _ := a.body["membership"].(string)
-		if state := a.body["state"].([]any); len(state) < 5 || a.text("room_id") != string(room) || a.text("visibility") != "private" || (membership == "join") != (c == alice) {
+		if state := a.body["state"].([]any); len(state) < 5 || a.text("room_id") != string(room) || a.text("visibility") != "private" || (membership == "join") != (c == alice) || len(a.body["account_data"].([]any)) > 0 != (c == alice) {
 			t.Errorf("%s: %s", who, a.raw)
 		}
 		older := c.call(200, "GET", "/v3/rooms/"+string(room)+"/messages?dir=b&limit=2&from="+messages["start"].(string), nil)
