@@ -35,6 +35,7 @@ const (
 type composed struct {
 	Events    []json.RawMessage `json:"events"`
 	Ephemeral []json.RawMessage `json:"ephemeral,omitempty"`
+	Unstable  []json.RawMessage `json:"de.sorunome.msc2409.ephemeral,omitempty"` // the same (MSC2409, Unstable prefix)
 
 	reached store.Position
 	size    int
@@ -144,7 +145,9 @@ func (w *sending) addReceipt(r *store.Reader, c *composed, change store.Change, 
 	}
 	slices.SortStableFunc(receipts, func(a, b *store.Receipt) int { return cmp.Compare(b.TS, a.TS) })
 	raw, err := w.sender.Local.ServiceReceipts(of.room, receipts[:min(len(receipts), maxReceiptThreads)])
-	c.Ephemeral, c.size = append(c.Ephemeral, raw), c.size+len(raw)
+	if c.Ephemeral, c.size = append(c.Ephemeral, raw), c.size+len(raw); w.unstableEphemeral {
+		c.Unstable, c.size = c.Ephemeral, c.size+len(raw)
+	}
 	return err
 }
 

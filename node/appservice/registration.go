@@ -92,9 +92,11 @@ func parseRegistration(text []byte, server eventgraph.ServerName) (*Service, err
 	}
 	s := &Service{
 		ID: *r.ID, asToken: *r.ASToken, hsToken: *r.HSToken, server: server, Protocols: r.Protocols,
-		RateLimited:      r.RateLimited == nil || *r.RateLimited,
-		ReceiveEphemeral: r.ReceiveEphemeral || r.PushEphemeral || r.PushEphemeralUnstable,
-		heard:            make(chan struct{}, 1), asking: make(chan struct{}, maxQueries),
+		RateLimited:       r.RateLimited == nil || *r.RateLimited,
+		ReceiveEphemeral:  r.ReceiveEphemeral || r.PushEphemeral || r.PushEphemeralUnstable,
+		unstableEphemeral: r.PushEphemeralUnstable,
+
+		heard: make(chan struct{}, 1), asking: make(chan struct{}, maxQueries),
 	}
 	for name, token := range map[string]string{"as_token": s.asToken, "hs_token": s.hsToken} {
 		if strings.ContainsFunc(token, func(c rune) bool { return unicode.IsSpace(c) || unicode.IsControl(c) || c > unicode.MaxASCII }) {

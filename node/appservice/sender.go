@@ -293,7 +293,11 @@ func (w *sending) tellMoment(ctx context.Context, upTo ephemeral.Counter) error 
 	}
 	for len(moment) > 0 {
 		part := moment[:min(len(moment), maxEvents)]
-		body, err := (&composed{Events: []json.RawMessage{}, Ephemeral: part}).body()
+		c := &composed{Events: []json.RawMessage{}, Ephemeral: part}
+		if w.unstableEphemeral {
+			c.Unstable = part
+		}
+		body, err := c.body()
 		if err != nil {
 			return err
 		}

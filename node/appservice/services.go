@@ -20,6 +20,8 @@ type Service struct {
 	Protocols        []string
 	RateLimited      bool // requests in the name of users other than Sender
 	ReceiveEphemeral bool
+	// unstableEphemeral: it asked under MSC2409's unstable name, and may look for what it is sent under that only.
+	unstableEphemeral bool
 
 	url                   *url.URL // nil: it wants no traffic
 	asToken, hsToken      string

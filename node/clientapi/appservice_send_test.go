@@ -346,6 +346,37 @@ func TestServicesAreToldOfTheMoment(t *testing.T) {
 	r.collect(t, `"m.read.private"`)
 }
 
+// A service that asks for ephemeral events under MSC2409's unstable name is sent them under that too, what is of the moment and receipts.
+func TestServicesAreToldUnderTheUnstableName(t *testing.T) {
+	t.Parallel()
+	for registration, both := range map[string]bool{"receive_ephemeral: true": false, "de.sorunome.msc2409.push_ephemeral: true": true} {
+		r, bot := newReceiver(t, registration)
+		alice := r.newClient("alice")
+		room := alice.room()
+		id := alice.message(room, text("hello"))
+		bot.join(room)
+		r.run(t)
+		path := "/v3/rooms/" + string(room)
+		alice.call(200, "POST", path+"/receipt/m.read/"+string(id), map[string]any{})
+		alice.call(200, "PUT", path+"/typing/"+string(alice.user), map[string]any{"typing": true})
+		want := map[string]bool{"m.receipt": true, "m.typing": true}
+		for len(want) > 0 {
+			x := r.next(t)
+			x.answer <- 200
+			var body struct {
+				Stable   []struct{ Type string } `json:"ephemeral"`
+				Unstable []struct{ Type string } `json:"de.sorunome.msc2409.ephemeral"`
+			}
+			if err := json.Unmarshal([]byte(x.raw), &body); err != nil || both != (len(body.Unstable) > 0) && len(body.Stable) > 0 || both && !slices.Equal(body.Stable, body.Unstable) {
+				t.Errorf("%s: %v: %s", registration, err, x.raw)
+			}
+			for _, e := range body.Stable {
+				delete(want, e.Type)
+			}
+		}
+	}
+}
+
 // A service is told of an invite of its user to a room that is not held here, and that it was taken back or rejected (AS API, transactions: all
 // that concerns its users); once, also if a change came on top before the service was asked.
 func TestServicesAreToldOfTheEndOfInvites(t *testing.T) {
