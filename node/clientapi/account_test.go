@@ -454,3 +454,29 @@ func TestUnsetProfileFields(t *testing.T) {
 		t.Errorf("all: %q", a.raw)
 	}
 }
+
+// A device of which little is known has all fields: matrix-nio refuses the list of devices otherwise.
+func TestDevicesHaveAllFields(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, nil)
+	alice := s.newClient("alice")
+	made := s.time().UnixMilli()
+	s.update(func(tx *store.Tx) error {
+		return tx.PutDevice(&store.Device{User: alice.user, ID: "SILENT", CreatedTS: made, Token: [32]byte{1}})
+	})
+	devices := alice.call(200, "GET", "/v3/devices", nil).body["devices"].([]any)
+	for _, d := range append(devices, any(alice.call(200, "GET", "/v3/devices/SILENT", nil).body)) {
+		d := d.(map[string]any)
+		for _, field := range []string{"display_name", "last_seen_ip"} {
+			if _, ok := d[field].(string); !ok {
+				t.Errorf("%s in %v", field, d)
+			}
+		}
+		if d["last_seen_ts"] != float64(made) {
+			t.Errorf("last_seen_ts of %v, want %d", d, made)
+		}
+	}
+	if len(devices) != 2 {
+		t.Errorf("%v", devices)
+	}
+}

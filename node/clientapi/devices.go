@@ -10,16 +10,17 @@ import (
 	"github.com/plexus-p2p/plexus/store"
 )
 
-// deviceJSON is a device as its user's clients see it (CS API, Device).
+// deviceJSON is a device as its user's clients see it (CS API, Device). matrix-nio refuses the whole list where a device lacks any of these, so what is not
+// known is there too: no name and no address are "", and one that has never called was last seen when it was made.
 type deviceJSON struct {
 	ID          store.DeviceID `json:"device_id"`
-	DisplayName string         `json:"display_name,omitempty"`
-	LastSeenIP  string         `json:"last_seen_ip,omitempty"`
-	LastSeenTS  int64          `json:"last_seen_ts,omitempty"`
+	DisplayName string         `json:"display_name"`
+	LastSeenIP  string         `json:"last_seen_ip"`
+	LastSeenTS  int64          `json:"last_seen_ts"`
 }
 
 func showDevice(d *store.Device) deviceJSON {
-	return deviceJSON{d.ID, d.DisplayName, d.LastSeenIP, d.LastSeenTS}
+	return deviceJSON{d.ID, d.DisplayName, d.LastSeenIP, max(d.LastSeenTS, d.CreatedTS)}
 }
 
 // getDevices is GET /devices.
