@@ -134,6 +134,9 @@ const outboundFullRetry = time.Minute
 // here, once, and told to the client without its details.
 func (a *API) writeError(w http.ResponseWriter, r *http.Request, err error) {
 	e := asMatrixError(err)
+	if errors.Is(err, context.Canceled) && r.Context().Err() != nil { // a client that has gone does not read this
+		e = asMatrixError(store.ErrClosed)
+	}
 	if e == nil {
 		a.Log.Error("a request failed", "method", r.Method, "route", routeForLog(r), "error", err)
 		e = &matrixError{Status: http.StatusInternalServerError, Code: "M_UNKNOWN", Message: "Internal error."}

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/plexus-p2p/plexus/node/federation"
@@ -242,6 +243,38 @@ func TestErrorsInSpecForm(t *testing.T) {
 	if e := asMatrixError(errors.New("the disk burns")); e != nil {
 		t.Errorf("an error of our own became %+v", e)
 	}
+}
+
+// A poll that the server's stopping ends is told so: clients come again then. 504 is for what took too long.
+func TestPollsWhileTheServerStops(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := newTestAPI(t, nil)
+		alice := s.newClient("alice")
+		since := alice.sync(alice.sync("").NextBatch).NextBatch
+		pos := alice.slide("", window(0, 9, 1, "", "")).Pos
+		ctx, stop := context.WithCancel(t.Context())
+		codes := make(chan int, 2)
+		for _, c := range [][3]string{{"GET", "/v3/sync?timeout=30000&since=" + since}, {"POST", slidingPath + "?timeout=30000&pos=" + pos, window(0, 9, 1, "", "")}} {
+			req, err := http.NewRequestWithContext(ctx, c[0], s.url+"/_matrix/client"+c[1], strings.NewReader(c[2]))
+			if err != nil {
+				t.Fatal(err)
+			}
+			req.Header.Set("Authorization", "Bearer "+alice.token)
+			go func() {
+				w := httptest.NewRecorder()
+				s.Handler().ServeHTTP(w, req)
+				codes <- w.Code
+			}()
+		}
+		synctest.Wait()
+		stop()
+		for range 2 {
+			if code := <-codes; code != http.StatusServiceUnavailable {
+				t.Errorf("answered with %d", code)
+			}
+		}
+	})
 }
 
 func TestPanicsAndDefectsAreLoggedOnce(t *testing.T) {
