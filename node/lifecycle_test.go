@@ -212,6 +212,19 @@ func TestOpenFailsCleanly(t *testing.T) {
 	open(t, c)
 }
 
+// TestWrongTermsAreRefused: nobody could read what they are asked to accept.
+func TestWrongTermsAreRefused(t *testing.T) {
+	t.Parallel()
+	c := quiet(t.TempDir())
+	c.Terms = clientapi.Policies{"rules": {Version: "1"}}
+	if n, err := node.Open(t.Context(), c); err == nil {
+		n.Close()
+		t.Error("opened with a policy in no language")
+	} else if !strings.Contains(err.Error(), "terms.rules is in no language") {
+		t.Error(err)
+	}
+}
+
 // TestLANOnlyRefusesURLPreviews: previews call public addresses, so the promise of LANOnly could not be kept.
 func TestLANOnlyRefusesURLPreviews(t *testing.T) {
 	t.Parallel()

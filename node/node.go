@@ -48,6 +48,7 @@ type Config struct {
 	LANOnly           bool                   // never send a packet outside of private address ranges; not with URLPreviews
 	Registration      clientapi.Registration // default clientapi.RegistrationToken
 	RegistrationToken string                 // "": made at first start and kept in Dir
+	Terms             clientapi.Policies     // what people who register with a client have to accept; none: nothing
 	RoomVersion       eventgraph.RoomVersion // of rooms that clients make without naming one; "": eventgraph.DefaultRoomVersion
 	NoRateLimits      bool
 	AppServices       []string         // files with registrations of application services
@@ -128,7 +129,7 @@ func Open(ctx context.Context, c Config) (_ *Node, err error) {
 	gateways := push.Gateways{Private: c.PrivateGateways, LANOnly: c.LANOnly}
 	n.api = clientapi.New(clientapi.Config{
 		Store: n.store, Rooms: n.rooms, Ephemeral: n.ephemeral, Media: n.media, URLPreviews: c.URLPreviews,
-		Server: n.keys.server, Peer: n.keys.peer, Registration: c.Registration, RegistrationToken: n.token, RoomVersion: c.RoomVersion,
+		Server: n.keys.server, Peer: n.keys.peer, Registration: c.Registration, RegistrationToken: n.token, Terms: c.Terms, RoomVersion: c.RoomVersion,
 		RateLimits: !c.NoRateLimits, Services: n.services, PushGateways: gateways, TURN: c.TURN, PeersConnected: func() int { return len(n.transport.Peers()) },
 		Hosts: hostsOf(c.ClientAddrs), Now: c.Now, Log: c.Log,
 	})
@@ -181,6 +182,9 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	if c.LANOnly && c.URLPreviews {
 		return c, errors.New("open node: URLPreviews calls public addresses, and LANOnly calls none: choose one")
+	}
+	if err := c.Terms.Check(); err != nil {
+		return c, fmt.Errorf("open node: %w", err)
 	}
 	if c.Registration == "" {
 		c.Registration = clientapi.RegistrationToken

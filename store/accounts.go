@@ -24,6 +24,15 @@ type Account struct {
 	Swept        bool     `json:",omitzero"` // Deactivated, and a start of the node since has seen that no uploads or backups are left that should go
 	// NoticeRoom is where this server tells the user something (CS API, Server Notices); "": it has not yet.
 	NoticeRoom eventgraph.RoomID `json:",omitzero"`
+	// Accepted are the policies that the user has accepted to register (CS API, Terms of service at registration), by their IDs.
+	Accepted []AcceptedPolicy `json:",omitzero"`
+}
+
+// AcceptedPolicy is a policy document that a user has accepted, in the version that was presented to them.
+type AcceptedPolicy struct {
+	Policy  string `json:"policy"` // its ID
+	Version string `json:"version"`
+	TS      int64  `json:"accepted_ts"` // ms
 }
 
 // Account reads a local account; ErrNotFound.

@@ -22,7 +22,7 @@ import (
 	"github.com/plexus-p2p/plexus/node/media"
 )
 
-// settings are the flags of "plexus run".
+// settings are the flags of "plexus run", and what only its config file can say.
 type settings struct {
 	data, registration, meshKey, config string
 	roomVersion                         string
@@ -37,6 +37,7 @@ type settings struct {
 	turnUser, turnPassword, turnSecret  string
 	turnTTL                             time.Duration
 	verbose                             bool
+	terms                               clientapi.Policies // of the config file alone
 }
 
 // list is a repeatable flag. The first value of a stronger source replaces those of the weaker ones.
@@ -110,10 +111,11 @@ func parse(args, environ []string, errOut io.Writer) (*settings, error) {
 	s := &settings{}
 	f = s.flags(&source, errOut)
 	if config != "" {
-		values, err := readConfig(config)
+		values, terms, err := readConfig(config)
 		if err != nil {
 			return nil, err
 		}
+		s.terms = terms
 		if err := set(f, values, config); err != nil {
 			return nil, err
 		}
@@ -175,12 +177,18 @@ func environment(environ []string) map[string]string {
 	return env
 }
 
-// readConfig reads a TOML file whose keys are the names of flags; values are strings, booleans or arrays of strings.
-func readConfig(path string) (map[string][]string, error) {
+// readConfig reads a TOML file whose keys are the names of flags; values are strings, booleans or arrays of strings. The table "terms" has
+// what people who register have to accept.
+func readConfig(path string) (map[string][]string, clientapi.Policies, error) {
 	var raw map[string]any
 	if _, err := toml.DecodeFile(path, &raw); err != nil {
-		return nil, fmt.Errorf("read config: %w", err)
+		return nil, nil, fmt.Errorf("read config: %w", err)
 	}
+	terms, err := readTerms(raw["terms"])
+	if err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", path, err)
+	}
+	delete(raw, "terms")
 	values := map[string][]string{}
 	for name, v := range raw {
 		switch v := v.(type) {
@@ -191,10 +199,74 @@ func readConfig(path string) (map[string][]string, error) {
 				values[name] = append(values[name], fmt.Sprint(one))
 			}
 		default:
-			return nil, fmt.Errorf("%s: %s must be a string, a boolean or a list of strings", path, name)
+			return nil, nil, fmt.Errorf("%s: %s must be a string, a boolean or a list of strings", path, name)
 		}
 	}
-	return values, nil
+	return values, terms, nil
+}
+
+// readTerms reads tables as [terms.privacy_policy], with a version and, for each language, a table with name and url. Nothing of them is left
+// out: who registers must see what was meant.
+func readTerms(v any) (clientapi.Policies, error) {
+	if v == nil {
+		return nil, nil
+	}
+	policies, err := tableOf(v, "terms", "a table for each policy, as [terms.privacy_policy]")
+	if err != nil {
+		return nil, err
+	}
+	terms := clientapi.Policies{}
+	for id, v := range policies {
+		name := "terms." + id
+		definition, err := tableOf(v, name, "a table with a version and languages")
+		if err != nil {
+			return nil, err
+		}
+		policy := clientapi.Policy{In: map[string]clientapi.PolicyText{}}
+		for key, v := range definition {
+			if key == "version" {
+				if policy.Version, err = stringOf(v, name+".version"); err != nil {
+					return nil, err
+				}
+			} else if policy.In[key], err = readPolicyText(v, name+"."+key); err != nil {
+				return nil, err
+			}
+		}
+		terms[id] = policy
+	}
+	return terms, terms.Check()
+}
+
+func readPolicyText(v any, name string) (text clientapi.PolicyText, err error) {
+	fields, err := tableOf(v, name, "a table with name and url: it stands for a language")
+	for key, v := range fields {
+		switch key {
+		case "name":
+			text.Name, err = stringOf(v, name+".name")
+		case "url":
+			text.URL, err = stringOf(v, name+".url")
+		default:
+			err = fmt.Errorf("%s has name and url, and no %q", name, key)
+		}
+		if err != nil {
+			return text, err
+		}
+	}
+	return text, err
+}
+
+func tableOf(v any, name, what string) (map[string]any, error) {
+	if t, ok := v.(map[string]any); ok {
+		return t, nil
+	}
+	return nil, fmt.Errorf("%s must be %s", name, what)
+}
+
+func stringOf(v any, name string) (string, error) {
+	if s, ok := v.(string); ok {
+		return s, nil
+	}
+	return "", fmt.Errorf("%s must be a string, in quotes", name)
 }
 
 // check refuses what this version cannot keep: a promise must not be taken silently.

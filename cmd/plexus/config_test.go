@@ -7,10 +7,13 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/plexus-p2p/plexus/node/clientapi"
 )
 
 // configFile writes a config file and returns its path.
@@ -121,6 +124,19 @@ func TestRefusedSettings(t *testing.T) {
 		"relay for calls":    {args: []string{"--turn-secret", "s"}, word: "no URI"},
 		"two ways to it":     {args: []string{"--turn-uri", "turn:example.org", "--turn-secret", "s", "--turn-user", "u"}, word: "either"},
 		"turn-ttl":           {file: `turn-ttl = "soon"`, word: "turn-ttl"},
+		"terms":              {file: `terms = "https://example.org/"`, word: "terms must be a table for each policy"},
+		"a policy":           {file: "[terms]\nprivacy = \"https://example.org/\"", word: "terms.privacy must be a table"},
+		"no version":         {file: "[terms.privacy]\nen = {name = \"Privacy\", url = \"https://example.org/\"}", word: "terms.privacy has no version"},
+		"a number":           {file: "[terms.privacy]\nversion = 1.0", word: "terms.privacy.version must be a string"},
+		"no language":        {file: "[terms.privacy]\nversion = \"1\"", word: "terms.privacy is in no language"},
+		"a text":             {file: "[terms.privacy]\nversion = \"1\"\nen = \"Privacy\"", word: "terms.privacy.en must be a table with name and url"},
+		"no url":             {file: "[terms.privacy]\nversion = \"1\"\nen = {name = \"Privacy\"}", word: `terms.privacy.en: the url ""`},
+		"another url":        {file: "[terms.privacy]\nversion = \"1\"\nen = {name = \"Privacy\", url = \"javascript:x\"}", word: "begins with https://"},
+		"no name":            {file: "[terms.privacy]\nversion = \"1\"\nen = {url = \"https://example.org/\"}", word: "terms.privacy.en: the document has no name"},
+		"more of a language": {file: "[terms.privacy]\nversion = \"1\"\nen = {title = \"Privacy\"}", word: `no "title"`},
+		"a language's name":  {file: "[terms.privacy]\nversion = \"1\"\n\"in English\" = {name = \"P\", url = \"https://example.org/\"}", word: `"in English" is no language`},
+		"a policy's name":    {file: "[terms.\"a b\"]\nversion = \"1\"", word: `the name "a b" of a policy`},
+		"a version":          {file: "[terms.privacy]\nversion = \"version 1\"", word: `the version "version 1"`},
 		"no file":            {args: []string{"--config", "/no/such/file"}, word: "/no/such/file"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -137,6 +153,38 @@ func TestRefusedSettings(t *testing.T) {
 	}
 	if _, err := parse([]string{"-h"}, nil, io.Discard); !errors.Is(err, flag.ErrHelp) {
 		t.Errorf("-h: %v", err)
+	}
+}
+
+func TestTermsSettings(t *testing.T) {
+	t.Parallel()
+	got, err := parse([]string{"--config", configFile(t, `
+registration = "open"
+[terms.privacy_policy]
+version = "1.2"
+en = {name = "Privacy Policy", url = "https://example.org/privacy-en"}
+[terms.privacy_policy.pt-BR]
+name = "Política de Privacidade"
+url = "http://example.org/privacy-pt"
+[terms.rules]
+version = "b"
+de = {name = "Regeln", url = "https://example.org/regeln"}
+`)}, []string{"PLEXUS_TERMS=x"}, io.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := clientapi.Policies{
+		"privacy_policy": {Version: "1.2", In: map[string]clientapi.PolicyText{
+			"en":    {Name: "Privacy Policy", URL: "https://example.org/privacy-en"},
+			"pt-BR": {Name: "Política de Privacidade", URL: "http://example.org/privacy-pt"},
+		}},
+		"rules": {Version: "b", In: map[string]clientapi.PolicyText{"de": {Name: "Regeln", URL: "https://example.org/regeln"}}},
+	}
+	if !reflect.DeepEqual(got.terms, want) || got.registration != "open" {
+		t.Errorf("%+v, want %+v", got.terms, want)
+	}
+	if got, err = parse(nil, nil, io.Discard); err != nil || got.terms != nil {
+		t.Errorf("none are set: %v %v", got.terms, err)
 	}
 }
 

@@ -6,9 +6,12 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
+	"strings"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
 	"github.com/plexus-p2p/plexus/node"
@@ -48,7 +51,7 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) error {
 	}
 	n, err := node.Open(ctx, node.Config{
 		Dir: s.data, ClientAddrs: s.clientAddrs.values, P2PAddrs: s.p2pAddrs.values, Peers: s.peers.values, NoMDNS: !s.mdns,
-		Registration: clientapi.Registration(s.registration), RoomVersion: eventgraph.RoomVersion(s.roomVersion), NoRateLimits: !s.rateLimits, AppServices: s.appservices.values,
+		Registration: clientapi.Registration(s.registration), Terms: s.terms, RoomVersion: eventgraph.RoomVersion(s.roomVersion), NoRateLimits: !s.rateLimits, AppServices: s.appservices.values,
 		Relay: s.relay, MeshKey: key, LANOnly: s.lanOnly, URLPreviews: s.urlPreviews, PrivateGateways: s.privateGateways, TURN: s.turn(),
 		Media: media.Limits{Upload: int64(s.maxUpload), User: int64(s.userMedia), Local: int64(s.allMedia), Cache: int64(s.mediaCache)},
 		Log:   slog.New(slog.NewTextHandler(errOut, &slog.HandlerOptions{Level: level})),
@@ -78,6 +81,9 @@ func greet(out io.Writer, n *node.Node, s *settings) {
 	fmt.Fprintf(out, "Matrix client   enter this as homeserver: %s\n", n.ClientURL())
 	if s.registration == string(clientapi.RegistrationToken) {
 		fmt.Fprintf(out, "Registration    the client asks for this token: %s\n", n.RegistrationToken())
+	}
+	if len(s.terms) > 0 && s.registration != string(clientapi.RegistrationClosed) {
+		fmt.Fprintf(out, "Terms           to be accepted by whoever registers: %s\n", strings.Join(slices.Sorted(maps.Keys(s.terms)), ", "))
 	}
 	fmt.Fprintf(out, "Server name     …%s   (whole: %s)\n", n.ServerName().Tail(), n.ServerName())
 	if s.meshKey != "" {

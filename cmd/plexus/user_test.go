@@ -30,6 +30,39 @@ func (b *binary) of(dir string) func(code int, stdin, line string, words ...stri
 	}
 }
 
+// What the config file asks people to accept is asked of who registers, and the administrator sees what was accepted.
+func TestTermsAreAccepted(t *testing.T) {
+	t.Parallel()
+	b := build(t)
+	dir := t.TempDir()
+	p := b.start(dir, "--registration", "open", "--config", configFile(t, `
+[terms.rules]
+version = "1.0"
+en = {name = "Rules", url = "https://example.org/rules"}
+`))
+	if greeting := p.until("Peers"); !strings.Contains(greeting, "whoever registers: rules") {
+		t.Errorf("the greeting does not speak of the terms:\n%s", greeting)
+	}
+	c := testClient{t: t, base: p.file(b).ClientURL}
+	auth := map[string]string{}
+	for _, stage := range []string{"", "m.login.terms", "m.login.dummy"} {
+		auth["type"] = stage
+		status, raw := c.call("POST", "/register", map[string]any{"username": "alice", "password": "hunter2", "auth": auth})
+		var answer struct{ Session string }
+		if err := json.Unmarshal([]byte(raw), &answer); err != nil || (status == 200) != (stage == "m.login.dummy") {
+			t.Fatalf("%q: %d %s", stage, status, raw)
+		}
+		auth["session"] = answer.Session
+	}
+	plexus := b.of(dir)
+	plexus(0, "hunter2\n", "user add bob")
+	var users []clientapi.AccountStatus
+	if err := json.Unmarshal([]byte(plexus(0, "", "user list --json", `"accepted_terms"`, `"accepted_ts"`)), &users); err != nil || len(users) != 2 ||
+		len(users[0].Accepted) != 1 || users[0].Accepted[0].Policy != "rules" || users[0].Accepted[0].Version != "1.0" || users[1].Accepted != nil {
+		t.Errorf("%+v %v", users, err)
+	}
+}
+
 func TestUserCommands(t *testing.T) {
 	t.Parallel()
 	b := build(t)

@@ -310,11 +310,11 @@ func TestDeleteDevices(t *testing.T) {
 func TestAuthSessionsAreBounded(t *testing.T) {
 	t.Parallel()
 	s := newAuthSessions(func() time.Time { return time.UnixMilli(0) })
-	first := s.begin("x", stageDummy, "")
+	first := s.begin("x", "", []string{stageDummy})
 	for range maxSessions {
-		s.begin("x", stageDummy, "")
+		s.begin("x", "", []string{stageDummy})
 	}
-	if s.valid(first, "x") || s.open.all.Len() != openSessions {
+	if s.get(first.id) != nil || s.open.all.Len() != openSessions {
 		t.Errorf("%d sessions are open", s.open.all.Len())
 	}
 }

@@ -21,6 +21,8 @@ type AccountStatus struct {
 	Rooms       int               `json:"rooms"` // joined
 	Disabled    bool              `json:"disabled,omitempty"`
 	Deactivated bool              `json:"deactivated,omitempty"`
+	// Accepted are the policies that the user has accepted to register, by their IDs.
+	Accepted []store.AcceptedPolicy `json:"accepted_terms,omitempty"`
 }
 
 // Accounts lists the local accounts by user ID; there are at most maxAccounts.
@@ -28,7 +30,7 @@ func (a *API) Accounts() ([]AccountStatus, error) {
 	list := []AccountStatus{}
 	err := a.Store.View(func(r *store.Reader) error {
 		return r.Accounts(func(account *store.Account) (bool, error) {
-			s := AccountStatus{User: account.User, CreatedTS: account.CreatedTS, Disabled: account.Locked, Deactivated: account.Deactivated}
+			s := AccountStatus{User: account.User, CreatedTS: account.CreatedTS, Disabled: account.Locked, Deactivated: account.Deactivated, Accepted: account.Accepted}
 			err := r.Devices(account.User, func(d *store.Device) (bool, error) {
 				s.Devices++
 				s.LastSeenTS = max(s.LastSeenTS, d.LastSeenTS)

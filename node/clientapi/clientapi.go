@@ -52,7 +52,7 @@ const (
 	RegistrationClosed Registration = "closed"
 )
 
-// Config of New. All fields but Log, Peer, RoomVersion, Services and Hosts are required.
+// Config of New. All fields but Log, Peer, RoomVersion, Services, Terms and Hosts are required.
 type Config struct {
 	Store             *store.Store
 	Rooms             *rooms.Rooms
@@ -63,6 +63,7 @@ type Config struct {
 	Peer              eventgraph.PeerID // this device: the origin of records that other devices of the identity could write later
 	Registration      Registration
 	RegistrationToken string
+	Terms             Policies               // what people who register have to accept; none: nothing
 	RoomVersion       eventgraph.RoomVersion // of rooms that clients make without naming one; "": eventgraph.DefaultRoomVersion
 	RateLimits        bool
 	PushGateways      push.Gateways        // which users may have called

@@ -7,6 +7,7 @@ import (
 	"html/template"
 	"io"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -51,14 +52,15 @@ func scriptPolicy(script string) string {
 type authView struct {
 	Stage, Session, Purpose string
 	User                    string // whose password is asked for; "": theirs who names themself
+	Terms                   Policies
 	Problem                 string
 	Done                    template.JS
 }
 
-// authSessionOf is the session that the request names, if it is for the stage of its path.
+// authSessionOf is the session that the request names, if it asks for the stage of its path.
 func (a *API) authSessionOf(q *request, id string) (*authSession, error) {
 	stage := q.path("authType")
-	if stage != stageToken && stage != stagePassword && stage != stageDummy {
+	if stage != stageToken && stage != stagePassword && stage != stageDummy && stage != stageTerms {
 		return nil, fail(http.StatusNotFound, "M_UNRECOGNIZED", "That authentication type is not offered here.")
 	}
 	if id == "" {
@@ -68,7 +70,7 @@ func (a *API) authSessionOf(q *request, id string) (*authSession, error) {
 	if session == nil {
 		return nil, fail(http.StatusBadRequest, "M_UNKNOWN", "That session is not known, or no more: begin again in your client.")
 	}
-	if session.stage != stage {
+	if !slices.Contains(session.stages, stage) {
 		return nil, fail(http.StatusBadRequest, "M_UNRECOGNIZED", "The session asks for another authentication type.")
 	}
 	return session, nil
@@ -76,12 +78,11 @@ func (a *API) authSessionOf(q *request, id string) (*authSession, error) {
 
 // authPage is GET /auth/{authType}/fallback/web.
 func (a *API) authPage(q *request) (any, error) {
-	id := q.URL.Query().Get("session")
-	session, err := a.authSessionOf(q, id)
+	session, err := a.authSessionOf(q, q.URL.Query().Get("session"))
 	if err != nil {
 		return nil, err
 	}
-	return showAuth(q.w, http.StatusOK, id, session, "")
+	return a.showAuth(q, http.StatusOK, session, "")
 }
 
 // authForm is what its form sends.
@@ -94,8 +95,7 @@ func (a *API) authForm(q *request) (any, error) {
 		}
 		return nil, fail(http.StatusBadRequest, "M_UNKNOWN", "The form could not be read.")
 	}
-	id := q.PostForm.Get("session")
-	session, err := a.authSessionOf(q, id)
+	session, err := a.authSessionOf(q, q.PostForm.Get("session"))
 	if err != nil {
 		return nil, err
 	}
@@ -103,49 +103,48 @@ func (a *API) authForm(q *request) (any, error) {
 	var refused *matrixError
 	switch {
 	case err == nil:
-		return showAuth(q.w, http.StatusOK, id, session, "")
+		return a.showAuth(q, http.StatusOK, session, "")
 	case errors.As(err, &refused):
 		if ms, ok := refused.Extra["retry_after_ms"].(int64); ok {
 			q.w.Header().Set("Retry-After", retryAfter(ms))
 		}
-		return showAuth(q.w, refused.Status, id, session, refused.Message)
+		return a.showAuth(q, refused.Status, session, refused.Message)
 	}
 	return nil, err
 }
 
 // checkAuthForm checks what the form says, as interactive does what a client says.
 func (a *API) checkAuthForm(q *request, session *authSession) error {
-	switch session.stage {
-	case stageToken:
-		if err := a.checkRegistrationToken(q, q.PostForm.Get("token")); err != nil {
-			return err
+	stage := q.path("authType")
+	if stage == stageTerms { // a client answers for its checkboxes itself
+		for id := range a.Terms {
+			if !slices.Contains(q.PostForm["accept"], id) {
+				return forbidden("An account here needs each of them accepted.")
+			}
 		}
-	case stagePassword:
-		user, guesser := session.user, fromFallback
-		if user == "" {
-			user, guesser = a.userNamed(q.PostForm.Get("user")), a.guesser(q)
-		}
-		account, err := a.checkPassword(q, user, q.PostForm.Get("password"), guesser)
-		if err != nil {
-			return err
-		}
-		session.prove(account.User)
-		return nil
 	}
-	session.prove("")
-	return nil
+	guesser := fromFallback
+	if session.user == "" {
+		guesser = a.guesser(q)
+	}
+	return a.passStage(q, session, &authData{
+		Type: stage, User: q.PostForm.Get("user"), Password: q.PostForm.Get("password"), Token: q.PostForm.Get("token"),
+	}, guesser)
 }
 
-// showAuth answers with the form of a session, or, when it has passed, with what tells the client so.
-func showAuth(w http.ResponseWriter, status int, id string, session *authSession, problem string) (any, error) {
-	view := authView{Stage: session.stage, Session: id, Purpose: session.purpose, User: session.user.Localpart(), Problem: problem}
+// showAuth answers with the form of the stage that the path names, or, when it has been passed, with what tells the client so.
+func (a *API) showAuth(q *request, status int, session *authSession, problem string) (any, error) {
+	stage := q.path("authType")
+	view := authView{
+		Stage: stage, Session: session.id, Purpose: session.purpose, User: session.user.Localpart(), Terms: a.Terms, Problem: problem,
+	}
 	policy := "form-action 'self'"
-	if proven, _ := session.proof(); proven {
+	if session.passedTS(stage) != 0 {
 		view.Done, policy = authDone, "form-action 'none'; "+scriptPolicy(authDone)
 	}
-	pageHeader(w.Header(), policy)
-	w.WriteHeader(status)
-	authTemplate.Execute(w, view) // an error here means that the browser has gone
+	pageHeader(q.w.Header(), policy)
+	q.w.WriteHeader(status)
+	authTemplate.Execute(q.w, view) // an error here means that the browser has gone
 	return written{}, nil
 }
 
@@ -154,7 +153,7 @@ var authTemplate = template.Must(template.New("auth").Parse(pageHead + `{{if .Do
 <p>Go back to your Matrix client: it goes on by itself. You can close this page.</p>
 <script>{{.Done}}</script>
 {{else}}
-<h1>{{if eq .Stage "m.login.password"}}Enter your password{{else if eq .Stage "m.login.registration_token"}}Enter the registration token{{else}}Confirm{{end}}</h1>
+<h1>{{if eq .Stage "m.login.password"}}Enter your password{{else if eq .Stage "m.login.registration_token"}}Enter the registration token{{else if eq .Stage "m.login.terms"}}Read and accept{{else}}Confirm{{end}}</h1>
 <p>A Matrix client wants to <strong>{{.Purpose}}</strong>. Go on only if you have just asked it to.</p>
 {{with .Problem}}<p role="alert"><strong>{{.}}</strong></p>{{end}}
 <form method="post">
@@ -164,7 +163,11 @@ var authTemplate = template.Must(template.New("auth").Parse(pageHead + `{{if .Do
 {{end}}<p><label>Password<br><input name="password" type="password" autocomplete="current-password" required></label></p>
 {{else if eq .Stage "m.login.registration_token"}}<p>It was printed where plexus was started.</p>
 <p><label>Registration token<br><input name="token" autocomplete="off" autocapitalize="none" spellcheck="false" required autofocus></label></p>
-{{end}}<p><button>Go on</button></p>
+{{else if eq .Stage "m.login.terms"}}<p>An account here needs that you accept:</p>
+{{range $id, $policy := .Terms}}<p><label><input type="checkbox" name="accept" value="{{$id}}" required> I accept</label>
+{{range $language, $text := $policy.In}}<a href="{{$text.URL}}" lang="{{$language}}" hreflang="{{$language}}" target="_blank" rel="noopener noreferrer">{{$text.Name}}</a>
+{{end}}({{$policy.Version}})</p>
+{{end}}{{end}}<p><button>Go on</button></p>
 </form>
 {{end}}</body>
 </html>

@@ -20,10 +20,22 @@ func fallback(stage, session string) string {
 // fill sends the form of such a page as a browser does.
 func (s *testServer) fill(stage, session string, fields ...string) answer {
 	s.t.Helper()
-	form := url.Values{"session": {session}}
+	form := url.Values{}
 	for i := 0; i < len(fields); i += 2 {
 		form.Set(fields[i], fields[i+1])
 	}
+	return s.submit(stage, session, form)
+}
+
+// fillAll is fill for a form in which one name has several values.
+func (s *testServer) fillAll(stage, session, name string, values ...string) answer {
+	s.t.Helper()
+	return s.submit(stage, session, url.Values{name: values})
+}
+
+func (s *testServer) submit(stage, session string, form url.Values) answer {
+	s.t.Helper()
+	form.Set("session", session)
 	req, err := http.NewRequest("POST", s.url+fallback(stage, session), strings.NewReader(form.Encode()))
 	if err != nil {
 		s.t.Fatal(err)
@@ -155,7 +167,7 @@ func TestFallbackWrongInput(t *testing.T) {
 		{stageToken, "x", 400, "M_UNKNOWN"},
 		{stageToken, `"><script>`, 400, "M_UNKNOWN"},
 		{stageDummy, session, 400, "M_UNRECOGNIZED"},
-		{"m.login.terms", session, 404, "M_UNRECOGNIZED"},
+		{stageTerms, session, 400, "M_UNRECOGNIZED"},
 		{"m.login.sso", "", 404, "M_UNRECOGNIZED"},
 	} {
 		for _, a := range []answer{s.send("GET", fallback(test.stage, test.session), "", nil), s.fill(test.stage, test.session, "token", testToken)} {

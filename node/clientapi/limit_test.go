@@ -124,8 +124,8 @@ func TestSharesOfSessions(t *testing.T) {
 		t.Errorf("the oldest of too many OpenID tokens: %d %s", a.status, a.raw)
 	}
 	for range maxSessions + 1 {
-		s.auths.begin("x", stagePassword, mallory.user)
-		s.auths.begin("x", stagePassword, "")
+		s.auths.begin("x", mallory.user, []string{stagePassword})
+		s.auths.begin("x", "", []string{stagePassword})
 	}
 	a := s.send("POST", getToken, alice.token, map[string]any{
 		"auth": map[string]any{"type": "m.login.password", "session": session, "user": "alice", "password": testPassword},

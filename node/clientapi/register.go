@@ -60,21 +60,30 @@ func (a *API) register(q *request) (any, error) {
 		return nil, err
 	}
 
-	stage, check := stageDummy, func(*authData) error { return nil }
-	if a.Registration == RegistrationToken {
-		stage, check = stageToken, func(d *authData) error { return a.checkRegistrationToken(q, d.Token) }
-	}
-	if _, err := a.interactive(body.Auth, "register", stage, "", check); err != nil {
+	session, err := a.interactive(q, body.Auth, "register", "", a.registrationStages()...)
+	if err != nil {
 		return nil, err
 	}
 
 	if user == "" {
 		user = eventgraph.UserID("@" + strings.ToLower(rand.Text()[:10]) + ":" + string(a.Server))
 	}
-	if err := a.createAccount(q.Context(), user, body.Password); err != nil {
+	if err := a.createAccount(q.Context(), user, body.Password, a.Terms.accepted(session.passedTS(stageTerms))); err != nil {
 		return nil, err
 	}
 	return a.registered(q, user, body.newDevice, body.InhibitLogin)
+}
+
+// registrationStages are what a person has to pass for an account.
+func (a *API) registrationStages() []string {
+	stages := []string{stageDummy}
+	if a.Registration == RegistrationToken {
+		stages[0] = stageToken
+	}
+	if len(a.Terms) > 0 {
+		stages = append(stages, stageTerms)
+	}
+	return stages
 }
 
 // registered answers with the new user, and logs them in unless the client wants none of that.
@@ -94,7 +103,7 @@ func (a *API) CreateUser(ctx context.Context, localpart, password string) (event
 	if a.Services.UserTaken(user, nil) != nil {
 		return "", errUserExclusive
 	}
-	return user, a.createAccount(ctx, user, password)
+	return user, a.createAccount(ctx, user, password, nil)
 }
 
 // newUserID checks the localpart of a new account (appendices, User Identifiers): no historical characters.
@@ -172,8 +181,8 @@ func checkNewPassword(password string) error {
 }
 
 // createAccount makes the account with its default push rules and a display name: server names are long, so people
-// would else be shown by little but their server's name.
-func (a *API) createAccount(ctx context.Context, user eventgraph.UserID, password string) error {
+// would else be shown by little but their server's name. accepted are the policies that the user has accepted.
+func (a *API) createAccount(ctx context.Context, user eventgraph.UserID, password string, accepted []store.AcceptedPolicy) error {
 	if err := checkNewPassword(password); err != nil {
 		return err
 	}
@@ -181,7 +190,7 @@ func (a *API) createAccount(ctx context.Context, user eventgraph.UserID, passwor
 	if err != nil {
 		return err
 	}
-	return a.putNewAccount(ctx, &store.Account{User: user, PasswordHash: hash})
+	return a.putNewAccount(ctx, &store.Account{User: user, PasswordHash: hash, Accepted: accepted})
 }
 
 // putNewAccount stores the account, and what comes with it.

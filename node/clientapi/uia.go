@@ -7,6 +7,7 @@ import (
 	"crypto/subtle"
 	"errors"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -15,12 +16,12 @@ import (
 	"github.com/plexus-p2p/plexus/store"
 )
 
-// Stages of User-Interactive Authentication. Every flow here has exactly one, so a session is either open or done, and
-// no completed stages need to be kept.
+// Stages of User-Interactive Authentication. Each operation has one flow, of one stage or several; those of a flow may be passed in any order.
 const (
 	stagePassword = "m.login.password"
 	stageToken    = "m.login.registration_token"
 	stageDummy    = "m.login.dummy"
+	stageTerms    = "m.login.terms"
 )
 
 // authData is the "auth" of a request (CS API, User-interactive API in the REST API).
@@ -57,15 +58,23 @@ const (
 
 // authSession is an authentication under way, for one operation only.
 type authSession struct {
+	id        string
 	operation [sha256.Size]byte // its hash: a client chooses how long it is
-	stage     string
+	stages    []string          // all of them are asked for
 	purpose   string            // in words for whoever is to prove it
 	user      eventgraph.UserID // who is; "": any user, or nobody in particular
 	expires   time.Time
 
 	mu     sync.Mutex
-	proven bool              // on the fallback page
+	passed []passedStage
 	prover eventgraph.UserID // by password
+	spent  bool
+}
+
+// passedStage is a stage that was passed, by a request or on its fallback page.
+type passedStage struct {
+	stage string
+	ts    int64 // ms
 }
 
 // authSessions is for concurrent use.
@@ -86,12 +95,12 @@ func newAuthSessions(now func() time.Time) *authSessions {
 }
 
 // begin opens a session for the operation.
-func (s *authSessions) begin(operation, stage string, user eventgraph.UserID) string {
-	id := rand.Text()
-	s.open.add(user, id, &authSession{
-		operation: sha256.Sum256([]byte(operation)), stage: stage, purpose: purposeOf(operation), user: user, expires: s.now().Add(sessionExpires),
-	})
-	return id
+func (s *authSessions) begin(operation string, user eventgraph.UserID, stages []string) *authSession {
+	session := &authSession{
+		id: rand.Text(), operation: sha256.Sum256([]byte(operation)), stages: stages, purpose: purposeOf(operation), user: user, expires: s.now().Add(sessionExpires),
+	}
+	s.open.add(user, session.id, session)
+	return session
 }
 
 // get is the session, if it is open; nil if not.
@@ -103,77 +112,144 @@ func (s *authSessions) get(id string) *authSession {
 	return session
 }
 
-// valid says whether the session is open and was begun for that operation.
-func (s *authSessions) valid(id, operation string) bool {
+// of is the session, if it is open and was begun for that operation; nil if not.
+func (s *authSessions) of(id, operation string) *authSession {
 	session := s.get(id)
-	return session != nil && session.operation == sha256.Sum256([]byte(operation))
+	if session == nil || session.operation != sha256.Sum256([]byte(operation)) {
+		return nil
+	}
+	return session
 }
 
-// end ends the session, and says whether it was open: what was proven on the fallback page counts once.
-func (s *authSessions) end(id string) bool { return s.open.remove(id) }
+// end ends the session if all of its stages were passed, and says whether it has: they count for one request.
+func (s *authSessions) end(session *authSession) bool {
+	session.mu.Lock()
+	defer session.mu.Unlock()
+	if session.spent || len(session.passed) < len(session.stages) {
+		return false
+	}
+	session.spent = true
+	s.open.remove(session.id)
+	return true
+}
 
-// prove notes that the stage was passed, by the user if it asks for one.
-func (s *authSession) prove(user eventgraph.UserID) {
+// pass notes that the stage was passed at a time in ms, by the user if it asks for one. A stage counts once, however often it is passed.
+func (s *authSession) pass(stage string, user eventgraph.UserID, ts int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.proven, s.prover = true, user
+	if user != "" {
+		s.prover = user
+	}
+	if !slices.ContainsFunc(s.passed, func(p passedStage) bool { return p.stage == stage }) {
+		s.passed = append(s.passed, passedStage{stage, ts})
+	}
 }
 
-// proof says whether the stage was passed, and by whom if it asks for a user.
-func (s *authSession) proof() (proven bool, user eventgraph.UserID) {
+// completed lists the stages that were passed, in the order in which they were.
+func (s *authSession) completed() (stages []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.proven, s.prover
+	for _, p := range s.passed {
+		stages = append(stages, p.stage)
+	}
+	return stages
 }
 
-// interactive lets a request for the operation pass if auth proves the stage, or names a session in which it was proven on the fallback page; else it
-// answers the 401 that asks for it. check returns nil, an error with M_FORBIDDEN that the client may answer by trying again, or what failed.
-// The operation names what is done to what by whom, so that a proof serves nothing else; user is who must prove it, "" if that is open. prover is who has proven a
-// password on the fallback page, "" if check was called.
-func (a *API) interactive(auth *authData, operation, stage string, user eventgraph.UserID, check func(*authData) error) (prover eventgraph.UserID, err error) {
-	ask := &matrixError{Status: http.StatusUnauthorized, Extra: map[string]any{
-		"flows":  []any{map[string]any{"stages": []string{stage}}},
-		"params": map[string]any{},
-	}}
+// passedTS is when the stage was passed, in ms; 0: it was not.
+func (s *authSession) passedTS(stage string) int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, p := range s.passed {
+		if p.stage == stage {
+			return p.ts
+		}
+	}
+	return 0
+}
+
+// provenBy is the user whose password was proven; "" if the session asks for none.
+func (s *authSession) provenBy() eventgraph.UserID {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.prover
+}
+
+// interactive lets a request for the operation pass once all stages are passed in its session, the last of them by this request or on the fallback page;
+// until then it answers the 401 that asks for them. It returns the session, which has ended.
+// The operation names what is done to what by whom, so that a proof serves nothing else; user is who must prove it, "" if that is open.
+func (a *API) interactive(q *request, auth *authData, operation string, user eventgraph.UserID, stages ...string) (*authSession, error) {
 	if auth == nil || (auth.Type == "" && auth.Session == "") {
-		ask.Extra["session"] = a.auths.begin(operation, stage, user)
-		return "", ask
+		return nil, a.askFor(a.auths.begin(operation, user, stages), "", "")
 	}
-	// A client that skips the first request has no session to name.
-	if auth.Session != "" && !a.auths.valid(auth.Session, operation) {
-		ask.Code, ask.Message = "M_UNKNOWN", "That session is not known, or no more: start again."
-		ask.Extra["session"] = a.auths.begin(operation, stage, user)
-		return "", ask
-	}
-	if auth.Session == "" {
-		auth.Session = a.auths.begin(operation, stage, user)
-	}
-	ask.Extra["session"] = auth.Session
-	if auth.Type == "" { // "an auth dict with just the session ID"
-		if session := a.auths.get(auth.Session); session != nil {
-			if proven, prover := session.proof(); proven && a.auths.end(auth.Session) {
-				return prover, nil
-			}
-		}
-	}
-	if auth.Type != stage {
-		if auth.Type != "" {
-			ask.Code, ask.Message = "M_UNRECOGNIZED", "That authentication type is not offered here."
-		}
-		return "", ask
-	}
-	err = check(auth)
-	var refused *matrixError
+	session := a.auths.of(auth.Session, operation)
 	switch {
-	case err == nil:
-		a.auths.end(auth.Session)
-		return "", nil
-	case errors.As(err, &refused) && refused.Code == "M_FORBIDDEN":
-		ask.Code, ask.Message = refused.Code, refused.Message
-		return "", ask
-	default:
-		return "", err
+	case auth.Session == "": // a client that skips the first request has none to name
+		session = a.auths.begin(operation, user, stages)
+	case session == nil:
+		return nil, a.askAgain(operation, user, stages)
 	}
+	if auth.Type != "" { // else "an auth dict with just the session ID"
+		if !slices.Contains(stages, auth.Type) {
+			return nil, a.askFor(session, "M_UNRECOGNIZED", "That authentication type is not offered here.")
+		}
+		err := a.passStage(q, session, auth, a.guesser(q))
+		var refused *matrixError
+		switch {
+		case err == nil:
+		case errors.As(err, &refused) && refused.Code == "M_FORBIDDEN": // the client may try again
+			return nil, a.askFor(session, refused.Code, refused.Message)
+		default:
+			return nil, err
+		}
+	}
+	if a.auths.end(session) {
+		return session, nil
+	}
+	if len(session.completed()) == len(stages) { // another request has just used it
+		return nil, a.askAgain(operation, user, stages)
+	}
+	return nil, a.askFor(session, "", "")
+}
+
+// askFor is the 401 that asks for the stages of the session. With a code it says what was wrong with the last attempt.
+func (a *API) askFor(session *authSession, code, message string) error {
+	params := map[string]any{}
+	if slices.Contains(session.stages, stageTerms) {
+		params[stageTerms] = map[string]any{"policies": a.Terms}
+	}
+	ask := &matrixError{Status: http.StatusUnauthorized, Code: code, Message: message, Extra: map[string]any{
+		"flows":   []any{map[string]any{"stages": session.stages}},
+		"params":  params,
+		"session": session.id,
+	}}
+	if completed := session.completed(); len(completed) > 0 {
+		ask.Extra["completed"] = completed
+	}
+	return ask
+}
+
+// askAgain is askFor after a session that is not open, with another one.
+func (a *API) askAgain(operation string, user eventgraph.UserID, stages []string) error {
+	return a.askFor(a.auths.begin(operation, user, stages), "M_UNKNOWN", "That session is not known, or no more: start again.")
+}
+
+// passStage checks what auth says for the stage that it names, one of the session's; guesser is who may have tried passwords before. It answers M_FORBIDDEN for what the person may try again.
+func (a *API) passStage(q *request, session *authSession, auth *authData, guesser string) error {
+	var prover eventgraph.UserID
+	switch auth.Type {
+	case stageToken:
+		if err := a.checkRegistrationToken(q, auth.Token); err != nil {
+			return err
+		}
+	case stagePassword:
+		account, err := a.checkPassword(q, cmp.Or(session.user, a.userNamed(auth.named())), auth.Password, guesser)
+		if err != nil {
+			return err
+		}
+		prover = account.User
+	} // m.login.terms: "an auth dict with just the type and session"
+	session.pass(auth.Type, prover, a.Now().UnixMilli())
+	return nil
 }
 
 // confirm asks the caller to prove by password that they are the user of their access token. The operation need not name the
@@ -187,10 +263,7 @@ func (a *API) confirm(q *request, auth *authData, operation string) error {
 			return forbidden("That is another user: only the one logged in here can confirm this.")
 		}
 	}
-	_, err := a.interactive(auth, operation+" "+string(q.user), stagePassword, q.user, func(d *authData) error {
-		_, err := a.checkPassword(q, q.user, d.Password, a.guesser(q))
-		return err
-	})
+	_, err := a.interactive(q, auth, operation+" "+string(q.user), q.user, stagePassword)
 	return err
 }
 
@@ -202,14 +275,11 @@ func (a *API) confirmUser(q *request, auth *authData, operation string) (user ev
 	if q.user != "" {
 		return q.user, a.confirm(q, auth, operation)
 	}
-	prover, err := a.interactive(auth, operation, stagePassword, "", func(d *authData) error {
-		account, err := a.checkPassword(q, a.userNamed(d.named()), d.Password, a.guesser(q))
-		if err == nil {
-			user = account.User
-		}
-		return err
-	})
-	return cmp.Or(prover, user), err
+	session, err := a.interactive(q, auth, operation, "", stagePassword)
+	if err != nil {
+		return "", err
+	}
+	return session.provenBy(), nil
 }
 
 var (
