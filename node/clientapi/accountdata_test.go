@@ -635,3 +635,31 @@ func TestAccountDataBounds(t *testing.T) {
 	}
 	alice.call(200, "GET", "/v3/sync", "")
 }
+
+// A room is marked as unread by room account data, which the user's other devices are told of (CS API, Unread markers).
+func TestMarkedUnread(t *testing.T) {
+	t.Parallel()
+	s := newTestAPI(t, nil)
+	alice, bob := s.newClient("alice"), s.newClient("bob")
+	room := alice.room()
+	bob.join(room)
+	other := s.logIn("alice", "OTHER")
+	path := "/v3/user/" + string(alice.user) + "/rooms/" + string(room) + "/account_data/m.marked_unread"
+	since, bobs := other.sync("").NextBatch, bob.sync("").NextBatch
+	for _, unread := range []bool{true, false} {
+		alice.call(200, "PUT", path, map[string]any{"unread": unread})
+		if got := alice.call(200, "GET", path, nil); got.body["unread"] != unread {
+			t.Errorf("marked: %s", got.raw)
+		}
+		body := other.sync(since)
+		since = body.NextBatch
+		e := body.Rooms.Join[room].AccountData.find("m.marked_unread")
+		if e == nil || e.Content["unread"] != unread {
+			t.Errorf("the other device is told of %+v", e)
+		}
+	}
+	if got := bob.sync(bobs).Rooms.Join; len(got) != 0 {
+		t.Errorf("bob is told of %+v", got)
+	}
+	bob.call(403, "PUT", path, map[string]any{"unread": true})
+}

@@ -135,21 +135,43 @@ func TestJoinThroughThird(t *testing.T) {
 	}
 }
 
+// Who is in the room that the rule names may join; others may not, but by knock_restricted they may knock.
 func TestRestrictedJoin(t *testing.T) {
 	t.Parallel()
-	w := newWire()
-	hosts := newHosts(t, w, "a", "b")
-	a, b := hosts[0], hosts[1]
-	club := a.create("12", "public", "shared")
-	room := a.create("12", "invite", "shared")
-	a.setState(room, a.user("alice"), "m.room.join_rules", "",
-		`{"join_rule":"restricted","allow":[{"type":"m.room_membership","room_id":"`+string(club)+`"}]}`)
-	wantCode(t, b.Join(t.Context(), room, b.user("bob"), names([]*host{a}), nil), "M_FORBIDDEN")
-	b.join(club, b.user("bob"), a)
-	a.wait("bob in the club", func() bool { return a.membership(club, b.user("bob")) == "join" })
-	b.join(room, b.user("bob"), a)
-	if got := b.membership(room, b.user("bob")); got != "join" {
-		t.Errorf("bob is %q", got)
+	for _, rule := range []string{"restricted", "knock_restricted"} {
+		w := newWire()
+		hosts := newHosts(t, w, "a", "b")
+		a, b := hosts[0], hosts[1]
+		bob, carol := b.user("bob"), b.user("carol")
+		club := a.create("12", "public", "shared")
+		room := a.create("12", "invite", "shared")
+		a.setState(room, a.user("alice"), "m.room.join_rules", "",
+			`{"join_rule":"`+rule+`","allow":[{"type":"m.room_membership","room_id":"`+string(club)+`"}]}`)
+		wantCode(t, b.Join(t.Context(), room, bob, names([]*host{a}), nil), "M_FORBIDDEN")
+		if rule == "knock_restricted" {
+			if err := b.Knock(t.Context(), room, carol, names([]*host{a}), nil); err != nil {
+				t.Errorf("knocking: %v", err)
+			}
+			if got := a.membership(room, carol); got != "knock" {
+				t.Errorf("who knocks is %q", got)
+			}
+		} else {
+			wantCode(t, b.Knock(t.Context(), room, carol, names([]*host{a}), nil), "M_FORBIDDEN")
+		}
+		b.join(club, bob, a)
+		a.wait("bob in the club", func() bool { return a.membership(club, bob) == "join" })
+		b.join(room, bob, a)
+		if got := b.membership(room, bob); got != "join" {
+			t.Errorf("%s: bob is %q", rule, got)
+		}
+		state, err := a.Rooms.CurrentState(room)
+		if err != nil {
+			t.Fatal(err)
+		}
+		e, _ := state.Event(eventgraph.StateTuple{Type: "m.room.member", Key: string(bob)})
+		if e == nil || !strings.Contains(string(e.Content()), `"join_authorised_via_users_server":"`+string(a.user("alice"))) {
+			t.Errorf("%s: nobody has let bob in: %v", rule, e)
+		}
 	}
 }
 
