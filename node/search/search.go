@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"strings"
 	"unicode"
+	"unicode/utf8"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
 )
@@ -43,5 +44,14 @@ func Fits(word, term string) bool {
 	return strings.HasPrefix(word, term) || anywhere(term) && strings.Contains(word, term)
 }
 
-// anywhere says whether the term is of a script that puts no spaces between words: from U+2000 on there are few others.
-func anywhere(term string) bool { return term[0] >= 0xE2 }
+// anywhere says whether the term is of a script that puts no spaces between words: from U+2000 on there are few others, before that these four.
+func anywhere(term string) bool {
+	switch {
+	case term[0] >= 0xE2: // U+2000, in UTF-8
+		return true
+	case term[0] < 0xE0: // U+0800
+		return false
+	}
+	c, _ := utf8.DecodeRuneInString(term)
+	return unicode.In(c, unicode.Thai, unicode.Lao, unicode.Myanmar, unicode.Khmer)
+}

@@ -33,6 +33,7 @@ func TestWords(t *testing.T) {
 		{"hello", "hel", true}, {"hello", "hello", true}, {"hello", "ello", false}, {"hel", "hello", false},
 		{"österreich", "öst", true}, {"österreich", "reich", false},
 		{"你好世界", "世界", true}, {"你好世界", "你好", true}, {"你好世界", "好你", false}, {"世", "世界", false},
+		{"สวัสดีครับ", "ครับ", true}, {"ສະບາຍດີ", "ດີ", true}, {"မင်္ဂလာပါ", "ပါ", true}, {"សួស្តី", "ស្តី", true}, {"नमस्ते", "स्ते", false}, {"გამარჯობა", "ჯობა", false},
 	} {
 		if Fits(c.word, c.term) != c.want {
 			t.Errorf("%q fits %q: %v", c.term, c.word, !c.want)
