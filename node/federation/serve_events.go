@@ -556,6 +556,12 @@ func (f *Federation) serveTimestampToEvent(q *request) (any, error) {
 	if dir != "f" && dir != "b" {
 		return nil, fail(http.StatusBadRequest, "M_INVALID_PARAM", "dir is neither f nor b")
 	}
+	// Whether the server may see an event is asked of many, if it may see few.
+	release, err := take(q.Context(), f.heavy)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
 	e, err := f.Rooms.EventNear(room.ID, ts, dir == "f", func(e *store.StoredEvent) (bool, error) { return f.Rooms.MaySeeServer(q.origin, e) })
 	if errors.Is(err, store.ErrNotFound) {
 		if !f.Rooms.InRoom(room.ID, q.origin) {

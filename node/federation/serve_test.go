@@ -1,7 +1,9 @@
 package federation
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"net/http"
 	"net/url"
 	"slices"
@@ -29,6 +31,35 @@ func ids(t *testing.T, v eventgraph.RoomVersion, raws []json.RawMessage) []event
 		all = append(all, e.ID())
 	}
 	return all
+}
+
+// What looks through many events for one answer waits for a slot.
+func TestHeavyAnswersWait(t *testing.T) {
+	t.Parallel()
+	a := newHosts(t, newWire(), "a")[0]
+	room := a.create("12", "public", "shared")
+	last := a.say(room, a.user("alice"), "last")
+	for range maxHeavy {
+		a.heavy <- struct{}{}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for name, c := range map[string]struct {
+		serve func(*request) (any, error)
+		query string
+	}{
+		"backfill":           {a.serveBackfill, "limit=1&v=" + url.QueryEscape(string(last))},
+		"timestamp_to_event": {a.serveTimestampToEvent, "dir=f&ts=0"},
+	} {
+		r, err := http.NewRequestWithContext(ctx, http.MethodGet, "/?"+c.query, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		q := &request{Request: r, origin: "stranger", params: map[string]string{"roomId": string(room)}}
+		if _, err := c.serve(q); !errors.Is(err, context.Canceled) {
+			t.Errorf("%s, while all slots are taken: %v", name, err)
+		}
+	}
 }
 
 func TestServeEvents(t *testing.T) {
