@@ -212,6 +212,22 @@ func TestRelationsThatAreRefused(t *testing.T) {
 	send(alice, "m.reaction", plus, "M_DUPLICATE_ANNOTATION")
 }
 
+// Who may not see an event learns nothing of what it relates to by what they are refused.
+func TestRelationToWhatIsNotSeen(t *testing.T) {
+	t.Parallel()
+	s := newTestAPI(t, nil)
+	alice, mallory := s.newClient("alice"), s.newClient("mallory")
+	room := alice.room()
+	root := alice.say(room, "root")
+	child := alice.relate(room, "m.thread", root, "child")
+	for i, to := range []eventgraph.EventID{root, child} {
+		content := fmt.Sprintf(`{"msgtype":"m.text","body":"t","m.relates_to":{"rel_type":"m.thread","event_id":%q}}`, to)
+		if a := mallory.call(403, "PUT", fmt.Sprintf("/v3/rooms/%s/send/m.room.message/%d", room, i), content); a.code() != "M_FORBIDDEN" {
+			t.Errorf("%s", a.raw)
+		}
+	}
+}
+
 // A thread may begin at a state event, and is shown with it as with any other; an edit of it is none.
 func TestThreadAtAStateEvent(t *testing.T) {
 	t.Parallel()

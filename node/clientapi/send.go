@@ -106,6 +106,9 @@ func (a *API) checkRelation(d rooms.Draft) error {
 		if err != nil || parent.RoomID() != d.Room {
 			return err
 		}
+		if see, err := a.Rooms.MaySeeUser(d.Sender, parent); err != nil || !see {
+			return err // what it is to others is not theirs to know
+		}
 		if relates.Type == "m.thread" {
 			if relTypeOf(parent) != "" {
 				return fail(http.StatusBadRequest, "M_UNKNOWN", "A thread cannot begin at an event that relates to another.")
