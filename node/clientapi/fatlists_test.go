@@ -17,28 +17,30 @@ import (
 	"github.com/plexus-p2p/plexus/store"
 )
 
-// fatServer's users have device lists of 870 KiB each.
+// fatServer's users have device lists that are larger than may be kept.
 type fatServer struct{ *unreachable }
 
 func (f *fatServer) IsConnected(eventgraph.ServerName) bool { return true }
 
 func (f *fatServer) UserDevices(_ context.Context, user eventgraph.UserID) (json.RawMessage, error) {
 	var devices []string
-	for i := range 28 {
+	for i := range 6 {
 		devices = append(devices, fmt.Sprintf(`{"device_id":"D%d","keys":{"algorithms":[],"device_id":"D%d","keys":{},"signatures":{},"user_id":%q,"x":"%s"}}`, i, i, user, strings.Repeat("x", 31<<10)))
 	}
 	return json.RawMessage(fmt.Sprintf(`{"user_id":%q,"stream_id":1,"devices":[%s]}`, user, strings.Join(devices, ","))), nil
 }
 
+const fatUsers = 8
+
 // TestFatLists: however much a server says of its users' devices, an answer to /keys/query takes little memory, and a list little room.
 func TestFatLists(t *testing.T) { // not parallel: it measures
-	defer debug.SetGCPercent(debug.SetGCPercent(10))
+	defer debug.SetGCPercent(debug.SetGCPercent(20))
 	s := newTestServer(t, nil)
 	alice := s.newClient("alice")
 	room := alice.room()
 	s.SetRemote(&fatServer{s.remote})
 	wanted := []string{}
-	for i := range 60 {
+	for i := range fatUsers {
 		user := eventgraph.UserID(fmt.Sprintf("@u%d:remote", i))
 		s.remoteMember(room, user)
 		wanted = append(wanted, fmt.Sprintf(`%q:[]`, user))
@@ -55,7 +57,7 @@ func TestFatLists(t *testing.T) { // not parallel: it measures
 		n, _ = io.Copy(io.Discard, resp.Body)
 		return n
 	}
-	if n := query(); n < 60*60<<10 || n > 60*store.MaxRemoteDeviceList {
+	if n := query(); n < fatUsers*60<<10 || n > fatUsers*store.MaxRemoteDeviceList {
 		t.Errorf("the first answer has %d bytes", n)
 	}
 	peak := peakHeap(func() {
@@ -66,7 +68,7 @@ func TestFatLists(t *testing.T) { // not parallel: it measures
 		wg.Wait()
 	})
 	t.Logf("8 answers at once take %d MiB", peak>>20)
-	if peak > 40<<20 {
+	if peak > 24<<20 && !raceDetector {
 		t.Errorf("8 answers at once take %d MiB", peak>>20)
 	}
 }

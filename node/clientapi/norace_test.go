@@ -1,0 +1,5 @@
+//go:build !race
+
+package clientapi
+
+const raceDetector = false
