@@ -50,6 +50,9 @@ type Status struct {
 	ClockAheadMS int64 `json:"clock_ahead_ms,omitempty"`
 	// Blocked are the servers that "plexus block" names.
 	Blocked []eventgraph.ServerName `json:"blocked,omitempty"`
+	// Compromised are the servers whose identity key somebody else seems to hold, for they have shown two certificates that contradict each
+	// other; this server too, if another device shows one of its own.
+	Compromised []eventgraph.ServerName `json:"compromised,omitempty"`
 	// Joining are the rooms that a user was let into and of which not all has come.
 	Joining []JoinStatus `json:"joining,omitempty"`
 }
@@ -147,6 +150,9 @@ func (n *Node) Status() (*Status, error) {
 		return nil, err
 	}
 	s.Blocked = blocked
+	if s.Compromised, err = n.fed.Compromised(); err != nil {
+		return nil, err
+	}
 	err = n.store.View(func(r *store.Reader) error {
 		err := r.Rooms(func(room *store.Room) (bool, error) {
 			s.Rooms[room.ID] = &RoomStatus{Version: room.Version, Extremities: room.Forward, StateHash: hex.EncodeToString(room.State[:])}

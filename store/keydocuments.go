@@ -184,6 +184,20 @@ func (r *Reader) Certificates(server eventgraph.ServerName) ([]*eventgraph.Certi
 	return h.certificates, nil
 }
 
+// Contradicted calls f for each server of which Certificates lists more than one.
+func (r *Reader) Contradicted(f func(eventgraph.ServerName) (bool, error)) error {
+	return r.scan(key(tableKeyDoc), nil, false, func(k, v []byte) (bool, error) {
+		var record keyDocRecord
+		if err := json.Unmarshal(v, &record); err != nil {
+			return false, fmt.Errorf("key document of %s in the store: %w", parts(k).str(), err)
+		}
+		if len(record.Certificates) < 2 {
+			return true, nil
+		}
+		return f(eventgraph.ServerName(parts(k).str()))
+	})
+}
+
 // KeyDocuments calls f for each server's document, as KeyDocument gives it: who may speak for whom is rebuilt from it
 // at start.
 func (r *Reader) KeyDocuments(f func(*eventgraph.KeyDocument) (bool, error)) error {

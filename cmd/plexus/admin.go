@@ -22,6 +22,7 @@ import (
 
 	"golang.org/x/term"
 
+	"github.com/plexus-p2p/plexus/eventgraph"
 	"github.com/plexus-p2p/plexus/node"
 )
 
@@ -109,6 +110,9 @@ func status(ctx context.Context, args []string, out io.Writer) error {
 	} else if off < 0 {
 		fmt.Fprintf(out, "clock        %s behind most peers' clocks: set it right\n", -off.Round(time.Second))
 	}
+	for _, server := range s.Compromised {
+		fmt.Fprintf(out, "compromised  %s\n", compromised(server, s.ServerName))
+	}
 	for _, id := range slices.Sorted(maps.Keys(s.Rooms)) {
 		r := s.Rooms[id]
 		fmt.Fprintf(out, "  %s  version %s, %d extremities, state %.16s\n", id, r.Version, len(r.Extremities), r.StateHash)
@@ -121,6 +125,16 @@ func status(ctx context.Context, args []string, out io.Writer) error {
 		fmt.Fprintf(out, "  %s  being joined by %s: %d%s events of its state have come\n", j.Room, j.User, j.Arrived, of)
 	}
 	return nil
+}
+
+// compromised says what it means that a server has shown two certificates which contradict each other, and what to do.
+func compromised(server, own eventgraph.ServerName) string {
+	if server == own {
+		return "this server: another device shows a certificate made with its identity key, so somebody has a copy of that key and can pass for you.\n" +
+			"             Tell those you talk with, by another way than Matrix, and begin anew in another data directory"
+	}
+	return string(server) + ": it has shown two lists of its devices that contradict each other, so somebody else may hold its identity key.\n" +
+		"             Only devices in both are believed. Ask its owner, by another way than Matrix; until then \"plexus block SERVER\" ends all dealings with it"
 }
 
 func peers(ctx context.Context, args []string, out io.Writer) error {

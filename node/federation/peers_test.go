@@ -2,6 +2,9 @@ package federation
 
 import (
 	"crypto/ed25519"
+	"log/slog"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -128,5 +131,57 @@ func TestContradiction(t *testing.T) {
 	}
 	if _, err := h.speaker(t.Context(), first.ServerName, peer); err == nil {
 		t.Error("and makes requests")
+	}
+}
+
+// TestCompromisedServersAreTold: two certificates that contradict each other, or one of our own server that is not ours, are told to the person once, and
+// listed until a newer certificate comes.
+func TestCompromisedServersAreTold(t *testing.T) {
+	t.Parallel()
+	w := newWire()
+	h := idleHost(t, w, "h")
+	var log strings.Builder
+	h.Log = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	_, _, _, device := newKeys("a")
+	_, otherPeer, _, otherDevice := newKeys("b")
+	end := time.Now().Add(time.Hour)
+	a, _, _, _ := newKeys("a")
+	h.peers.connected(otherPeer)
+	for _, step := range []struct {
+		what   string
+		d      *eventgraph.KeyDocument
+		from   eventgraph.PeerID
+		listed []eventgraph.ServerName
+		word   string // of the only line that is logged; "": none is
+	}{
+		{"the first", certified(t, "a", 1, end, device), "", nil, ""},
+		{"the same devices", certified(t, "a", 1, end.Add(time.Second), device), "", nil, ""},
+		{"others", certified(t, "a", 1, end, otherDevice), "", []eventgraph.ServerName{a}, "server=" + string(a)},
+		{"others again", certified(t, "a", 1, end.Add(2*time.Second), otherDevice), "", []eventgraph.ServerName{a}, ""},
+		{"a newer one", certified(t, "a", 2, end, device), "", nil, ""},
+		{"our own", h.KeyDocument(), "", nil, ""},
+		{"our own by another device", certified(t, "h", 1, end, otherDevice), otherPeer, []eventgraph.ServerName{h.server}, "a copy of that key"},
+		{"and a newer one", certified(t, "h", 2, end.Add(time.Second), otherDevice), otherPeer, []eventgraph.ServerName{h.server}, ""},
+	} {
+		log.Reset()
+		if _, err := h.learn(t.Context(), step.d, step.from); err != nil && step.what != "the first" {
+			t.Fatalf("%s: %v", step.what, err)
+		}
+		if step.what == "the first" { // a stranger's is not stored
+			if _, err := h.keep(t.Context(), step.d, ""); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if listed, err := h.Compromised(); err != nil || !slices.Equal(listed, step.listed) {
+			t.Errorf("%s: %v %v, want %v", step.what, listed, err, step.listed)
+		}
+		if said := log.String(); strings.Count(said, "\n") != min(len(step.word), 1) || !strings.Contains(said, step.word) {
+			t.Errorf("%s: logged %q, want a line with %q", step.what, said, step.word)
+		}
+		if step.what == "our own by another device" {
+			if server, ok := h.ServerOf(otherPeer); ok {
+				t.Errorf("the other device speaks for %s", server)
+			}
+		}
 	}
 }
