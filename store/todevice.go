@@ -14,9 +14,10 @@ const (
 	// MaxToDevice messages wait for one device; the oldest goes. A device that comes back after a year finds the
 	// newest; one that never comes back does not fill the disk.
 	MaxToDevice = 10_000
-	// MaxSeenMessages IDs are remembered of one origin. It repeats a transaction until it is answered, so only the
-	// newest few can come twice.
-	MaxSeenMessages = 5_000
+	// MaxSeenMessages IDs are remembered of one origin. It repeats a transaction until it is answered, so only the newest few can come twice that way; but
+	// others may carry a message for 30 days, and bring what came long before. With more than these in between it is given twice, which
+	// an Olm session notices. They take 8 MB at most.
+	MaxSeenMessages = 20_000
 )
 
 // ToDevice is a send-to-device message (CS API, Send-to-Device messaging) in a device's queue.
