@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"time"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
 	"github.com/plexus-p2p/plexus/node/rooms"
@@ -14,6 +15,16 @@ import (
 
 // kindLeave is the kind of a store.Outbound that holds a pendingLeave, for deliverOutbound.
 const kindLeave = "leave"
+
+// A join of the room may take hours: a leave waits joinEnds for its end, for what else is for the server waits behind it, and is tried again after
+// leaveAgain.
+const (
+	joinEnds   = 100 * time.Millisecond
+	leaveAgain = 5 * time.Second
+)
+
+// errJoinUnderWay: a leave cannot be sent now, for the room is being joined. The server has nothing to do with that.
+var errJoinUnderWay = errors.New("the room is being joined")
 
 // pendingLeave is a rejected invite or withdrawn knock that a server of the room has not heard of.
 type pendingLeave struct {
@@ -188,6 +199,11 @@ func (f *Federation) deliverLeave(ctx context.Context, o *store.Outbound) error 
 	if back, err := f.isBack(p.Room, p.User); back || err != nil {
 		return err
 	}
+	if j, err := f.storedJoin(p.Room); err != nil {
+		return err
+	} else if j != nil { // another user's, who may be let in by another server
+		return errJoinUnderWay
+	}
 	content, err := marshal(struct {
 		Reason string `json:"reason,omitempty"`
 	}{p.Reason})
@@ -199,12 +215,16 @@ func (f *Federation) deliverLeave(ctx context.Context, o *store.Outbound) error 
 		return err
 	}
 	// The template may have been long in coming; and until it is known what became of the leave no join begins, which it would end.
-	ctx, cancel := context.WithTimeout(ctx, makeTimeout)
-	defer cancel()
-	unlock, err := f.joining.lock(ctx, p.Room)
-	if err != nil {
+	waiting, stop := context.WithTimeout(ctx, joinEnds)
+	defer stop()
+	unlock, err := f.joining.lock(waiting, p.Room)
+	if err != nil && ctx.Err() == nil {
+		return errJoinUnderWay
+	} else if err != nil {
 		return err
 	}
+	ctx, cancel := context.WithTimeout(ctx, makeTimeout)
+	defer cancel()
 	defer unlock()
 	if back, err := f.isBack(p.Room, p.User); back || err != nil {
 		return err

@@ -7,10 +7,12 @@ import (
 	"maps"
 	"net/http"
 	"net/http/httptest"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
 	"github.com/plexus-p2p/plexus/p2ptransport/memnet"
@@ -221,6 +223,42 @@ func TestLeaveIsOvertakenByJoin(t *testing.T) {
 			t.Parallel()
 			leaveIsOvertaken(t, late)
 		})
+	}
+}
+
+// TestLeaveWaitsForJoin: while another user joins the room, which may take long, a leave waits, and what else is for its server does not.
+func TestLeaveWaitsForJoin(t *testing.T) {
+	t.Parallel()
+	hosts := newMemHosts(t, memnet.New(), "a", "b")
+	a, b := hosts[0], hosts[1]
+	bob := b.user("bob")
+	shared, other := a.create("12", "public", "shared"), a.create("12", "invite", "shared")
+	b.join(shared, bob, a.host)
+	if _, err := a.inviteOf(other, bob); err != nil {
+		t.Fatal(err)
+	}
+	unlock, err := b.joining.lock(t.Context(), other)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Leave(t.Context(), other, bob, ""); err != nil {
+		t.Fatal(err)
+	}
+	const most = 20 * time.Second // each took makeTimeout and more, when they waited for the leave
+	began := time.Now()
+	for i := range 3 {
+		a.waitFor("what is said meanwhile", b.say(shared, bob, strconv.Itoa(i)))
+	}
+	if took := time.Since(began); took > most {
+		t.Errorf("three messages took %v", took)
+	}
+	if len(b.outbound(a.server)) != 1 {
+		t.Error("the leave does not wait: the test does not test")
+	}
+	unlock()
+	b.waitUntil("the leave to be sent", func() bool { return len(b.outbound(a.server)) == 0 })
+	if got := a.membership(other, bob); got != "leave" {
+		t.Errorf("bob is %q", got)
 	}
 }
 

@@ -1,6 +1,7 @@
 package federation
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -387,6 +388,8 @@ func (f *Federation) runCourier(ctx context.Context, senders *couriers, c *couri
 		}
 		poked, wait := c.poked, typingRefresh
 		switch {
+		case err == errJoinUnderWay: // all but that leave is sent
+			wait, failures = leaveAgain, 0
 		case err != nil:
 			f.Log.Debug("delivery failed and will be repeated", "server", c.server, "err", err)
 			poked = nil // what is new waits with the rest
@@ -511,8 +514,12 @@ func (f *Federation) deliverQueued(ctx context.Context, server eventgraph.Server
 	if err != nil {
 		return false, err
 	}
+	var later error
 	for _, o := range queued {
-		if err := f.deliverOutbound(ctx, o); err != nil {
+		if err := f.deliverOutbound(ctx, o); errors.Is(err, errJoinUnderWay) {
+			later = err
+			continue
+		} else if err != nil {
 			failed = errors.Join(failed, err)
 			continue
 		}
@@ -520,7 +527,7 @@ func (f *Federation) deliverQueued(ctx context.Context, server eventgraph.Server
 			return false, err
 		}
 	}
-	return more, failed
+	return more, cmp.Or(failed, later)
 }
 
 // errNumbersRefused: a server that takes only JSON of canonical form has refused a transaction for the events of room versions 3 to 5 in it.
