@@ -18,6 +18,7 @@ func (a *API) accountRoutes() {
 	a.route("GET", "/_matrix/client/v3/auth/{authType}/fallback/web", public, a.authPage)
 	a.route("POST", "/_matrix/client/v3/auth/{authType}/fallback/web", public, a.authForm)
 	a.route("POST", "/_matrix/client/v3/refresh", public, a.refresh)
+	a.route("POST", unstableRefresh, public, a.refresh)
 	a.route("POST", "/_matrix/client/v1/login/get_token", authed, a.getLoginToken)
 	a.route("POST", "/_matrix/client/v3/user/{userId}/openid/request_token", authed, a.requestOpenIDToken)
 	a.route("GET", "/_matrix/federation/v1/openid/userinfo", public, a.openIDUser)
@@ -49,9 +50,11 @@ func (a *API) accountRoutes() {
 	a.route("DELETE", "/_matrix/client/v3/user/{userId}/rooms/{roomId}/tags/{tag}", authed, a.ofKnownRoom(a.deleteTag))
 
 	a.route("GET", "/_matrix/client/v3/profile/{userId}", programs, a.getProfile)
-	a.route("GET", "/_matrix/client/v3/profile/{userId}/{keyName}", programs, a.getProfileField)
-	a.route("PUT", "/_matrix/client/v3/profile/{userId}/{keyName}", authed, a.putProfileField)
-	a.route("DELETE", "/_matrix/client/v3/profile/{userId}/{keyName}", authed, a.deleteProfileField)
+	for _, field := range []string{"/_matrix/client/v3/profile/{userId}/{keyName}", "/_matrix/client/unstable/uk.tcpip.msc4133/profile/{userId}/{keyName}"} {
+		a.route("GET", field, programs, a.getProfileField)
+		a.route("PUT", field, authed, a.putProfileField)
+		a.route("DELETE", field, authed, a.deleteProfileField)
+	}
 	a.route("GET", "/_matrix/client/v3/presence/{userId}/status", authed, a.getPresence)
 	a.route("PUT", "/_matrix/client/v3/presence/{userId}/status", authed, a.putPresence)
 	a.route("POST", "/_matrix/client/v3/user_directory/search", authed, a.searchUsers)

@@ -26,6 +26,8 @@ func (a *API) versions(*request) (any, error) {
 		"org.matrix.simplified_msc3575":                  true, // sliding sync, MSC4186
 		"org.matrix.msc4151":                             true, // reports of rooms
 		"org.matrix.msc4380.stable":                      true, // invite permission by its names in spec v1.18
+		"uk.tcpip.msc4133":                               true, // profile fields, by their path before spec v1.16
+		"uk.tcpip.msc4133.stable":                        true,
 		"uk.half-shot.msc2666.query_mutual_rooms":        true,
 		"uk.half-shot.msc2666.query_mutual_rooms.stable": true, // spec v1.19 has it
 		delayedEventsFlag:                                true, // MSC4140

@@ -88,7 +88,12 @@ type newDevice struct {
 	DeviceID    store.DeviceID `json:"device_id"`
 	DisplayName string         `json:"initial_device_display_name"`
 	Refresh     bool           `json:"refresh_token"` // the client can refresh its token
+	// UnstableRefresh is the same as clients say it that know it by MSC2918 only.
+	UnstableRefresh bool `json:"org.matrix.msc2918.refresh_token"`
 }
+
+// refreshes says whether the client can refresh its token.
+func (d newDevice) refreshes() bool { return d.Refresh || d.UnstableRefresh }
 
 func (d newDevice) check() error {
 	if len(d.DeviceID) > maxDeviceID {
@@ -107,7 +112,7 @@ func (a *API) logIn(q *request, user eventgraph.UserID, d newDevice) (any, error
 	}
 	answer := map[string]any{"user_id": user, "device_id": d.DeviceID, "home_server": a.Server}
 	var pair store.TokenPair
-	if d.Refresh {
+	if d.refreshes() {
 		pair = a.newPair(answer)
 	} else {
 		answer["access_token"], pair.Token = newToken()

@@ -23,6 +23,9 @@ import (
 // read the token on this machine can read the refresh token beside it.
 const accessTokenLives = time.Hour
 
+// unstableRefresh is the path of /refresh before spec v1.3 (MSC2918, Unstable prefix).
+const unstableRefresh = "/_matrix/client/unstable/org.matrix.msc2918/refresh"
+
 var (
 	errUnknownToken = fail(http.StatusUnauthorized, "M_UNKNOWN_TOKEN", "The token is not known.")
 	// errSoftLogout: the client keeps its device and its keys, and refreshes its token or logs in again.

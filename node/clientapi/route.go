@@ -346,7 +346,9 @@ func (a *API) limit(q *request) error {
 }
 
 // limitsItself says whether a route's handler counts the request: a refresh token tells whose it is.
-func limitsItself(path string) bool { return path == "/_matrix/client/v3/refresh" }
+func limitsItself(path string) bool {
+	return path == "/_matrix/client/v3/refresh" || path == unstableRefresh
+}
 
 var errMissingToken = fail(http.StatusUnauthorized, "M_MISSING_TOKEN", "An access token is needed.")
 

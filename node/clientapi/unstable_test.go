@@ -11,7 +11,7 @@ func TestUnstableEndpoints(t *testing.T) {
 	s := newTestServer(t, nil)
 	alice := s.newClient("alice")
 	features, _ := s.send("GET", "/_matrix/client/versions", "", nil).body["unstable_features"].(map[string]any)
-	for _, flag := range []string{"org.matrix.simplified_msc3575", "org.matrix.msc4140"} {
+	for _, flag := range []string{"org.matrix.simplified_msc3575", "org.matrix.msc4140", "uk.tcpip.msc4133", "uk.tcpip.msc4133.stable"} {
 		if features[flag] != true {
 			t.Errorf("%s: %v", flag, features[flag])
 		}
@@ -42,5 +42,43 @@ func TestUnstableEndpoints(t *testing.T) {
 	}
 	if a := alice.call(400, "GET", "/unstable/im.nheko.summary/rooms/nowhere/summary", nil); a.code() != "M_INVALID_PARAM" {
 		t.Errorf("summary: %s", a.raw)
+	}
+}
+
+// Paths of drafts that became part of the specification as they were do what the stable ones do (MSC2918, MSC4133).
+func TestUnstablePathsOfStableEndpoints(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, nil)
+	alice, bob := s.newClient("alice"), s.newClient("bob")
+	field, stable := "/unstable/uk.tcpip.msc4133/profile/"+string(alice.user)+"/m.tz", "/v3/profile/"+string(alice.user)+"/m.tz"
+	alice.call(200, "PUT", field, map[string]any{"m.tz": "Europe/Berlin"})
+	for _, path := range []string{field, stable} {
+		if a := bob.call(200, "GET", path, nil); a.text("m.tz") != "Europe/Berlin" {
+			t.Errorf("%s: %s", path, a.raw)
+		}
+	}
+	if a := bob.call(403, "PUT", field, map[string]any{"m.tz": "UTC"}); a.code() != "M_FORBIDDEN" {
+		t.Errorf("another's: %s", a.raw)
+	}
+	if a := alice.call(400, "PUT", field, map[string]any{"m.zone": "UTC"}); a.code() != "M_MISSING_PARAM" {
+		t.Errorf("another field: %s", a.raw)
+	}
+	if a := s.send("PUT", "/_matrix/client"+field, "", map[string]any{"m.tz": "UTC"}); a.status != 401 || a.code() != "M_MISSING_TOKEN" {
+		t.Errorf("%d %s", a.status, a.raw)
+	}
+	alice.call(200, "DELETE", field, nil)
+	alice.call(404, "GET", stable, nil)
+
+	login := map[string]any{"type": stagePassword, "user": "alice", "password": testPassword, "device_id": "OLD", "org.matrix.msc2918.refresh_token": true}
+	a := s.send("POST", "/_matrix/client/v3/login", "", login)
+	if a.status != 200 || a.text("refresh_token") == "" || a.body["expires_in_ms"] == nil {
+		t.Fatalf("%d %s", a.status, a.raw)
+	}
+	first := a.text("access_token")
+	if a = s.send("POST", unstableRefresh, "", map[string]any{"refresh_token": a.text("refresh_token")}); a.status != 200 || a.text("access_token") == "" || a.text("access_token") == first {
+		t.Errorf("%d %s", a.status, a.raw)
+	}
+	if a := s.send("POST", unstableRefresh, "", map[string]any{"refresh_token": "nobodys"}); a.status != 401 || a.code() != "M_UNKNOWN_TOKEN" {
+		t.Errorf("%d %s", a.status, a.raw)
 	}
 }
