@@ -157,7 +157,8 @@ func (a *API) setReceipt(q *request, room eventgraph.RoomID, kind, event, thread
 }
 
 // inThread refuses a receipt in a thread that the event does not belong to (receipts.yaml, 400: "the event_id is not related to the thread_id").
-// A root belongs to the main thread, and clients also send receipts at it in its own. Where relations lead to what is not held, any thread may be.
+// A root belongs to the main thread, and clients also send receipts at it in its own. Where relations lead to what is not held, any thread may be. What was redacted in a thread, and what relates to that,
+// clients show in the main thread: they see no relation any more.
 func inThread(r *store.Reader, id eventgraph.EventID, thread string) error {
 	if thread == "" {
 		return nil
@@ -167,8 +168,13 @@ func inThread(r *store.Reader, id eventgraph.EventID, thread string) error {
 		return err
 	}
 	belongs, path, err := threadAbove(r, e)
-	if err != nil || thread == belongs || slices.Contains(path, eventgraph.EventID(thread)) {
+	if err != nil || thread == belongs {
 		return err
+	}
+	if slices.ContainsFunc(path, func(e *store.StoredEvent) bool {
+		return string(e.ID()) == thread || thread == mainThread && e.RedactedBy != ""
+	}) {
+		return nil
 	}
 	if _, err := eventgraph.ParseEventID(thread); belongs == "" && (err == nil || thread == mainThread) {
 		return nil

@@ -40,6 +40,33 @@ func TestReceiptOutsideItsThread(t *testing.T) {
 	}
 }
 
+// Clients move what was redacted in a thread, and what relates to it, to the main timeline: its relation is gone from what they see. They send receipts
+// there, or still in its thread.
+func TestReceiptAtRedacted(t *testing.T) {
+	t.Parallel()
+	s := newTestAPI(t, nil)
+	alice := s.newClient("alice")
+	room := alice.room()
+	relating := func(kind, to, more string) string {
+		return string(alice.message(room, fmt.Sprintf(`{"msgtype":"m.text","body":"t","m.relates_to":{"rel_type":%q,"event_id":%q%s}}`, kind, to, more)))
+	}
+	root, other := string(alice.say(room, "root")), string(alice.say(room, "other"))
+	reply := relating("m.thread", root, "")
+	reaction := relating("m.annotation", reply, `,"key":"+"`)
+	redaction := alice.call(200, "PUT", "/v3/rooms/"+string(room)+"/redact/"+reply+"/1", map[string]any{}).text("event_id")
+	for _, c := range []struct {
+		event, thread string
+		status        int
+	}{
+		{reply, "main", 200}, {reply, root, 200}, {reaction, "main", 200}, {reaction, root, 200}, {redaction, "main", 200}, {reply, other, 400},
+	} {
+		a := s.send("POST", "/_matrix/client/v3/rooms/"+string(room)+"/receipt/m.read/"+c.event, alice.token, map[string]any{"thread_id": c.thread})
+		if a.status != c.status {
+			t.Errorf("%+v: %d %s", c, a.status, a.raw)
+		}
+	}
+}
+
 // A receipt that moves has that one sent, and not all that its user has in the room's threads.
 func TestMovedReceiptIsSentAlone(t *testing.T) {
 	t.Parallel()

@@ -467,9 +467,9 @@ func threadOf(r *store.Reader, e *store.StoredEvent) (string, error) {
 }
 
 // threadAbove is threadOf with the events that lead there, e among them; "" if that is not known, for one of them is not held or they are too many.
-func threadAbove(r *store.Reader, e *store.StoredEvent) (thread string, path []eventgraph.EventID, err error) {
+func threadAbove(r *store.Reader, e *store.StoredEvent) (thread string, path []*store.StoredEvent, err error) {
 	for range maxThreadHops {
-		path = append(path, e.ID())
+		path = append(path, e)
 		relation := e.Relation().Kept() // so that redaction changes nothing in it
 		if relation.Type == "m.thread" {
 			return string(relation.Parent), path, nil
