@@ -144,6 +144,7 @@ func (w *spaceWalk) next() (*rooms.SpaceRoom, error) {
 		}
 		w.seen[b.room] = true
 		s, err := w.look(b)
+		delete(w.asked, b.room)
 		if err != nil {
 			return nil, err
 		}
@@ -186,7 +187,6 @@ func (w *spaceWalk) look(b branch) (*rooms.SpaceRoom, error) {
 	asked := w.ask(b)
 	w.askAhead()
 	<-asked.done
-	delete(w.asked, b.room)
 	if asked.err != nil {
 		w.a.Log.Debug("a room of a space is not shown", "room", b.room, "error", asked.err)
 		return nil, nil

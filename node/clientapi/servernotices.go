@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"net/http"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
@@ -116,6 +117,9 @@ func (a *API) SendServerNotice(ctx context.Context, user eventgraph.UserID, n Se
 	if n.TxnID != "" {
 		d.Txn = &store.ClientTxn{User: d.Sender, TxnID: n.TxnID}
 		before, err := a.Rooms.Sent(d)
+		if before != "" && err == nil && pinned {
+			err = a.pinRepeated(ctx, room, before)
+		}
 		if before != "" || err != nil {
 			return &NoticeSent{User: user, Room: room, Event: before}, err
 		}
@@ -303,6 +307,24 @@ func (a *API) inviteToNotices(ctx context.Context, room eventgraph.RoomID, user 
 	}
 	_, err = a.sendMembership(ctx, d)
 	return err
+}
+
+// pinRepeated pins a notice that was sent before, if it is the newest: the node may have been ended before it was pinned.
+func (a *API) pinRepeated(ctx context.Context, room eventgraph.RoomID, id eventgraph.EventID) error {
+	newest := false
+	err := a.Store.View(func(r *store.Reader) error {
+		return r.Timeline(room, math.MaxInt64, true, func(e *store.StoredEvent) (bool, error) {
+			if e.Type() != "m.room.message" || e.Sender() != a.serverUser() {
+				return true, nil
+			}
+			newest = e.ID() == id
+			return false, nil
+		})
+	})
+	if err != nil || !newest {
+		return err
+	}
+	return a.pinNotice(ctx, room, id, true)
 }
 
 // pinNotice pins a notice, or unpins the one before: "Active notices are represented by the pinned events".

@@ -231,10 +231,16 @@ func TestServerNoticeOfALimit(t *testing.T) {
 	if _, err := s.SendServerNotice(t.Context(), alice.user, ServerNotice{Content: json.RawMessage(text("x")), TxnID: strings.Repeat("x", maxTxnID+1)}); asMatrixError(err).Code != "M_INVALID_PARAM" {
 		t.Error(err)
 	}
-	limit, err := tell(`{"msgtype":"m.server_notice","body":"x","server_notice_type":"m.server_notice.usage_limit_reached","limit_type":"monthly_active_user","admin_contact":"mailto:a@x.example"}`)
-	if err != nil {
-		t.Fatal(err)
+	atLimit := func() *NoticeSent {
+		t.Helper()
+		sent, err := s.SendServerNotice(t.Context(), alice.user, ServerNotice{TxnID: "limit", Content: json.RawMessage(
+			`{"msgtype":"m.server_notice","body":"x","server_notice_type":"m.server_notice.usage_limit_reached","limit_type":"monthly_active_user","admin_contact":"mailto:a@x.example"}`)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return sent
 	}
+	limit := atLimit()
 	alice.inRoom(200, limit.Room, "join", nil)
 	pinned := func() string {
 		t.Helper()
@@ -243,9 +249,18 @@ func TestServerNoticeOfALimit(t *testing.T) {
 	if got := pinned(); !strings.Contains(got, string(limit.Event)) {
 		t.Errorf("pinned is %s", got)
 	}
+	if err := s.pinNotice(t.Context(), limit.Room, "", false); err != nil { // as if the node had been ended before it was pinned
+		t.Fatal(err)
+	}
+	if again := atLimit(); again.Event != limit.Event || !strings.Contains(pinned(), string(limit.Event)) {
+		t.Errorf("repeated: %+v, pinned is %s", again, pinned())
+	}
 	alice.notify("it is well again", "")
 	if got := strings.TrimSpace(pinned()); got != `{"pinned":[]}` {
 		t.Errorf("after another notice is pinned %s", got)
+	}
+	if atLimit(); strings.Contains(pinned(), string(limit.Event)) {
+		t.Error("an old notice is pinned again")
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"math"
+	"slices"
 	"time"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
@@ -50,30 +51,35 @@ func (x *Indexer) Run(ctx context.Context) {
 		return r.RoomIDs(func(room eventgraph.RoomID) (bool, error) { rooms = append(rooms, room); return true, nil })
 	})
 	for err == nil {
-		x.indexAll(ctx, rooms)
+		left := x.indexAll(ctx, rooms)
 		if rooms, err = x.store.Unindexed(ctx); err == nil && !rest(ctx, settle) {
 			return
 		}
+		rooms = append(left, rooms...)
+		slices.Sort(rooms)
+		rooms = slices.Compact(rooms)
 	}
 	if ctx.Err() == nil && !errors.Is(err, store.ErrClosed) {
 		x.log.Error("there will be no index for search of what comes", "err", err)
 	}
 }
 
-// indexAll makes the segments that rooms lack. What it cannot make a search reads through, so it goes on.
-func (x *Indexer) indexAll(ctx context.Context, rooms []eventgraph.RoomID) {
-	for _, room := range rooms {
+// indexAll makes the segments that rooms lack. What it cannot make a search reads through, so it goes on; left are those for which there was no room on
+// the disk.
+func (x *Indexer) indexAll(ctx context.Context, rooms []eventgraph.RoomID) (left []eventgraph.RoomID) {
+	for i, room := range rooms {
 		err := x.index(ctx, room, x.pace)
 		switch {
 		case ctx.Err() != nil || errors.Is(err, store.ErrClosed):
-			return
+			return nil
 		case errors.Is(err, store.ErrDiskFull):
 			x.log.Warn("the index for search waits for room on the disk")
-			return
+			return rooms[i:]
 		case err != nil:
 			x.log.Error("the index for search of a room is incomplete", "room", room, "err", err)
 		}
 	}
+	return nil
 }
 
 // pace rests for what has been done since a time. It returns at once if ctx ends.
