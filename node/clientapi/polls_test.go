@@ -2,7 +2,11 @@ package clientapi
 
 import (
 	"context"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/plexus-p2p/plexus/store"
 )
@@ -10,40 +14,78 @@ import (
 // Of more calls of a device than may wait the oldest is ended; other devices, and what has been answered, count for nothing.
 func TestPolls(t *testing.T) {
 	t.Parallel()
-	p := newPolls()
-	key := func(device string) deviceKey { return deviceKey{user: "@a:x", device: store.DeviceID(device)} }
-	begin := func(device string) (context.Context, func()) {
-		ctx, cancel := context.WithCancel(t.Context())
-		t.Cleanup(cancel)
-		return ctx, p.begin(key(device), cancel)
-	}
-	other, otherDone := begin("other")
-	var calls []context.Context
-	var done []func()
-	for range pollsOfDevice + 2 {
-		ctx, end := begin("phone")
-		calls, done = append(calls, ctx), append(done, end)
-	}
-	for i, ctx := range calls {
-		if ended := ctx.Err() != nil; ended != (i < 2) {
-			t.Errorf("call %d has ended: %v", i, ended)
+	synctest.Test(t, func(t *testing.T) {
+		p := newPolls()
+		key := func(device string) deviceKey { return deviceKey{user: "@a:x", device: store.DeviceID(device)} }
+		begin := func(device string) (context.Context, func()) {
+			ctx, cancel := context.WithCancel(t.Context())
+			t.Cleanup(cancel)
+			return ctx, p.begin(key(device), cancel)
 		}
-	}
-	done[2]()
-	begin("phone")
-	if calls[3].Err() != nil || other.Err() != nil {
-		t.Error("a call was ended though there was a place")
-	}
-	otherDone()
-	if len(p.of) != 1 {
-		t.Errorf("%d devices are remembered", len(p.of))
-	}
+		other, otherDone := begin("other")
+		var calls []context.Context
+		var done []func()
+		for range pollsOfDevice {
+			ctx, end := begin("phone")
+			calls, done = append(calls, ctx), append(done, end)
+		}
+		time.Sleep(pollLeast)
+		for range 2 {
+			ctx, end := begin("phone")
+			calls, done = append(calls, ctx), append(done, end)
+		}
+		synctest.Wait()
+		for i, ctx := range calls {
+			if ended := ctx.Err() != nil; ended != (i < 2) {
+				t.Errorf("call %d has ended: %v", i, ended)
+			}
+		}
+		done[2]()
+		begin("phone")
+		synctest.Wait()
+		if calls[3].Err() != nil || other.Err() != nil {
+			t.Error("a call was ended though there was a place")
+		}
+		otherDone()
+		if len(p.of) != 1 {
+			t.Errorf("%d devices are remembered", len(p.of))
+		}
+	})
+}
+
+// Windows of a client that are more than may wait, and call again as soon as they are answered, do not keep answering each other.
+func TestPollsDoNotSpin(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		p := newPolls()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		const windows = pollsOfDevice + 2
+		var calls atomic.Int64
+		var group sync.WaitGroup
+		for range windows {
+			group.Go(func() {
+				for ctx.Err() == nil && calls.Add(1) < 10_000 {
+					call, end := context.WithCancel(ctx)
+					done := p.begin(deviceKey{user: "@a:x"}, end)
+					<-call.Done()
+					done()
+					end()
+				}
+			})
+		}
+		group.Wait()
+		if n, most := calls.Load(), int64(windows*(1+time.Minute/pollLeast)); n > most || n <= windows {
+			t.Errorf("%d calls in a minute, of at most %d", n, most)
+		}
+	})
 }
 
 // A call that makes place for others is answered as one in whose time nothing happened.
 func TestOldestPollIsAnswered(t *testing.T) {
 	t.Parallel()
 	s := newTestServer(t, nil)
+	s.API.polls.least = 0
 	alice := s.newClient("alice")
 	since := s.send("GET", "/_matrix/client/v3/sync", alice.token, nil).text("next_batch")
 	first := make(chan answer, pollsOfDevice+1)
