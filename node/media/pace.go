@@ -2,8 +2,9 @@ package media
 
 import "time"
 
-// leastRate, in bytes a second, is below every network that people have, and lets nobody hold a place for ever: 50 MB take 14 hours at it.
-const leastRate = 1 << 10
+// leastRate, in bytes a second, is below what each of some transfers has that share 16 kbit/s with a conversation, and lets nobody hold a place for ever:
+// 50 MB take 54 hours at it.
+const leastRate = 256
 
 // Pace gives each step of a transfer Stall of time, and the whole Grace and what its bytes take at leastRate. It begins
 // with the first step. It is not for concurrent use.

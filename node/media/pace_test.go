@@ -29,11 +29,14 @@ func TestPace(t *testing.T) {
 	if n := steps(20*time.Second, 1, 1000); n > 4 {
 		t.Errorf("a byte every 20 s went on for %d steps", n)
 	}
-	if n := steps(29*time.Second, 16<<10, 1000); n > 5 {
-		t.Errorf("16 KiB every 29 s went on for %d steps", n)
+	if n := steps(29*time.Second, 4<<10, 1000); n > 5 {
+		t.Errorf("4 KiB every 29 s went on for %d steps", n)
 	}
 	if n := steps(time.Second, 2<<10, 10_000); n != 10_000 {
 		t.Errorf("2 KiB a second ended after %d steps", n)
+	}
+	if n := steps(time.Second, 500, 10_000); n != 10_000 { // one of three or four on a link of 16 kbit/s
+		t.Errorf("500 bytes a second ended after %d steps", n)
 	}
 	p := Pace{Stall: stall, Grace: grace}
 	now := time.UnixMilli(1)
