@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -210,6 +211,28 @@ func TestRelationsThatAreRefused(t *testing.T) {
 	alice.call(200, "PUT", "/v3/rooms/"+string(room)+"/redact/"+first+"/1", map[string]any{})
 	send(alice, "m.reaction", plus, "")
 	send(alice, "m.reaction", plus, "M_DUPLICATE_ANNOTATION")
+}
+
+// The same request that comes again while the first one is under way is no second annotation.
+func TestAnnotationRepeatedMeanwhile(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, nil)
+	alice := s.newClient("alice")
+	room := alice.room()
+	for i := range 20 {
+		root := alice.say(room, "root")
+		body := fmt.Sprintf(`{"m.relates_to":{"rel_type":"m.annotation","event_id":%q,"key":"+"}}`, root)
+		var group sync.WaitGroup
+		for range 8 {
+			group.Go(func() {
+				a := s.send("PUT", fmt.Sprintf("/_matrix/client/v3/rooms/%s/send/m.reaction/t%d", room, i), alice.token, body)
+				if a.status != 200 {
+					t.Errorf("%d %s", a.status, a.raw)
+				}
+			})
+		}
+		group.Wait()
+	}
 }
 
 // Who may not see an event learns nothing of what it relates to by what they are refused.

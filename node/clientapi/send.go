@@ -93,12 +93,7 @@ func (a *API) checkRelation(d rooms.Draft) error {
 	if relates.Type != "m.thread" && relates.Type != "m.annotation" {
 		return nil
 	}
-	if d.Txn != nil {
-		if id, err := a.Rooms.Sent(d); err != nil || id != "" {
-			return err // the same request again
-		}
-	}
-	return a.Store.View(func(r *store.Reader) error {
+	refused := a.Store.View(func(r *store.Reader) error {
 		parent, err := r.Event(relates.Event)
 		if errors.Is(err, store.ErrNotFound) {
 			return nil
@@ -126,6 +121,13 @@ func (a *API) checkRelation(d rooms.Draft) error {
 		}
 		return err
 	})
+	if refused != nil && d.Txn != nil {
+		// The same request again finds what it has sent itself. It is looked for last: the first may have been under way until now.
+		if id, err := a.Rooms.Sent(d); err != nil || id != "" {
+			return err
+		}
+	}
+	return refused
 }
 
 // annotationKey is the key of an annotation; "" if it has none.
