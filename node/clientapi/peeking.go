@@ -102,6 +102,7 @@ func (a *API) peekEvents(q *request) (any, error) {
 	}
 	ctx, cancel := context.WithTimeout(q.Context(), timeout)
 	defer cancel()
+	defer a.polls.begin(deviceKey{q.user, q.device, "events"}, cancel)()
 	p := &peek{a: a, room: room, token: query.Get("from"), upTo: a.Store.Position()}
 	for looks := true; ; {
 		if looks {

@@ -7,7 +7,7 @@ import (
 )
 
 const (
-	// pollsOfDevice calls of /sync wait for one device; with one more the oldest is answered. A client has one, some have another with a filter of its own.
+	// pollsOfDevice calls of /sync wait for one device, and as many of /events; with one more the oldest is answered. A client has one, some have another with a filter of its own.
 	pollsOfDevice = 8
 	// pollLeast is how long a call has waited then: clients call again at once, and if there are more of them than pollsOfDevice, the windows of one, say,
 	// they would make each other do so without end. Meanwhile more calls wait, as many as userRate lets in.

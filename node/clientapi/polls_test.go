@@ -2,6 +2,7 @@ package clientapi
 
 import (
 	"context"
+	"net/url"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -98,6 +99,31 @@ func TestOldestPollIsAnswered(t *testing.T) {
 		t.Errorf("%d %s", a.status, a.raw)
 	}
 	alice.call(200, "PUT", "/v3/user/"+string(alice.user)+"/account_data/x", `{}`)
+	for range pollsOfDevice {
+		if a := <-first; a.status != 200 {
+			t.Errorf("%d %s", a.status, a.raw)
+		}
+	}
+}
+
+// So is a call of /events, which wait beside those of /sync.
+func TestOldestPeekIsAnswered(t *testing.T) {
+	t.Parallel()
+	s := newTestServer(t, nil)
+	s.API.polls.least = 0
+	alice := s.newClient("alice")
+	room := alice.room()
+	from := alice.call(200, "GET", "/v3/events?timeout=0&room_id="+url.QueryEscape(string(room)), nil).text("end")
+	first := make(chan answer, pollsOfDevice+1)
+	for range pollsOfDevice + 1 {
+		go func() {
+			first <- s.send("GET", "/_matrix/client/v3/events?timeout=600000&from="+from+"&room_id="+url.QueryEscape(string(room)), alice.token, nil)
+		}()
+	}
+	if a := <-first; a.status != 200 || a.text("end") != from {
+		t.Errorf("%d %s", a.status, a.raw)
+	}
+	alice.say(room, "now")
 	for range pollsOfDevice {
 		if a := <-first; a.status != 200 {
 			t.Errorf("%d %s", a.status, a.raw)
