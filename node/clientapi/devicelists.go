@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/node/rooms"
 	"github.com/plexus-p2p/plexus/store"
 )
 
@@ -120,7 +121,7 @@ func (c *company) again(span *roomSpan, d eventgraph.Difference) error {
 // to look at their devices once in vain is the lesser harm.
 func (c *company) stayed(from, to eventgraph.EventID) (bool, error) {
 	e, err := c.r.Event(to)
-	for range maxMemberHops {
+	for range rooms.MaxMemberHops {
 		if err != nil || e == nil || e.Membership() != "join" || e.ID() == from {
 			break
 		}

@@ -9,15 +9,19 @@ import (
 	"github.com/plexus-p2p/plexus/store"
 )
 
+// relating says something that relates to another event; more are further members of m.relates_to.
+func (c client) relating(room eventgraph.RoomID, kind, to, more string) string {
+	c.s.t.Helper()
+	return string(c.message(room, fmt.Sprintf(`{"msgtype":"m.text","body":"t","m.relates_to":{"rel_type":%q,"event_id":%q%s}}`, kind, to, more)))
+}
+
 // A receipt is in the thread of its event, or there is none (receipts.yaml, 400).
 func TestReceiptOutsideItsThread(t *testing.T) {
 	t.Parallel()
 	s := newTestAPI(t, nil)
 	alice := s.newClient("alice")
 	room := alice.room()
-	relating := func(kind, to, more string) string {
-		return string(alice.message(room, fmt.Sprintf(`{"msgtype":"m.text","body":"t","m.relates_to":{"rel_type":%q,"event_id":%q%s}}`, kind, to, more)))
-	}
+	relating := func(kind, to, more string) string { return alice.relating(room, kind, to, more) }
 	root, other := string(alice.say(room, "root")), string(alice.say(room, "other"))
 	reply := relating("m.thread", root, "")
 	reaction := relating("m.annotation", reply, `,"key":"+"`)
@@ -47,9 +51,7 @@ func TestReceiptAtRedacted(t *testing.T) {
 	s := newTestAPI(t, nil)
 	alice := s.newClient("alice")
 	room := alice.room()
-	relating := func(kind, to, more string) string {
-		return string(alice.message(room, fmt.Sprintf(`{"msgtype":"m.text","body":"t","m.relates_to":{"rel_type":%q,"event_id":%q%s}}`, kind, to, more)))
-	}
+	relating := func(kind, to, more string) string { return alice.relating(room, kind, to, more) }
 	root, other := string(alice.say(room, "root")), string(alice.say(room, "other"))
 	reply := relating("m.thread", root, "")
 	reaction := relating("m.annotation", reply, `,"key":"+"`)

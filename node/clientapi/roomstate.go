@@ -5,6 +5,7 @@ import (
 	"errors"
 
 	"github.com/plexus-p2p/plexus/eventgraph"
+	"github.com/plexus-p2p/plexus/node/rooms"
 	"github.com/plexus-p2p/plexus/store"
 )
 
@@ -47,9 +48,6 @@ func (a *API) readableState(r *store.Reader, room eventgraph.RoomID, user eventg
 	return held.State, nil
 }
 
-// maxMemberHops bounds how far back a user's leaving is looked for among their member events: invites refused, bans lifted.
-const maxMemberHops = 100
-
 // leaving is the event by which a user who is not joined now was last joined no more; nil if they never were, or it is not to be
 // found. Later bans, invites and their refusals do not move it: what came after it is not theirs to read.
 func leaving(r *store.Reader, m *store.Member) (*store.StoredEvent, error) {
@@ -57,7 +55,7 @@ func leaving(r *store.Reader, m *store.Member) (*store.StoredEvent, error) {
 		return nil, nil
 	}
 	e, err := r.Event(m.Event)
-	for range maxMemberHops {
+	for range rooms.MaxMemberHops {
 		if isNotFound(err) {
 			return nil, nil
 		}

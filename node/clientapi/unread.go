@@ -256,7 +256,7 @@ func (u *unread) joinedAt(room eventgraph.RoomID) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	for range maxMemberHops {
+	for range rooms.MaxMemberHops {
 		before, err := replacedState(u.r, e)
 		if err != nil {
 			return 0, err

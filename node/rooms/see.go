@@ -163,8 +163,8 @@ func (r *Rooms) MaySeeUser(user eventgraph.UserID, e *store.StoredEvent) (bool, 
 	return now.Joined && auth.MaySee(before, after, now, own), nil
 }
 
-// maxMemberHops bounds how far back a user's leaving is looked for among their member events: bans, invites, and what ended them.
-const maxMemberHops = 100
+// MaxMemberHops bounds how far back a user's leaving is looked for among their member events: bans, invites, and what ended them.
+const MaxMemberHops = 100
 
 // joinedSince says whether a user who has left again was joined at some time after the event: then it is as if they
 // were joined now. Later bans, invites and their refusals change nothing in that.
@@ -174,7 +174,7 @@ func (r *Rooms) joinedSince(room eventgraph.RoomID, user eventgraph.UserID, e *s
 		return false, err
 	}
 	id := m.Event
-	for range maxMemberHops {
+	for range MaxMemberHops {
 		then, err := r.stored(id)
 		if errors.Is(err, store.ErrNotFound) {
 			return false, nil
